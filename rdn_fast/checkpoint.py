@@ -1,0 +1,154 @@
+"""Weights (bare state dicts, the reference's names) and training checkpoints, written aside, synced and renamed.
+
+OUT/checkpoints/step_XXXXXXXX.pt holds all that a run needs to go on exactly; the newest two are kept.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import queue
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+
+from rdn_fast.errors import TrainingError, UserError
+
+KEPT = 2
+
+
+def write_aside(path: str | Path, write: Callable) -> None:
+    """Call write(file) on a temporary file beside `path`, sync it and rename it to `path`; OSError leaves `path` as it was."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the rename itself
+    finally:
+        os.close(folder)
+
+
+def load_weights(path: str | Path) -> dict[str, torch.Tensor]:
+    """A bare state dict of tensors, on the CPU, from .safetensors or with weights_only=True. Raises UserError naming the file."""
+    state = _load(Path(path))
+    if not isinstance(state, dict) or not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise UserError(f"{path}: holds no bare state dict; give a file like OUT/best.pth (a checkpoint goes to --resume)")
+    return state
+
+
+def host_copy(value):
+    """The same nesting of dicts, lists and tuples with every tensor copied to the host, contiguous."""
+    if isinstance(value, torch.Tensor):
+        copy = torch.empty(value.shape, dtype=value.dtype)
+        return copy.copy_(value.detach())
+    if isinstance(value, dict):
+        return {key: host_copy(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(host_copy(item) for item in value)
+    return value
+
+
+class Writer:
+    """Writes files in a background thread, so that the device does not wait for the disk.
+
+    `put` hands over host copies; an error is raised by the next `put` or by `close`, as TrainingError.
+    """
+
+    def __init__(self):
+        self._jobs: queue.Queue = queue.Queue()
+        self._error: OSError | RuntimeError | None = None
+        self._thread = threading.Thread(target=self._run, name="checkpoint", daemon=True)
+        self._thread.start()
+
+    @property
+    def busy(self) -> bool:
+        return self._jobs.unfinished_tasks > 0
+
+    def put(self, path: Path, value, prune: bool = False) -> None:
+        """Save `value` (a host copy) to `path`; with `prune`, afterwards drop all but the newest checkpoints of its folder."""
+        self._check()
+        self._jobs.put((path, value, prune))
+
+    def close(self) -> None:
+        """Wait until all is written."""
+        self._jobs.put(None)
+        self._thread.join()
+        self._check()
+
+    def _run(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            path, value, prune = job
+            try:
+                if self._error is None:
+                    write_aside(path, lambda file, value=value: torch.save(value, file))
+                    for old in newest(path.parent)[KEPT:] if prune else ():
+                        old.unlink(missing_ok=True)
+            except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
+                self._error = error
+                self._failed = path
+            finally:
+                self._jobs.task_done()
+
+    def _check(self) -> None:
+        if self._error is not None:
+            reason = " ".join(str(self._error).split())[:200]
+            raise TrainingError(f"{self._failed}: cannot be written ({reason}); free some space, then go on with --resume auto")
+
+
+def checkpoint_path(outputs: Path, step: int) -> Path:
+    return outputs / "checkpoints" / f"step_{step:08}.pt"
+
+
+def newest(folder: Path) -> list[Path]:
+    """The checkpoints of a folder, newest first."""
+    return sorted(folder.glob("step_*.pt"), reverse=True)
+
+
+def load_checkpoint(resume: str, outputs: Path, say: Callable[[str], None]) -> dict | None:
+    """The state to go on from: a file's, or for `auto` the newest good one of outputs/checkpoints (None when there is none).
+
+    A damaged one is named and the one before it is taken; UserError when all are damaged.
+    """
+    if resume != "auto":
+        return _checked(Path(resume))
+    damaged = []
+    for path in newest(outputs / "checkpoints"):
+        try:
+            return _checked(path)
+        except UserError as error:
+            damaged.append(error)
+            say(f"{error}; going back to the checkpoint before it")
+    if damaged:
+        raise UserError(f"{outputs / 'checkpoints'}: no checkpoint there can be read; remove the folder to start anew")
+    say(f"--resume auto: no checkpoint in {outputs / 'checkpoints'} yet, starting anew")
+    return None
+
+
+def _checked(path: Path) -> dict:
+    state = _load(path)
+    if not isinstance(state, dict) or not {"model", "optimizer", "step"} <= state.keys():
+        raise UserError(f"{path}: is no training checkpoint (weights go to --weights-file)")
+    return state
+
+
+def _load(path: Path):
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, safetensors.SafetensorError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
+        raise UserError(f"{path}: damaged, or not a file of plain tensors ({type(error).__name__}); get it anew") from None

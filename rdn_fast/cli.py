@@ -1,0 +1,149 @@
+"""The command line: train's flags are built from the fields of config.py; every other command names its own few.
+
+Dashes and underscores are the same in a flag's name. A user's mistake is one line on stderr and exit code 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+import types
+import typing
+
+from rdn_fast import __version__
+from rdn_fast.config import PRESETS, Config, TrainConfig, settings
+from rdn_fast.errors import TrainingError, UserError
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns its exit code: 0, 1 (failed), 2 (the user's mistake), 128 + signal number (stopped)."""
+    arguments = [_dashed(word) for word in (sys.argv[1:] if argv is None else argv)]
+    rank = os.environ.get("RANK", "0")
+    who = "rdn-fast" if rank == "0" else f"rdn-fast [rank {rank}]"
+    try:
+        options = _parser().parse_args(arguments)
+        return options.run(options, arguments) or 0
+    except UserError as error:
+        print(f"{who}: error: {error}", file=sys.stderr)
+        return 2
+    except TrainingError as error:
+        print(f"{who}: failed: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+class _Parser(argparse.ArgumentParser):
+    def __init__(self, **options):
+        super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **options)
+
+    def error(self, message: str):
+        raise UserError(f"{message}; `{self.prog} --help` lists the flags")
+
+
+def _parser() -> _Parser:
+    parser = _Parser(prog="rdn-fast", description="Train and evaluate Residual Dense Networks for super-resolution, fast.")
+    parser.add_argument("--version", action="version", version=f"rdn-fast {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    train = commands.add_parser("train", help="train a model", description="Train a model. Flags given beside --preset win over it.")
+    train.set_defaults(run=_train)
+    train.add_argument("--preset", choices=tuple(PRESETS), help="settings by name", default=argparse.SUPPRESS)
+    train.add_argument("--nproc", type=int, help="ranks to start on this machine, one per device", default=argparse.SUPPRESS)
+    for cls in (Config, TrainConfig):
+        _add_fields(train, cls)
+
+    evaluate = commands.add_parser("eval", help="PSNR and SSIM of weights over a set, bicubic beside them")
+    evaluate.set_defaults(run=_eval)
+    evaluate.add_argument("--weights-file", required=True, help="weights, a bare state dict")
+    evaluate.add_argument("--eval-file", required=True, help="evaluation h5, or a folder of HR images")
+    evaluate.add_argument("--scale", type=int, help="checked against the weights, which know it")
+    evaluate.add_argument("--device", default="auto", help="auto, cpu, cuda[:i] or npu[:i]")
+    evaluate.add_argument("--json", metavar="FILE", help="write the table there, too")
+
+    prepare = commands.add_parser("prepare", help="make an h5 file from a folder of images")
+    prepare.set_defaults(run=_prepare)
+    prepare.add_argument("--images-dir", required=True, help="folder of HR images")
+    prepare.add_argument("--output-path", required=True, help="the h5 file to write")
+    prepare.add_argument("--scale", type=int, default=2, choices=(2, 3, 4), help="up-scaling factor")
+    prepare.add_argument("--eval", action="store_true", help="whole images for evaluation instead of five half-size crops")
+    prepare.add_argument("--yjn870-compat", action="store_true", help="resize HR to multiples of the scale, as yjn870's code does, instead of cropping")
+    prepare.add_argument("--strict", action="store_true", help="stop at a file that cannot be read instead of skipping it")
+
+    demo = commands.add_parser("demo", help="train a small model on photographs, compare it with bicubic and draw the result")
+    demo.set_defaults(run=_demo)
+    demo.add_argument("--outputs-dir", default="outputs/demo", help="where data, weights and compare.png go")
+    demo.add_argument("--device", default="auto", help="auto, cpu, cuda[:i] or npu[:i]")
+    return parser
+
+
+def _add_fields(parser: argparse.ArgumentParser, cls) -> None:
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        hint = hints[field.name]
+        kinds = [kind for kind in typing.get_args(hint) if kind is not types.NoneType] or [hint]
+        shown = "" if field.default is None or "default" in field.metadata["help"] else f" (default: {field.default})"
+        names = (field.name.replace("_", "-"), *field.metadata["aliases"])
+        parser.add_argument(
+            *(f"--{name}" for name in names), dest=field.name, type=kinds[0], choices=field.metadata["choices"],
+            help=field.metadata["help"] + shown, default=argparse.SUPPRESS,
+        )  # fmt: skip
+
+
+def _dashed(word: str) -> str:
+    """--loss_scale_value=1 -> --loss-scale-value=1; values and other words as they are."""
+    if not word.startswith("--"):
+        return word
+    name, equals, value = word.partition("=")
+    return name.replace("_", "-") + equals + value
+
+
+def _train(options: argparse.Namespace, arguments: list[str]) -> int:
+    given = {key: value for key, value in vars(options).items() if key not in ("run", "preset", "nproc")}
+    model_config, config = settings(given, getattr(options, "preset", None))
+    nproc = getattr(options, "nproc", 1)
+    if nproc < 1:
+        raise UserError(f"--nproc {nproc}: must be at least 1")
+    if nproc > 1:
+        from rdn_fast.launch import launch
+
+        return launch(model_config, config, nproc, _without(arguments[1:], "--nproc"))
+    from rdn_fast.train import Stopped, train
+
+    try:
+        train(model_config, config)
+    except Stopped as stopped:
+        return 128 + stopped.number
+    return 0
+
+
+def _without(arguments: list[str], flag: str) -> list[str]:
+    """The arguments less `flag VALUE` or `flag=VALUE`."""
+    kept = []
+    rest = iter(arguments)
+    for word in rest:
+        if word == flag:
+            next(rest)
+        elif not word.startswith(f"{flag}="):
+            kept.append(word)
+    return kept
+
+
+def _eval(options: argparse.Namespace, _) -> None:
+    from rdn_fast.evaluate import evaluate
+
+    evaluate(options.weights_file, options.eval_file, options.scale, options.device, options.json)
+
+
+def _prepare(options: argparse.Namespace, _) -> None:
+    from rdn_fast.data.prepare import prepare
+
+    prepare(options.images_dir, options.output_path, options.scale, options.eval, options.yjn870_compat, options.strict)
+
+
+def _demo(options: argparse.Namespace, _) -> None:
+    from rdn_fast.demo import demo
+
+    demo(options.outputs_dir, options.device)

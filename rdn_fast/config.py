@@ -1,0 +1,168 @@
+"""Settings as frozen dataclasses: what a model is (`Config`), what a training run is (`TrainConfig`), and named presets.
+
+The command line is built from these fields (cli.py): a field's metadata holds its help text and its other spellings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rdn_fast.errors import UserError
+
+
+def _flag(default, help: str, *aliases: str, choices: tuple | None = None):
+    return field(default=default, metadata={"help": help, "aliases": aliases, "choices": choices})
+
+
+@dataclass(frozen=True)
+class Config:
+    """An RDN's shape (Zhang et al., CVPR 2018, arXiv:1802.08797). Symbols of the paper in brackets.
+
+    Raises UserError when a value makes no model.
+    """
+
+    scale: int = _flag(2, "up-scaling factor: 2, 3 or 4")
+    num_features: int = _flag(64, "channels outside the blocks [G0]")
+    growth_rate: int = _flag(64, "channels that each dense layer adds [G]")
+    num_blocks: int = _flag(16, "residual dense blocks [D]")
+    num_layers: int = _flag(8, "dense layers per block [C]")
+    upsample_channels: int | None = _flag(None, "channels after up-sampling (default: num-features; EDSR-PyTorch's config A: 32)")
+
+    def __post_init__(self):
+        if self.scale not in (2, 3, 4):
+            raise UserError(f"--scale {self.scale}: RDN is defined for 2, 3 and 4")
+        for name in ("num_features", "growth_rate", "num_blocks", "num_layers"):
+            _positive(self, name)
+        if self.upsample_channels is not None:
+            _positive(self, "upsample_channels")
+
+    @property
+    def tail_channels(self) -> int:
+        """Channels between the up-sampling net and the last convolution."""
+        return self.upsample_channels or self.num_features
+
+    def macs(self, height: int, width: int) -> int:
+        """Multiply-accumulates of one forward pass over one [3, height, width] LR image (one MAC = 2 FLOP)."""
+        g0, g, d, c, u = self.num_features, self.growth_rate, self.num_blocks, self.num_layers, self.tail_channels
+        block = sum(9 * (g0 + j * g) * g for j in range(c)) + (g0 + c * g) * g0
+        trunk = 9 * 3 * g0 + 9 * g0 * g0 + d * block + d * g0 * g0 + 9 * g0 * g0
+        tail = 9 * g0 * (2 if self.scale == 4 else self.scale) ** 2 * u
+        if self.scale == 4:
+            tail += 4 * (9 * u * 4 * u)  # the second up-sampling runs on 2H x 2W
+        return height * width * (trunk + tail + self.scale**2 * 9 * u * 3)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run. Sizes are in LR pixels, batch sizes are per device; epochs count from 0."""
+
+    data_path: str | None = _flag(None, "folder with DIV2K_x{scale}.h5 and Set5_x{scale}.h5 (instead of the two files)")
+    train_file: str | None = _flag(None, "training h5, made by `rdn-fast prepare`")
+    eval_file: str | None = _flag(None, "validation h5 or folder of HR images; without it there is no validation")
+    outputs_dir: str = _flag("outputs/train", "where weights, checkpoints and metrics.jsonl go")
+    weights_file: str | None = _flag(None, "start from these weights (fine-tuning)", "pth-path")
+    resume: str | None = _flag(None, "`auto`: go on exactly from the newest checkpoint of outputs-dir; or a checkpoint file")
+
+    patch_size: int = _flag(32, "LR patch edge; the HR patch is scale times as large")
+    batch_size: int = _flag(16, "patches per step and device")
+    num_epochs: int = _flag(800, "epochs; in each, one patch is cut from every training image", "epochs")
+    max_steps: int | None = _flag(None, "stop after this many steps, whatever num-epochs says")
+    lr: float = _flag(1e-4, "Adam's learning rate at the start")
+    lr_schedule: str = _flag("step", "step: times lr-gamma every lr-step epochs; cosine: to 0 at the end", choices=("step", "cosine"))
+    lr_step: int = _flag(600, "epochs between the drops of --lr-schedule step")
+    lr_gamma: float = _flag(0.1, "factor of each drop")
+    weight_decay: float = _flag(0.0, "L2 penalty added to the gradient, as in torch.optim.Adam")
+    clip_grad: float | None = _flag(None, "largest norm of the whole gradient (default: no clipping)")
+    ema: float | None = _flag(None, "decay of an exponential moving average of the weights, say 0.999; it is what is validated and saved")
+    seed: int = _flag(123, "decides initial weights, order and augmentation")
+    num_workers: int = _flag(1, "threads that cut patches ahead of the step; 0: cut them in the training thread")
+
+    opt_level: str = _flag(
+        "auto",
+        "O0: float32; O1: low precision, last convolution float32; O2: low precision throughout, float32 master weights; "
+        "auto: O1 where the device has low-precision arithmetic, else O0",
+        "apex-opt-level",
+        choices=("auto", "O0", "O1", "O2"),
+    )
+    amp_dtype: str = _flag("auto", "low precision of O1 and O2; auto: fp16 on npu and cuda, bf16 on cpu", choices=("auto", "fp16", "bf16"))
+    loss_scale: float = _flag(1024.0, "static loss scale of O1 and O2; a step whose gradients overflow is skipped and counted", "loss-scale-value")
+    rdb: str = _flag("auto", "implementation of the residual dense block")
+
+    device: str = _flag("auto", "auto, cpu, cuda[:i] or npu[:i]")
+    device_id: int | None = _flag(None, "index of the accelerator, as in --device npu:INDEX")
+    eval_every: int = _flag(1, "epochs between validations; the last epoch is always validated")
+    checkpoint_every: float = _flag(60.0, "seconds between checkpoints, besides the one at every epoch's end")
+
+    def __post_init__(self):
+        for name in ("patch_size", "batch_size", "num_epochs", "lr", "lr_step", "lr_gamma", "loss_scale", "eval_every", "checkpoint_every"):
+            _positive(self, name)
+        for name in ("max_steps", "clip_grad"):
+            if getattr(self, name) is not None:
+                _positive(self, name)
+        for name in ("weight_decay", "num_workers", "seed"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"--{_dashed(name)} {getattr(self, name)}: must not be negative")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise UserError(f"--ema {self.ema}: give a decay between 0 and 1, for example 0.999")
+
+    def files(self, scale: int) -> tuple[Path, Path | None]:
+        """The training h5 and the validation set (None: no validation), from data_path or the two flags."""
+        folder = Path(self.data_path) if self.data_path else None
+        if folder and not folder.is_dir():
+            raise UserError(f"--data-path {folder}: no such folder")
+        train = Path(self.train_file) if self.train_file else folder and folder / f"DIV2K_x{scale}.h5"
+        evaluation = Path(self.eval_file) if self.eval_file else folder and folder / f"Set5_x{scale}.h5"
+        if train is None:
+            raise UserError("no training data: give --train-file FILE.h5, or --data-path with DIV2K_x2.h5 and Set5_x2.h5 in it")
+        return train, evaluation
+
+
+def _dashed(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _positive(config, name: str) -> None:
+    value = getattr(config, name)
+    if not 0 < value < float("inf"):  # NaN fails too
+        raise UserError(f"--{_dashed(name)} {value}: must be greater than 0")
+
+
+_RDN_B = {"num_features": 64, "growth_rate": 64, "num_blocks": 16, "num_layers": 8}
+_RDN_A = {"num_features": 64, "growth_rate": 32, "num_blocks": 20, "num_layers": 6}
+_SEED_RECIPE = _RDN_B | {"batch_size": 64, "num_epochs": 800, "seed": 123}
+_ONE_CARD = _SEED_RECIPE | {"lr": 4e-4, "loss_scale": 1024.0}
+_EIGHT_CARDS = _SEED_RECIPE | {"lr": 5e-4, "loss_scale": 32.0}
+
+# Values for fields of Config and TrainConfig; flags given beside --preset win.
+PRESETS = {
+    "rdn-b": _RDN_B,
+    "rdn-a": _RDN_A,
+    "rdn-a-edsr": _RDN_A | {"upsample_channels": 32},
+    "train-full-1p": _ONE_CARD,
+    "train-full-8p": _EIGHT_CARDS,
+    "train-performance-1p": _ONE_CARD | {"num_epochs": 1},
+    "train-performance-8p": _EIGHT_CARDS | {"num_epochs": 1},
+    "train-finetune-1p": _SEED_RECIPE | {"num_epochs": 100, "lr": 1e-4, "loss_scale": 32.0},
+    # About two minutes on two CPU cores: 0.3 M parameters.
+    "demo": {
+        "num_features": 32, "growth_rate": 32, "num_blocks": 4, "num_layers": 3,
+        "patch_size": 24, "batch_size": 16, "num_epochs": 100_000, "max_steps": 1500, "lr": 1e-3, "lr_schedule": "cosine", "eval_every": 20,
+    },
+}  # fmt: skip
+
+
+def settings(given: dict, preset: str | None = None) -> tuple[Config, TrainConfig]:
+    """Defaults, then the preset, then what was given, as the pair (Config, TrainConfig).
+
+    Raises UserError for an unknown preset or a value that makes no sense.
+    """
+    if preset is not None and preset not in PRESETS:
+        raise UserError(f"--preset {preset}: choose one of {', '.join(PRESETS)}")
+    values = {**PRESETS.get(preset, {}), **given}
+
+    def pick(cls):
+        return cls(**{f.name: values[f.name] for f in dataclasses.fields(cls) if f.name in values})
+
+    return pick(Config), pick(TrainConfig)

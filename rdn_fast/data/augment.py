@@ -1,0 +1,59 @@
+"""Which patch is cut, and how it is turned: a pure function of (seed, epoch, index), decided for a whole batch at once.
+
+The random numbers are hashes, so patch k of an epoch needs no state: not of a generator, a worker, a rank or an earlier step.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Plan(NamedTuple):
+    """Per patch: the crop's top and left in LR pixels [B] int64; flips and transpose [B] bool."""
+
+    top: np.ndarray
+    left: np.ndarray
+    flip_vertical: np.ndarray
+    flip_horizontal: np.ndarray
+    transpose: np.ndarray
+
+
+def order(seed: int, epoch: int, n: int) -> np.ndarray:
+    """The permutation of n images in which `epoch` visits them, [n] int64."""
+    return np.argsort(_hash(seed, epoch, np.arange(n), stream=0), kind="stable")
+
+
+def plan(seed: int, epoch: int, index: np.ndarray, sizes: np.ndarray, patch: int) -> Plan:
+    """Decide the patches of images `index` [B] in `epoch`; sizes: [B, 2] their LR height and width, each at least `patch`."""
+    top, left = (_below(_hash(seed, epoch, index, stream=1 + axis), sizes[:, axis] - patch + 1) for axis in (0, 1))
+    bits = _hash(seed, epoch, index, stream=3)
+    return Plan(top, left, *((bits >> np.uint64(60 + k)) & np.uint64(1) == 1 for k in range(3)))
+
+
+def cut(image: np.ndarray, plan: Plan, k: int, patch: int, factor: int) -> np.ndarray:
+    """Patch k of the plan as a view of image [H, W, 3]: [patch*factor, patch*factor, 3]; factor 1 for LR, the scale for HR."""
+    size, top, left = patch * factor, plan.top[k] * factor, plan.left[k] * factor
+    view = image[top : top + size, left : left + size]
+    if plan.flip_vertical[k]:
+        view = view[::-1]
+    if plan.flip_horizontal[k]:
+        view = view[:, ::-1]
+    return view.transpose(1, 0, 2) if plan.transpose[k] else view
+
+
+def _hash(seed: int, epoch: int, index: np.ndarray, stream: int) -> np.ndarray:
+    """64 random bits per index: splitmix64's finalizer (Steele et al., OOPSLA 2014), chained over the words."""
+    state = np.zeros(len(index), np.uint64)
+    for word in (seed, epoch, stream, index):
+        state = (state ^ np.asarray(word, np.uint64)) + np.uint64(0x9E3779B97F4A7C15)
+        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        state ^= state >> np.uint64(31)
+    return state
+
+
+def _below(bits: np.ndarray, limit: np.ndarray) -> np.ndarray:
+    """Uniform integers in 0..limit-1 from the upper 32 bits (bias below limit / 2^32)."""
+    return ((bits >> np.uint64(32)) * limit.astype(np.uint64) >> np.uint64(32)).astype(np.int64)

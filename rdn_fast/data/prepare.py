@@ -1,0 +1,141 @@
+"""Image folder -> h5 in the reference's layout: groups lr and hr, contiguous uint8 [H, W, 3] RGB, LR by PIL's bicubic.
+
+Contiguous, so that data/h5.py can map it; written aside and renamed, so that a half-written file never has the final name.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import h5py
+import numpy as np
+from PIL import Image
+
+from rdn_fast.data.ordered import ordered_map
+from rdn_fast.errors import UserError
+from rdn_fast.progress import Bar
+
+
+class Pair(NamedTuple):
+    """lr: uint8 [h, w, 3], hr: uint8 [scale*h, scale*w, 3], RGB."""
+
+    name: str
+    lr: np.ndarray
+    hr: np.ndarray
+
+
+def prepare(images_dir: str, output_path: str, scale: int, evaluation: bool = False, compat: bool = False, strict: bool = False) -> None:
+    """Write `output_path` from the images of a folder: five half-size crops per image, or with `evaluation` the whole image.
+
+    Unreadable files are named and skipped; with `strict`, or when nothing is left, they are a UserError and nothing is written.
+    """
+    paths = image_files(images_dir)
+    skipped = []
+
+    def load(path: Path) -> list[Pair] | str:
+        try:
+            image = read_image(path)
+            if evaluation:
+                return [degrade(path.stem, image, scale, compat)]
+            return [degrade(f"{path.stem} (crop {k})", crop, scale, compat) for k, crop in enumerate(five_crops(image))]
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            return f"{path}: {' '.join(str(error).split()) or type(error).__name__}"
+
+    def pairs() -> Iterator[Pair]:
+        with Bar("images", len(paths)) as bar:
+            for result in ordered_map(load, paths, workers=2, ahead=4):
+                bar.advance()
+                if isinstance(result, str):
+                    if strict:
+                        raise UserError(f"{result}; remove or repair it, or leave out --strict to skip it")
+                    skipped.append(result)
+                    bar.say(f"skipped {result}")
+                else:
+                    yield from result
+        if len(skipped) == len(paths):
+            raise UserError(f"--images-dir {images_dir}: none of its {len(paths)} files is an image that can be used")
+
+    written = write_pairs(output_path, pairs())
+    print(f"{output_path}: {written} pairs from {len(paths) - len(skipped)} images at x{scale}, {len(skipped)} files skipped")
+
+
+def write_pairs(path: str | Path, pairs: Iterable[Pair]) -> int:
+    """Write pairs as an h5 file, aside and then renamed. Returns how many."""
+    path = Path(path)
+    n = 0
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another --output-path") from None
+    try:
+        with h5py.File(temporary, "w") as file:
+            groups = file.create_group("lr"), file.create_group("hr")
+            for pair in pairs:
+                for group, image in zip(groups, (pair.lr, pair.hr), strict=True):
+                    group.create_dataset(str(n), data=image)
+                groups[1][str(n)].attrs["name"] = pair.name
+                n += 1
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp's files are private
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error}); free some space or choose another --output-path") from None
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    return n
+
+
+def image_files(folder: str | Path) -> list[Path]:
+    """The files of a folder by name; hidden ones and folders are left out. UserError when there are none."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; give a folder of images")
+    paths = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    if not paths:
+        raise UserError(f"{folder}: holds no files; give a folder of images")
+    return paths
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """Any picture that PIL reads -> uint8 [H, W, 3] RGB; 16 bits are reduced to 8, transparency is dropped.
+
+    Raises OSError, ValueError or SyntaxError (PIL's, for some broken files) when it cannot be read.
+    """
+    with warnings.catch_warnings(), Image.open(path) as image:
+        warnings.simplefilter("ignore")
+        if image.mode == "F":
+            raise ValueError("float pixels have no defined range; save it with 8 or 16 bits")
+        if image.mode.startswith("I"):  # 16-bit grey; PIL's own conversion would clip it to 0..255
+            grey = np.uint8(np.rint(np.clip(np.asarray(image), 0, 65535) / 257))
+            return np.repeat(grey[..., None], 3, axis=2)
+        return np.asarray(image.convert("RGB"))
+
+
+def five_crops(image: np.ndarray) -> list[np.ndarray]:
+    """The half-size crops at the four corners and the centre of image [H, W, 3], as the reference takes them."""
+    h, w = image.shape[0] // 2, image.shape[1] // 2
+    bottom, right = image.shape[0] - h, image.shape[1] - w
+    corners = (0, 0), (0, right), (bottom, 0), (bottom, right), (round(bottom / 2), round(right / 2))
+    return [image[top : top + h, left : left + w] for top, left in corners]
+
+
+def degrade(name: str, image: np.ndarray, scale: int, compat: bool = False) -> Pair:
+    """image uint8 [H, W, 3] -> its pair: HR cropped (with `compat` resized, as yjn870's code does) to multiples of scale."""
+    h, w = image.shape[0] // scale, image.shape[1] // scale
+    if h == 0 or w == 0:
+        raise ValueError(f"{image.shape[1]}x{image.shape[0]} pixels are too small for x{scale}")
+    if compat:
+        hr = Image.fromarray(image).resize((w * scale, h * scale), Image.Resampling.BICUBIC)
+    else:
+        hr = Image.fromarray(np.ascontiguousarray(image[: h * scale, : w * scale]))
+    return Pair(name, np.asarray(hr.resize((w, h), Image.Resampling.BICUBIC)), np.asarray(hr))

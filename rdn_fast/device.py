@@ -1,0 +1,161 @@
+"""The only home of cuda, npu and cpu: everything that differs between devices is answered here.
+
+Streams, events and counts go through torch.accelerator, which serves cuda and npu with the same calls.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import time
+
+import torch
+
+from rdn_fast.errors import UserError
+
+_BACKENDS = {"cpu": "gloo", "cuda": "nccl", "npu": "hccl"}
+
+
+def count(kind: str) -> int:
+    """How many ranks this machine can serve on devices of this kind: accelerators, or for `cpu` the cores we may use."""
+    if kind == "cpu":
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    module = _module(kind)
+    return module.device_count() if module is not None and module.is_available() else 0
+
+
+def resolve(name: str) -> str:
+    """The device kind that `auto`, `cpu`, `cuda[:i]` or `npu[:i]` stands for here; UserError when it is not there."""
+    kind = name.partition(":")[0]
+    if kind == "auto":
+        return next((k for k in ("npu", "cuda") if count(k)), "cpu")
+    if kind not in _BACKENDS:
+        raise UserError(f"--device {name}: choose auto, cpu, cuda[:i] or npu[:i]")
+    if kind != "cpu" and not count(kind):
+        raise UserError(f"--device {name}: {_why_missing(kind)}; --device cpu works everywhere")
+    return kind
+
+
+def pick(name: str = "auto", device_id: int | None = None, local_rank: int | None = None) -> torch.device:
+    """The device to compute on, made current.
+
+    The index comes from the name (`cuda:1`), else `device_id`, else `local_rank` (one rank of several), else the
+    environment's ASCEND_DEVICE_ID (npu), else 0. Raises UserError when that device is not there.
+    """
+    kind = resolve(name)
+    if kind == "cpu":
+        if ":" in name:
+            raise UserError(f"--device {name}: a CPU has no index; --device cpu")
+        return torch.device("cpu")
+    _, colon, index = name.partition(":")
+    if colon and not index.isdigit():
+        raise UserError(f"--device {name}: the index after the colon must be a number")
+    if local_rank is not None:
+        if colon or device_id is not None:
+            raise UserError(f"--device {name}: with several ranks each takes the device of its own number; give --device {kind}")
+        chosen = local_rank
+    elif colon:
+        chosen = int(index)
+    elif device_id is not None:
+        chosen = device_id
+    else:
+        chosen = int(os.environ.get("ASCEND_DEVICE_ID", "0")) if kind == "npu" else 0
+    if not 0 <= chosen < count(kind):
+        raise UserError(f"device {kind}:{chosen} is not there: this machine has {count(kind)} ({kind}:0 to {kind}:{count(kind) - 1})")
+    device = torch.device(kind, chosen)
+    torch.accelerator.set_device_index(chosen)
+    return device
+
+
+def process_group_backend(device: torch.device) -> str:
+    return _BACKENDS[device.type]
+
+
+def low_precision(device: torch.device) -> torch.dtype:
+    """The dtype of O1 and O2 where the user names none. fp16 convolutions are 20 to 30 times slower than float32 on CPUs."""
+    return torch.bfloat16 if device.type == "cpu" else torch.float16
+
+
+def has_low_precision(device: torch.device) -> bool:
+    """Whether low_precision() is computed by the hardware. CPUs without bf16 instructions emulate it, 10 to 100 times slower."""
+    if device.type != "cpu":
+        return True
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def memory_format(device: torch.device) -> torch.memory_format:
+    """channels_last where the device computes in it; Ascend's torch_npu rejects it."""
+    return torch.contiguous_format if device.type == "npu" else torch.channels_last
+
+
+def adam(parameters, device: torch.device, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+    """Adam in one fused pass over all parameters."""
+    if device.type == "npu":
+        return importlib.import_module("torch_npu").optim.NpuFusedAdam(parameters, lr=lr, weight_decay=weight_decay)
+    return torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay, fused=True)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done all that was asked of it."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def describe(device: torch.device) -> str:
+    """A name for logs and result rows."""
+    if device.type == "cpu":
+        return f"cpu ({torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()})"
+    return f"{device} ({_module(device.type).get_device_name(device)})"
+
+
+class Stopwatch:
+    """Adds up spans of device time; reading it synchronizes, starting and stopping does not.
+
+    On an accelerator the spans lie between events of the current stream, so time that the device spent waiting for the
+    host between two spans is not counted. On a CPU they are wall time.
+    """
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        self._spans: list[tuple] = []
+
+    def start(self) -> None:
+        self._spans.append((self._now(),))
+
+    def stop(self) -> None:
+        self._spans[-1] += (self._now(),)
+
+    def read(self) -> float:
+        """Seconds in all finished spans since the last read."""
+        synchronize(self._device)
+        if self._device.type == "cpu":
+            total = sum(end - start for start, end in self._spans)
+        else:
+            total = sum(start.elapsed_time(end) for start, end in self._spans) / 1e3
+        self._spans.clear()
+        return total
+
+    def _now(self):
+        if self._device.type == "cpu":
+            return time.perf_counter()
+        event = torch.Event(device=self._device, enable_timing=True)
+        event.record()
+        return event
+
+
+def _module(kind: str):
+    if kind == "npu" and not hasattr(torch, "npu"):
+        try:
+            importlib.import_module("torch_npu")
+        except (ImportError, RuntimeError, OSError):
+            return None
+    return getattr(torch, kind, None)
+
+
+def _why_missing(kind: str) -> str:
+    if kind == "npu":
+        return "no Ascend NPU that torch_npu can use is here (is torch_npu installed and CANN's set_env.sh sourced?)"
+    if torch.version.cuda is None:
+        return f"this torch ({torch.__version__}) is built without CUDA"
+    return "no CUDA GPU is visible here (nvidia-smi shows what the driver sees)"

@@ -1,0 +1,60 @@
+"""PSNR and SSIM on the luma channel, in the field's convention and in the reference's.
+
+Canonical (the field's): prediction rounded to uint8, Y = 16 + (65.738 R + 129.057 G + 25.064 B)/256, `scale` pixels cropped
+from each border, one value per image, then the mean over images.
+Reference-compatible (what yjn870's code and the Ascend port print): nothing rounded and 64.738 as the red weight (a typo
+there), about 0.05 dB higher near 38 dB.
+"""
+
+import numpy as np
+
+_CANONICAL = np.array([65.738, 129.057, 25.064]) / 256
+_COMPATIBLE = np.array([64.738, 129.057, 25.064]) / 256
+
+
+def to_uint8(rgb: np.ndarray) -> np.ndarray:
+    """float in 0..255 -> uint8, rounded and clipped; uint8 as it is."""
+    return rgb if rgb.dtype == np.uint8 else np.rint(np.clip(rgb, 0, 255)).astype(np.uint8)
+
+
+def psnr_y(prediction: np.ndarray, hr: np.ndarray, scale: int) -> float:
+    """Canonical PSNR in dB; prediction: [H, W, 3] uint8, or float in 0..255 (rounded here); hr: uint8 [H, W, 3]. Equal images: inf."""
+    return _psnr(_luma(to_uint8(prediction), _CANONICAL, scale), _luma(hr, _CANONICAL, scale))
+
+
+def psnr_y_compat(prediction: np.ndarray, hr: np.ndarray, scale: int) -> float:
+    """Reference-compatible PSNR in dB; prediction: [H, W, 3] uint8, or float in 0..255 (clipped, not rounded)."""
+    return _psnr(_luma(np.clip(prediction, 0, 255), _COMPATIBLE, scale), _luma(hr, _COMPATIBLE, scale))
+
+
+def ssim_y(prediction: np.ndarray, hr: np.ndarray, scale: int) -> float:
+    """Canonical SSIM (Wang et al., 2004): 11x11 Gaussian window, sigma 1.5, mean over the windows inside the cropped image."""
+    a, b = (_luma(image, _CANONICAL, scale) for image in (to_uint8(prediction), hr))
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    mean_a, mean_b = _blur(a), _blur(b)
+    var_a, var_b, cov = _blur(a * a) - mean_a**2, _blur(b * b) - mean_b**2, _blur(a * b) - mean_a * mean_b
+    ssim = (2 * mean_a * mean_b + c1) * (2 * cov + c2) / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))
+    return float(ssim.mean())
+
+
+def smallest_side(scale: int) -> int:
+    """The smallest HR edge that these metrics are defined for: one SSIM window inside the cropped borders."""
+    return 11 + 2 * scale
+
+
+def _luma(rgb: np.ndarray, weights: np.ndarray, crop: int) -> np.ndarray:
+    return 16 + rgb[crop:-crop, crop:-crop].astype(np.float64) @ weights  # [H - 2*crop, W - 2*crop]
+
+
+def _psnr(a: np.ndarray, b: np.ndarray) -> float:
+    mse = np.mean((a - b) ** 2)
+    return float("inf") if mse == 0 else float(10 * np.log10(255**2 / mse))
+
+
+def _blur(image: np.ndarray) -> np.ndarray:
+    """Gaussian-weighted mean over every 11x11 window that lies inside: [H, W] -> [H - 10, W - 10]."""
+    window = np.exp(-0.5 * (np.arange(-5, 6) / 1.5) ** 2)
+    window /= window.sum()
+    for axis in (0, 1):
+        image = np.lib.stride_tricks.sliding_window_view(image, 11, axis=axis) @ window
+    return image

@@ -1,0 +1,107 @@
+"""RDN: shallow features, residual dense blocks, global fusion, up-sampling (Zhang et al., CVPR 2018, arXiv:1802.08797).
+
+The model owns float32 parameters under the reference's names and shapes; how a block is computed is looked up in rdb/'s table.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from rdn_fast.config import Config
+from rdn_fast.errors import UserError
+from rdn_fast.rdb import select
+
+
+class _DenseLayer(nn.Module):
+    def __init__(self, channels_in: int, growth_rate: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels_in, growth_rate, 3, padding=1)
+
+
+class _RDB(nn.Module):
+    """Holds one block's parameters; `implementation` is the row of rdb.IMPLS that computes it."""
+
+    def __init__(self, g0: int, g: int, num_layers: int):
+        super().__init__()
+        self.layers = nn.Sequential(*(_DenseLayer(g0 + j * g, g) for j in range(num_layers)))
+        self.lff = nn.Conv2d(g0 + num_layers * g, g0, 1)
+
+    def forward(self, x, implementation):
+        convs = [layer.conv for layer in self.layers]
+        cast = [p.to(x.dtype) for conv in (*convs, self.lff) for p in (conv.weight, conv.bias)]
+        return implementation.module.rdb(x, cast[0:-2:2], cast[1:-2:2], cast[-2], cast[-1])
+
+
+class RDN(nn.Module):
+    """Residual dense network.
+
+    Input [B, 3, H, W], RGB in 0..1, any H and W; output [B, 3, scale*H, scale*W] in the same range, not clamped.
+    `compute_dtype` (None: the input's) is what the convolutions compute in, `output_dtype` (None: the same) the last one.
+    `rdb` names a row of rdn_fast.rdb.IMPLS, or "auto".
+    """
+
+    def __init__(self, config: Config | None = None, rdb: str = "auto"):
+        super().__init__()
+        self.config = c = config or Config()
+        self.rdb = rdb
+        self.compute_dtype: torch.dtype | None = None
+        self.output_dtype: torch.dtype | None = None
+        g0, u = c.num_features, c.tail_channels
+        self.sfe1 = nn.Conv2d(3, g0, 3, padding=1)
+        self.sfe2 = nn.Conv2d(g0, g0, 3, padding=1)
+        self.rdbs = nn.ModuleList(_RDB(g0, c.growth_rate, c.num_layers) for _ in range(c.num_blocks))
+        self.gff = nn.Sequential(nn.Conv2d(c.num_blocks * g0, g0, 1), nn.Conv2d(g0, g0, 3, padding=1))
+        steps, factor = (2, 2) if c.scale == 4 else (1, c.scale)
+        self.upscale = nn.Sequential()
+        for i in range(steps):
+            self.upscale.append(nn.Conv2d(u if i else g0, factor**2 * u, 3, padding=1))
+            self.upscale.append(nn.PixelShuffle(factor))
+        self.output = nn.Conv2d(u, 3, 3, padding=1)
+
+    def forward(self, x):  # x: [B, 3, H, W]
+        implementation = select(self.rdb, x.device, self.training)
+        shallow = _conv(self.sfe1, x.to(self.compute_dtype or x.dtype))  # [B, G0, H, W]
+        y = _conv(self.sfe2, shallow)
+        local = []
+        for rdb in self.rdbs:
+            y = rdb(y, implementation)
+            local.append(y)
+        y = _conv(self.gff[1], _conv(self.gff[0], torch.cat(local, dim=1))) + shallow
+        for layer in self.upscale:
+            y = _conv(layer, y) if isinstance(layer, nn.Conv2d) else layer(y)  # ends as [B, U, s*H, s*W]
+        return _conv(self.output, y.to(self.output_dtype or y.dtype))
+
+
+def _conv(conv: nn.Conv2d, x):
+    """The convolution in x's dtype; its float32 parameters are cast, and their gradients cast back."""
+    return F.conv2d(x, conv.weight.to(x.dtype), conv.bias.to(x.dtype), padding=conv.padding)
+
+
+def infer_config(state: dict, name: str) -> Config:
+    """Read an RDN's shape off its state dict (reference names). Raises UserError, naming `name`, when it is none."""
+
+    def shape(key: str) -> torch.Size:
+        if key not in state:
+            raise UserError(f"{name}: these are no RDN weights in the reference's layout ({key} is missing); its keys begin with {', '.join(list(state)[:3])}")
+        return state[key].shape
+
+    g0, g, u = shape("sfe1.weight")[0], shape("rdbs.0.layers.0.conv.weight")[0], shape("output.weight")[1]
+    blocks = sum(key.startswith("rdbs.") and key.endswith(".lff.weight") for key in state)
+    layers = sum(key.startswith("rdbs.0.layers.") and key.endswith(".conv.weight") for key in state)
+    scale = 4 if "upscale.2.weight" in state else round((shape("upscale.0.weight")[0] / u) ** 0.5)
+    return Config(scale, g0, g, blocks, layers, None if u == g0 else u)
+
+
+def load_state(model: RDN, state: dict, name: str) -> None:
+    """Load strictly. Raises UserError with the difference in keys and shapes when `state` (from file `name`) does not fit."""
+    own = model.state_dict()
+    problems = [f"missing {k}" for k in own.keys() - state.keys()]
+    problems += [f"unexpected {k}" for k in state.keys() - own.keys()]
+    problems += [f"{k} is {list(state[k].shape)}, not {list(v.shape)}" for k, v in own.items() if k in state and state[k].shape != v.shape]
+    if problems:
+        problems.sort()
+        more = f" and {len(problems) - 6} more" if len(problems) > 6 else ""
+        raise UserError(f"{name} does not fit this model: {'; '.join(problems[:6])}{more}. Give the model's shape with --preset or --num-features ...")
+    model.load_state_dict(state)

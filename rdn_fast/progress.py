@@ -1,0 +1,97 @@
+"""What a run tells: a live bar with ETA on a terminal, plain lines elsewhere; metrics as JSON lines and TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+_PLAIN_SECONDS = 10.0  # between plain progress lines
+
+
+class Bar:
+    """Progress of `total` steps, `done` of them finished before. A context manager; `quiet` ranks print nothing."""
+
+    def __init__(self, label: str, total: int, done: int = 0, quiet: bool = False):
+        self._label, self._total, self._done, self._quiet = label, total, done, quiet
+        self._first, self._began, self._printed = done, time.monotonic(), time.monotonic()
+        self._live = None
+        if sys.stdout.isatty() and not quiet:
+            columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[text]}")
+            self._live = Progress(*columns, console=Console(highlight=False), transient=True)
+            self._task = self._live.add_task(label, total=total, completed=done, text="")
+
+    def __enter__(self):
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_):
+        if self._live:
+            self._live.stop()
+
+    def advance(self, text: str = "") -> None:
+        """One more step is done; `text` is its latest news."""
+        self._done += 1
+        if self._live:
+            self._live.update(self._task, completed=self._done, text=text)
+        elif not self._quiet and time.monotonic() - self._printed >= _PLAIN_SECONDS:
+            self._printed = time.monotonic()
+            left = (self._printed - self._began) / (self._done - self._first) * (self._total - self._done)
+            print("  ".join(filter(None, (f"{self._label} {self._done}/{self._total}", text, f"ETA {clock(left)}"))), flush=True)
+
+    def say(self, line: str) -> None:
+        """A line that stays, above the bar."""
+        if self._live:
+            self._live.console.print(line, markup=False, soft_wrap=True)
+        elif not self._quiet:
+            print(line, flush=True)
+
+
+class MetricsLog:
+    """OUT/metrics.jsonl, and TensorBoard's OUT/tensorboard where that package is installed."""
+
+    def __init__(self, folder: Path, keep_bytes: int, step: int):
+        """Keep the first `keep_bytes` of an earlier file, what its checkpoint at `step` had written, and the resumes told after them."""
+        self._file = (folder / "metrics.jsonl").open("a+b")
+        self._file.seek(keep_bytes)
+        resumes = [line for line in self._file.readlines() if line.startswith(b'{"event": "resume"') and line.endswith(b"\n")]
+        if self._file.tell() > keep_bytes:
+            self._file.truncate(keep_bytes)
+        self._file.writelines(resumes)
+        self._tensorboard = None
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            return
+        self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def write(self, record: dict) -> None:
+        """Append one record; its numbers also go to TensorBoard under the record's `event`."""
+        self._file.write((json.dumps(record) + "\n").encode())
+        if self._tensorboard and record["event"] in ("step", "epoch"):
+            for key, value in record.items():
+                if key != "step" and isinstance(value, (int, float)) and not isinstance(value, bool):
+                    self._tensorboard.add_scalar(f"{record['event']}/{key}", value, record["step"])
+
+    def size(self) -> int:
+        """Bytes of metrics.jsonl so far, all of them on the disk when this returns."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return self._file.tell()
+
+    def close(self) -> None:
+        self._file.close()
+        if self._tensorboard:
+            self._tensorboard.close()
+
+
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss."""
+    minutes, second = divmod(max(0, round(seconds)), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{second:02}"

@@ -1,0 +1,32 @@
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+here = Path(__file__).parent
+version = next(line.split('"')[1] for line in (here / "rdn_fast/__init__.py").read_text().splitlines() if line.startswith("__version__"))
+
+setup(
+    name="rdn-fast",
+    version=version,
+    description="Train, evaluate and use Residual Dense Networks (RDN super-resolution), fast, on Ascend NPU, CUDA and CPU",
+    long_description=(here / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.10",
+    packages=find_packages(include=["rdn_fast", "rdn_fast.*"]),
+    entry_points={"console_scripts": ["rdn-fast = rdn_fast.cli:main"]},
+    install_requires=[
+        "torch>=2.6",  # torch.accelerator, get_total_norm
+        "numpy",
+        "h5py",  # the reference's file format
+        "pillow",  # reads pictures; its bicubic makes the LR images
+        "rich",  # progress bars and tables
+        "safetensors",  # weights that cannot hold code
+    ],
+    extras_require={
+        "npu": ["torch-npu==2.13.0", "torch==2.13.0"],  # torch-npu works with its exact torch only
+        "log": ["tensorboard"],  # curves in a browser
+        "demo": ["scikit-image"],  # photographs in its wheel; SSIM oracle of the tests
+        "dev": ["pytest", "pytest-benchmark", "py-spy", "ruff", "hypothesis", "matplotlib"],
+    },
+)
