@@ -9,6 +9,8 @@ import os
 import pickle
 import queue
 import threading
+import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -113,7 +115,7 @@ def checkpoint_path(outputs: Path, step: int) -> Path:
 
 def newest(folder: Path) -> list[Path]:
     """The checkpoints of a folder, newest first."""
-    return sorted(folder.glob("step_*.pt"), reverse=True)
+    return sorted(folder.glob("step_*.pt"), key=lambda path: int(path.stem.removeprefix("step_")), reverse=True)
 
 
 def load_checkpoint(resume: str, outputs: Path, say: Callable[[str], None]) -> dict | None:
@@ -138,7 +140,13 @@ def load_checkpoint(resume: str, outputs: Path, say: Callable[[str], None]) -> d
 
 def _checked(path: Path) -> dict:
     state = _load(path)
-    if not isinstance(state, dict) or not {"model", "optimizer", "step"} <= state.keys():
+    if not zipfile.is_zipfile(path):
+        raise UserError(f"{path}: is no training checkpoint (weights go to --weights-file)")
+    with zipfile.ZipFile(path) as file:
+        broken = file.testzip()  # torch.load does not look at the checksums
+    if broken is not None:
+        raise UserError(f"{path}: damaged ({broken} does not match its checksum)")
+    if not isinstance(state, dict) or not {"model", "optimizer", "step", "settings"} <= state.keys():
         raise UserError(f"{path}: is no training checkpoint (weights go to --weights-file)")
     return state
 
@@ -149,6 +157,8 @@ def _load(path: Path):
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, safetensors.SafetensorError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the one line of an error is ours
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, safetensors.SafetensorError, RuntimeError, EOFError, KeyError, ValueError, IndexError, AttributeError, pickle.UnpicklingError) as error:
         raise UserError(f"{path}: damaged, or not a file of plain tensors ({type(error).__name__}); get it anew") from None

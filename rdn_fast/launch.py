@@ -30,11 +30,11 @@ def launch(model_config: Config, config: TrainConfig, nproc: int, arguments: lis
         raise UserError(f"--nproc {nproc}: this machine has {have}; ask for that many with --nproc {there}")
     check(model_config, config)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, devices.count("cpu") // nproc)))
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the ranks speak for themselves
+    logging.disable(logging.ERROR)  # the agent's own remarks; the ranks speak for themselves
     with tempfile.TemporaryDirectory() as logs:
         settings = LaunchConfig(
-            min_nodes=1, max_nodes=1, nproc_per_node=nproc, rdzv_backend="c10d", rdzv_endpoint="localhost:0",
-            monitor_interval=0.1, logs_specs=DefaultLogsSpecs(log_dir=logs),
+            min_nodes=1, max_nodes=1, nproc_per_node=nproc, run_id=f"rdn-fast-{os.getpid()}", rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0", monitor_interval=0.1, logs_specs=DefaultLogsSpecs(log_dir=logs),
         )  # fmt: skip
         try:
             elastic_launch(settings, sys.executable)("-m", "rdn_fast", "train", *arguments)

@@ -14,12 +14,12 @@ _COMPATIBLE = np.array([64.738, 129.057, 25.064]) / 256
 
 def to_uint8(rgb: np.ndarray) -> np.ndarray:
     """float in 0..255 -> uint8, rounded and clipped; uint8 as it is."""
-    return rgb if rgb.dtype == np.uint8 else np.rint(np.clip(rgb, 0, 255)).astype(np.uint8)
+    return _rounded(rgb).astype(np.uint8)
 
 
 def psnr_y(prediction: np.ndarray, hr: np.ndarray, scale: int) -> float:
     """Canonical PSNR in dB; prediction: [H, W, 3] uint8, or float in 0..255 (rounded here); hr: uint8 [H, W, 3]. Equal images: inf."""
-    return _psnr(_luma(to_uint8(prediction), _CANONICAL, scale), _luma(hr, _CANONICAL, scale))
+    return _psnr(_luma(_rounded(prediction), _CANONICAL, scale), _luma(hr, _CANONICAL, scale))
 
 
 def psnr_y_compat(prediction: np.ndarray, hr: np.ndarray, scale: int) -> float:
@@ -29,7 +29,7 @@ def psnr_y_compat(prediction: np.ndarray, hr: np.ndarray, scale: int) -> float:
 
 def ssim_y(prediction: np.ndarray, hr: np.ndarray, scale: int) -> float:
     """Canonical SSIM (Wang et al., 2004): 11x11 Gaussian window, sigma 1.5, mean over the windows inside the cropped image."""
-    a, b = (_luma(image, _CANONICAL, scale) for image in (to_uint8(prediction), hr))
+    a, b = (_luma(image, _CANONICAL, scale) for image in (_rounded(prediction), hr))
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     mean_a, mean_b = _blur(a), _blur(b)
     var_a, var_b, cov = _blur(a * a) - mean_a**2, _blur(b * b) - mean_b**2, _blur(a * b) - mean_a * mean_b
@@ -40,6 +40,10 @@ def ssim_y(prediction: np.ndarray, hr: np.ndarray, scale: int) -> float:
 def smallest_side(scale: int) -> int:
     """The smallest HR edge that these metrics are defined for: one SSIM window inside the cropped borders."""
     return 11 + 2 * scale
+
+
+def _rounded(rgb: np.ndarray) -> np.ndarray:
+    return np.rint(np.clip(rgb, 0, 255))  # NaN stays NaN: a broken prediction must not get a PSNR
 
 
 def _luma(rgb: np.ndarray, weights: np.ndarray, crop: int) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
@@ -72,8 +73,9 @@ class MetricsLog:
         self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
 
     def write(self, record: dict) -> None:
-        """Append one record; its numbers also go to TensorBoard under the record's `event`."""
-        self._file.write((json.dumps(record) + "\n").encode())
+        """Append one record, null for numbers that JSON cannot hold; its numbers also go to TensorBoard under the record's `event`."""
+        finite = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in record.items()}
+        self._file.write((json.dumps(finite) + "\n").encode())
         if self._tensorboard and record["event"] in ("step", "epoch"):
             for key, value in record.items():
                 if key != "step" and isinstance(value, (int, float)) and not isinstance(value, bool):

@@ -177,7 +177,8 @@ class _Run:
         skipped = precision.step(self.optimizer, self.precision.loss_scale, self.config.clip_grad)
         if self.average:
             decay = min(self.config.ema, (1 + self.progress.step) / (10 + self.progress.step))  # forgets the initial weights
-            torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
+            with torch.no_grad():
+                torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
         self.read_back[len(self.unread)] = torch.stack([share.detach(), skipped])
         self.unread.append({"event": "step", "step": self.progress.step + 1, "epoch": self.progress.epoch, "lr": rate})
 
@@ -215,7 +216,7 @@ class _Run:
                 p.loss_sum += loss
                 p.loss_steps += 1
             if self.ranks.first:
-                self.log.write({**record, "loss": loss if math.isfinite(loss) else None})
+                self.log.write({**record, "loss": loss})
             if p.skips_in_a_row == MAX_SKIPS:
                 self._give_up(record["step"], loss)
         self.speed.settle()  # costs nothing here: the device has just been waited for
@@ -278,7 +279,8 @@ class _Run:
         for i in range(self.ranks.rank, len(self.validation), self.ranks.world):
             pair = self.validation[i]
             prediction = predict(model, pair.lr)
-            values[i] = torch.tensor([measure(prediction, pair.hr, self.scale) for measure in (metrics.psnr_y, metrics.psnr_y_compat)])
+            values[i, 0] = metrics.psnr_y(prediction, pair.hr, self.scale)
+            values[i, 1] = metrics.psnr_y_compat(prediction, pair.hr, self.scale)
         self.precision.apply(model)
         model.train()
         psnr, compatible = self.ranks.total(values).mean(dim=0).tolist()

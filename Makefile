@@ -1,0 +1,49 @@
+# PY: the python to build on; a torch that it has is used as it is. TORCH: what to install when it has none.
+PY ?= python3
+TORCH ?= torch==2.13.0
+DATA ?= data
+NPROC ?= 1
+
+bin := .venv/bin
+ready := .venv/ready
+
+.PHONY: setup demo test test-slow lint train-full
+
+setup: $(ready)
+
+$(ready): setup.py pyproject.toml
+	@$(PY) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "rdn_fast needs Python 3.10 or newer; give one with PY="; exit 2; }
+ifeq ($(origin TORCH), file)
+	@if $(PY) -c 'import torch' 2>/dev/null; then \
+	    $(PY) -m venv --system-site-packages .venv; \
+	else \
+	    $(PY) -m venv .venv && $(bin)/python -m pip install --quiet $(TORCH); \
+	fi
+else
+	$(PY) -m venv .venv
+	$(bin)/python -m pip install --quiet $(TORCH)
+endif
+	$(bin)/python -m pip install --quiet --editable '.[log,demo,dev]'
+	@touch $@
+
+demo: $(ready)
+	$(bin)/rdn-fast demo
+
+test: $(ready)
+	$(bin)/python -m pytest
+
+test-slow: $(ready)
+	$(bin)/python -m pytest -m slow
+
+lint: $(ready)
+	$(bin)/ruff check .
+	$(bin)/ruff format --check .
+	for script in test/*.sh .ci/run; do bash -n $$script || exit 1; done
+
+# DATA: a folder with DIV2K_x2.h5 and Set5_x2.h5. NPROC: how many devices.
+train-full: $(ready)
+ifeq ($(NPROC), 1)
+	bash test/train_full_1p.sh --data_path=$(DATA)
+else
+	bash test/train_full_8p.sh --data_path=$(DATA) --nproc $(NPROC)
+endif
