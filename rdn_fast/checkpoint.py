@@ -44,9 +44,12 @@ def write_aside(path: str | Path, write: Callable) -> None:
 
 def load_weights(path: str | Path) -> dict[str, torch.Tensor]:
     """A bare state dict of tensors, on the CPU, from .safetensors or with weights_only=True. Raises UserError naming the file."""
-    state = _load(Path(path))
+    try:
+        state = _load(Path(path))
+    except UserError as error:
+        raise UserError(f"{error}; --weights-file takes files like OUT/best.pth") from None
     if not isinstance(state, dict) or not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise UserError(f"{path}: holds no bare state dict; give a file like OUT/best.pth (a checkpoint goes to --resume)")
+        raise UserError(f"{path}: holds no bare state dict; give a file like OUT/best.pth (a training checkpoint goes to --resume)")
     return state
 
 
@@ -161,4 +164,4 @@ def _load(path: Path):
             warnings.simplefilter("ignore")  # the one line of an error is ours
             return torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, safetensors.SafetensorError, RuntimeError, EOFError, KeyError, ValueError, IndexError, AttributeError, pickle.UnpicklingError) as error:
-        raise UserError(f"{path}: damaged, or not a file of plain tensors ({type(error).__name__}); get it anew") from None
+        raise UserError(f"{path}: damaged, or not a file of plain tensors ({type(error).__name__})") from None

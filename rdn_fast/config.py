@@ -148,7 +148,7 @@ PRESETS = {
     # About two minutes on two CPU cores: 0.3 M parameters.
     "demo": {
         "num_features": 32, "growth_rate": 32, "num_blocks": 4, "num_layers": 3,
-        "patch_size": 24, "batch_size": 16, "num_epochs": 100_000, "max_steps": 1500, "lr": 1e-3, "lr_schedule": "cosine", "eval_every": 20,
+        "patch_size": 16, "batch_size": 8, "num_epochs": 100_000, "max_steps": 3000, "lr": 2e-3, "lr_schedule": "cosine", "eval_every": 20,
     },
 }  # fmt: skip
 

@@ -34,15 +34,15 @@ def launch(model_config: Config, config: TrainConfig, nproc: int, arguments: lis
     with tempfile.TemporaryDirectory() as logs:
         settings = LaunchConfig(
             min_nodes=1, max_nodes=1, nproc_per_node=nproc, run_id=f"rdn-fast-{os.getpid()}", rdzv_backend="c10d",
-            rdzv_endpoint="localhost:0", monitor_interval=0.1, logs_specs=DefaultLogsSpecs(log_dir=logs),
+            rdzv_endpoint="localhost:0", max_restarts=0, monitor_interval=0.1, logs_specs=DefaultLogsSpecs(log_dir=logs),
         )  # fmt: skip
         try:
             elastic_launch(settings, sys.executable)("-m", "rdn_fast", "train", *arguments)
         except SignalException as stopped:
             return 128 + stopped.sigval
         except ChildFailedError as failed:
-            rank, failure = failed.get_first_failure()
-            if failure.exitcode < 0:
-                raise TrainingError(f"rank {rank} was killed by signal {-failure.exitcode}; go on with --resume auto") from None
-            return failure.exitcode
+            first = min(failed.failures.values(), key=lambda failure: (failure.exitcode >= 0, failure.timestamp))
+            if first.exitcode < 0:
+                raise TrainingError(f"rank {first.local_rank} was killed by signal {-first.exitcode}; go on with --resume auto") from None
+            return first.exitcode
     return 0

@@ -38,6 +38,10 @@ class Ranks:
         if dist.is_initialized():
             dist.destroy_process_group()
 
+    def lost(self, error: RuntimeError) -> bool:
+        """Whether the error is of a message that another rank did not answer."""
+        return self.world > 1 and (isinstance(error, dist.DistError) or "gloo" in str(error).lower())
+
     def orphaned(self) -> bool:
         """Whether the torchrun agent above this rank has died."""
         return self.launched and os.getppid() != self._parent

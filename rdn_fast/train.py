@@ -94,6 +94,10 @@ def train(model_config: Config, config: TrainConfig) -> None:
         raise TrainingError(f"{error.filename or config.outputs_dir}: {error.strerror or error}; mend it, then go on with --resume auto") from None
     except torch.OutOfMemoryError as error:
         raise TrainingError(f"out of memory ({str(error).split('.')[0]}): give a smaller --batch-size; go on with --resume auto") from None
+    except RuntimeError as error:
+        if not ranks.lost(error):
+            raise
+        raise TrainingError("lost contact with another rank, whose own message says why; go on with --resume auto") from None
     finally:
         ranks.close()
 

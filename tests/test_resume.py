@@ -1,0 +1,111 @@
+"""Runs that are killed and go on: bit for bit the uninterrupted run, and no step is told twice."""
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from runs import TINY, cli, command, events, make_data, weights
+
+from rdn_fast.cli import main
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return make_data(tmp_path_factory.mktemp("data"))
+
+
+def run(data: Path, out: Path, *flags) -> list[str]:
+    return command("train", "--data-path", data, "--outputs-dir", out, *TINY, "--batch-size", 4, "--eval-every", 50, "--ema", "0.9", "--clip-grad", "1", *flags)
+
+
+def assert_same_run(interrupted: Path, whole: Path) -> None:
+    for name in ("last.pth", "best.pth"):
+        ours, theirs = weights(interrupted, name), weights(whole, name)
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs), name
+        assert (interrupted / name).read_bytes() == (whole / name).read_bytes()
+    for kind, kept in (("step", None), ("epoch", ("step", "epoch", "loss", "skipped", "psnr_y", "psnr_y_compat"))):
+        ours, theirs = events(interrupted, kind), events(whole, kind)
+        if kept:  # speeds differ
+            ours, theirs = ([{key: record.get(key) for key in kept} for record in records] for records in (ours, theirs))
+        assert ours == theirs
+
+
+def end(process: subprocess.Popen, number: int) -> None:
+    """Send the signal to a launcher and all its ranks, as a machine that goes down would."""
+    ranks = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True, check=False).stdout.split()
+    for pid in (process.pid, *map(int, ranks)):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+    process.wait()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_signal_saves_and_says_how_to_go_on(data, tmp_path, number):
+    flags = ("--epochs", 100_000, "--checkpoint-every", 1000)
+    process = subprocess.Popen(run(data, tmp_path, *flags), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while "epoch:1 " not in process.stdout.readline():
+        assert process.poll() is None
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert err == ""
+    saved = int(out.split("saved at step ")[1].split(";")[0])
+    assert "--resume auto" in out
+    assert [record["step"] for record in events(tmp_path, "step")] == list(range(1, saved + 1))
+    state = torch.load(max(tmp_path.glob("checkpoints/*")), weights_only=True)
+    assert state["step"] == saved
+
+
+def test_stops_in_the_middle_of_an_epoch_and_resumes(data, tmp_path):
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    assert main(run(data, whole, "--epochs", 60)[3:]) == 0
+    for steps in (8, 15, 16):  # 6 steps an epoch
+        assert main(run(data, out, "--epochs", 60, "--max-steps", steps, "--resume", "auto")[3:]) == 0
+    assert main(run(data, out, "--epochs", 60, "--resume", "auto")[3:]) == 0
+    assert [record["step"] for record in events(out, "resume")] == [8, 15, 16]
+    assert [record["step"] for record in events(out, "step")] == list(range(1, 361))
+    assert (out / "last.pth").read_bytes() == (whole / "last.pth").read_bytes()
+
+
+def kill_and_resume(data: Path, tmp_path: Path, kills: int, steps: int, *flags) -> None:
+    """Run `steps` steps with `kills` kills -9 at random moments, and compare with a run that nobody disturbed."""
+    chance = random.Random()
+    flags = ("--epochs", 100_000, "--max-steps", steps, "--checkpoint-every", "0.2", *flags)
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    assert cli(*run(data, whole, *flags)[3:], timeout=600).returncode == 0
+    began, done = time.monotonic(), 0
+    while done < kills:
+        process = subprocess.Popen(run(data, out, *flags, "--resume", "auto"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        seen = set(out.glob("checkpoints/*.pt"))
+        deadline = time.monotonic() + (120 if chance.random() < 0.8 else chance.uniform(0, 4))  # some die while they start
+        while process.poll() is None and set(out.glob("checkpoints/*.pt")) <= seen and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(chance.uniform(0, 0.5))
+        assert process.poll() is None, (done, process.communicate()[1])  # the run must not be over yet
+        end(process, signal.SIGKILL)
+        done += 1
+    assert cli(*run(data, out, *flags, "--resume", "auto")[3:], timeout=600).returncode == 0
+    resumed = [record["step"] for record in events(out, "resume")]
+    print(f"{kills} kills in {time.monotonic() - began:.0f} s, resumed at steps {resumed} of {steps}")
+    assert len(resumed) > kills / 2
+    assert all(step > 0 for step in resumed)
+    assert resumed == sorted(resumed)
+    assert [record["step"] for record in events(out, "step")] == list(range(1, steps + 1))
+    assert_same_run(out, whole)
+
+
+def test_two_kills(data, tmp_path):
+    kill_and_resume(data, tmp_path, 2, 1000)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("precision", [("--opt-level", "O0"), ("--opt-level", "O1", "--amp-dtype", "bf16")], ids=["O0", "O1"])
+def test_twenty_kills(data, tmp_path, ranks, precision):
+    kill_and_resume(data, tmp_path, 20, 5000, *precision, "--nproc", ranks)

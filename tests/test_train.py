@@ -1,0 +1,213 @@
+"""Training in this process: what a run writes, and what each setting does to the weights."""
+
+import json
+import math
+import os
+import re
+import resource
+
+import pytest
+import torch
+from runs import TINY, assert_user_error, cli, events, make_data, weights
+
+from rdn_fast import train as training
+from rdn_fast.cli import main
+from rdn_fast.config import TrainConfig
+from rdn_fast.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return make_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def train(data, tmp_path, capsys):
+    """Train with flags in a fresh (or the named) folder; returns the folder. `train.output` is what was printed."""
+
+    def run(*flags, code=0, to="out"):
+        assert main(["train", "--data-path", str(data), "--outputs-dir", str(tmp_path / to), *TINY, "--batch-size", "8", *map(str, flags)]) == code
+        run.output = capsys.readouterr()
+        return tmp_path / to
+
+    return run
+
+
+def test_a_run_writes_what_it_promises(train):
+    out = train("--epochs", 3, "--eval-every", 2)
+    steps, epochs = events(out, "step"), events(out, "epoch")
+    assert [record["step"] for record in steps] == list(range(1, 10))  # 21 patches: 8 + 8 + 5
+    assert [record["epoch"] for record in steps] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert [record["epoch"] for record in epochs] == [0, 1, 2]
+    assert ["psnr_y" in record for record in epochs] == [False, True, True]  # every second epoch, and the last
+    assert steps[-1]["loss"] < steps[0]["loss"]
+    for epoch in epochs:
+        losses = [record["loss"] for record in steps if record["epoch"] == epoch["epoch"]]
+        assert epoch["loss"] == pytest.approx(sum(losses) / len(losses))
+        assert 0 < epoch["fps_end_to_end"] <= epoch["fps_seed_window"]
+    best = max((record for record in epochs if "psnr_y" in record), key=lambda record: record["psnr_y_compat"])
+    text = train.output.out
+    assert re.findall(r"^epoch:(\d+) FPS: \d+\.\d{3}$", text, re.M) == ["0", "1", "2"]
+    assert re.search(rf"^best epoch: {best['epoch']}, psnr: {best['psnr_y_compat']:.2f}$", text, re.M)
+    assert f"{best['psnr_y']:.2f} dB" in text
+    assert re.search(r"^Final Performance images/sec : \d+\.\d+$", text, re.M)
+    assert re.search(rf"^Final Train Accuracy : {best['psnr_y_compat']:.2f}$", text, re.M)
+    assert re.search(r"^E2E Training Duration sec : \d+\.\d+$", text, re.M)
+    assert train.output.err == ""
+    assert {path.name for path in out.iterdir()} >= {"best.pth", "last.pth", "checkpoints", "metrics.jsonl"}
+
+
+def test_last_weights_give_the_last_psnr(train, data, tmp_path):
+    out = train("--epochs", 2)
+    assert main(["eval", "--weights-file", str(out / "last.pth"), "--eval-file", str(data / "Set5_x2.h5"), "--json", str(tmp_path / "e.json")]) == 0
+    mean = json.loads((tmp_path / "e.json").read_text())["mean"]
+    last = events(out, "epoch")[-1]
+    assert mean["psnr_y"] == pytest.approx(last["psnr_y"], abs=1e-9)
+    assert mean["psnr_y_compat"] == pytest.approx(last["psnr_y_compat"], abs=1e-9)
+
+
+def test_training_learns(train):
+    out = train("--epochs", 60, "--eval-every", 30, "--lr", "3e-3")
+    first, last = (record["psnr_y"] for record in events(out, "epoch") if "psnr_y" in record)
+    assert last > first > 15
+    assert events(out, "epoch")[-1]["loss"] < 0.3 * events(out, "step")[0]["loss"]
+
+
+def test_runs_repeat_and_the_seed_matters(train):
+    first, again = (weights(train("--max-steps", 4, to=name)) for name in ("a", "b"))
+    other = weights(train("--max-steps", 4, "--seed", 124, to="c"))
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert not all(torch.equal(first[key], other[key]) for key in first)
+
+
+def test_number_of_fill_threads_changes_nothing(train):
+    first, again = (weights(train("--max-steps", 4, "--num-workers", n, to=str(n))) for n in (0, 3))
+    assert all(torch.equal(first[key], again[key]) for key in first)
+
+
+def test_max_steps_stops_in_the_middle_and_can_be_extended(train):
+    whole = weights(train("--max-steps", 8, to="whole"))
+    out = train("--max-steps", 4)
+    assert [record["step"] for record in events(out, "step")] == [1, 2, 3, 4]
+    train("--max-steps", 8, "--resume", "auto")
+    assert [record["step"] for record in events(out, "step")] == list(range(1, 9))
+    assert [record["step"] for record in events(out, "resume")] == [4]
+    assert all(torch.equal(whole[key], value) for key, value in weights(out).items())
+
+
+def test_resuming_a_finished_run_only_reports(train):
+    before = weights(train("--epochs", 2))
+    out = train("--epochs", 2, "--resume", "auto")
+    assert "Final Performance images/sec : " in train.output.out
+    assert "epoch:0 FPS" not in train.output.out
+    assert all(torch.equal(before[key], value) for key, value in weights(out).items())
+
+
+def test_weight_decay_and_clipping_reach_the_optimizer(train):
+    plain = weights(train("--max-steps", 3, to="plain"))
+    for flags in (("--weight_decay", "0.1"), ("--clip-grad", "1e-4")):
+        changed = weights(train("--max-steps", 3, *flags, to=flags[0][2:]))
+        assert not all(torch.equal(plain[key], changed[key]) for key in plain), flags
+
+
+def test_ema_is_the_average_of_the_steps(train):
+    steps = [weights(train("--max-steps", n, to=str(n))) for n in (1, 2, 3)]
+    averaged = weights(train("--max-steps", 3, "--ema", "0.9", to="ema"))
+    torch.manual_seed(123)
+    expected = training.RDN(training.Config(2, 6, 4, 2, 2)).state_dict()
+    for step, state in enumerate(steps):
+        decay = min(0.9, (1 + step) / (10 + step))
+        expected = {key: decay * expected[key] + (1 - decay) * state[key] for key in expected}
+    for key, value in averaged.items():
+        torch.testing.assert_close(value, expected[key], rtol=1e-5, atol=1e-7)
+
+
+def test_fine_tuning_starts_from_the_weights(train):
+    start = train("--max-steps", 3, to="start")
+    tuned = train("--max-steps", 1, "--lr", "1e-12", "--weights-file", start / "last.pth", to="tuned")
+    for key, value in weights(start).items():
+        torch.testing.assert_close(weights(tuned)[key], value, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("flags", [("--opt-level", "O1"), ("--apex_opt_level", "O2", "--loss_scale_value", "32"), ("--opt-level", "O1", "--amp-dtype", "fp16")])
+def test_low_precision_stays_close_to_float32(train, flags):
+    full = events(train("--max-steps", 6, "--opt-level", "O0", to="O0"), "step")
+    low = events(train("--max-steps", 6, *flags, to="low"), "step")
+    for a, b in zip(full, low, strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], rel=0.02)
+    assert [a["loss"] for a in full] != [b["loss"] for b in low]  # it really was another precision
+
+
+def test_overflowing_steps_are_skipped_counted_and_end_the_run(train):
+    out = train("--opt-level", "O1", "--amp-dtype", "fp16", "--loss-scale", "1e38", "--epochs", 20, code=1)
+    records = events(out, "step")
+    assert len(records) == training.MAX_SKIPS
+    assert all(record["skipped"] for record in records)
+    assert all(math.isfinite(record["loss"]) for record in records)
+    message = train.output.err.splitlines()
+    assert len(message) == 1
+    assert "steps 1 to 20" in message[0]
+    assert "--loss-scale-value" in message[0]
+
+
+def test_divergence_names_the_steps_and_leaves_the_checkpoint(train):
+    out = train("--lr", "1e30", "--epochs", 40, code=1)
+    assert "the loss itself is not finite" in train.output.err
+    first = next(record["step"] for record in events(out, "step") if record.get("skipped"))
+    assert f"steps {first} to {first + training.MAX_SKIPS - 1}" in train.output.err
+    assert all(torch.isfinite(value).all() for value in weights(out).values())
+
+
+def test_an_earlier_run_is_moved_aside_not_overwritten(train):
+    out = train("--max-steps", 3)
+    before = weights(out)
+    train("--max-steps", 1)
+    assert len(events(out, "step")) == 1
+    (aside,) = out.glob("earlier-*")
+    assert len(events(aside, "step")) == 3
+    assert all(torch.equal(before[key], value) for key, value in weights(aside).items())
+
+
+def test_resume_refuses_other_settings(train):
+    train("--max-steps", 2)
+    train("--max-steps", 4, "--resume", "auto", "--seed", "7", code=2)
+    assert "seed was 123, now 7" in train.output.err
+
+
+def test_two_runs_cannot_share_a_folder(tmp_path):
+    held = training._lock(tmp_path)
+    with pytest.raises(UserError, match="another run is writing there"):
+        training._lock(tmp_path, patience=0)
+    os.close(held)
+    os.close(training._lock(tmp_path, patience=0))
+
+
+@pytest.mark.parametrize("limit", [3_000, 30_000])
+def test_full_disk_ends_the_run_and_keeps_the_checkpoint(data, tmp_path, limit):
+    flags = ("train", "--data-path", data, "--outputs-dir", tmp_path, *TINY, "--batch-size", 8)
+    assert cli(*flags, "--epochs", 1).returncode == 0
+    before = {path: path.read_bytes() for path in tmp_path.glob("checkpoints/*")}
+    assert before
+    # 30 kB: room for the log and the weights but not for a checkpoint; 3 kB: for nothing
+    full = cli(*flags, "--epochs", 200, "--resume", "auto", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    assert full.returncode == 1, full
+    assert "Traceback" not in full.stderr
+    assert "cannot be written" in full.stderr or "File too large" in full.stderr
+    for path, content in before.items():
+        assert path.read_bytes() == content
+    assert weights(tmp_path)
+    assert weights(tmp_path, "best.pth")
+    assert not list(tmp_path.rglob("*.tmp"))
+    assert cli(*flags, "--epochs", 2, "--resume", "auto").returncode == 0
+
+
+def test_unwritable_outputs(data, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert_user_error(cli("train", "--data-path", data, *TINY, "--outputs-dir", tmp_path / "file" / "out"), "--outputs-dir")
+
+
+def test_learning_rate():
+    step = TrainConfig(lr=1.0, lr_step=600, lr_gamma=0.1)
+    assert [training.learning_rate(step, epoch, 0, 10) for epoch in (0, 599, 600, 1199, 1200)] == pytest.approx([1, 1, 0.1, 0.1, 0.01])
+    cosine = TrainConfig(lr=2.0, lr_schedule="cosine")
+    assert [training.learning_rate(cosine, 0, n, 100) for n in (0, 50, 100)] == pytest.approx([2, 1, 0])
