@@ -6,21 +6,21 @@ OUT/checkpoints/step_XXXXXXXX.pt holds all that a run needs to go on exactly; th
 from __future__ import annotations
 
 import os
-import pickle
 import queue
+import re
 import threading
 import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-import safetensors
 import safetensors.torch
 import torch
 
 from rdn_fast.errors import TrainingError, UserError
 
 KEPT = 2
+_KEYS = {"model", "optimizer", "average", "step", "progress", "metrics_bytes", "settings", "recipe"}
 
 
 def write_aside(path: str | Path, write: Callable) -> None:
@@ -48,7 +48,7 @@ def load_weights(path: str | Path) -> dict[str, torch.Tensor]:
         state = _load(Path(path))
     except UserError as error:
         raise UserError(f"{error}; --weights-file takes files like OUT/best.pth") from None
-    if not isinstance(state, dict) or not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not state or not all(isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state.items()):
         raise UserError(f"{path}: holds no bare state dict; give a file like OUT/best.pth (a training checkpoint goes to --resume)")
     return state
 
@@ -73,7 +73,7 @@ class Writer:
 
     def __init__(self):
         self._jobs: queue.Queue = queue.Queue()
-        self._error: OSError | RuntimeError | None = None
+        self._failed: tuple[Path, Exception] | None = None
         self._thread = threading.Thread(target=self._run, name="checkpoint", daemon=True)
         self._thread.start()
 
@@ -96,20 +96,20 @@ class Writer:
         while (job := self._jobs.get()) is not None:
             path, value, prune = job
             try:
-                if self._error is None:
+                if self._failed is None:
                     write_aside(path, lambda file, value=value: torch.save(value, file))
                     for old in newest(path.parent)[KEPT:] if prune else ():
                         old.unlink(missing_ok=True)
-            except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
-                self._error = error
-                self._failed = path
+            except Exception as error:  # whatever it is, the run must hear of it
+                self._failed = path, error
             finally:
                 self._jobs.task_done()
 
     def _check(self) -> None:
-        if self._error is not None:
-            reason = " ".join(str(self._error).split())[:200]
-            raise TrainingError(f"{self._failed}: cannot be written ({reason}); free some space, then go on with --resume auto")
+        if self._failed is not None:
+            path, error = self._failed
+            reason = " ".join(str(error).split())[:200]
+            raise TrainingError(f"{path}: cannot be written ({reason}); free some space, then go on with --resume auto")
 
 
 def checkpoint_path(outputs: Path, step: int) -> Path:
@@ -117,8 +117,9 @@ def checkpoint_path(outputs: Path, step: int) -> Path:
 
 
 def newest(folder: Path) -> list[Path]:
-    """The checkpoints of a folder, newest first."""
-    return sorted(folder.glob("step_*.pt"), key=lambda path: int(path.stem.removeprefix("step_")), reverse=True)
+    """The checkpoints of a folder, newest first; files that are named differently are not ours."""
+    ours = (path for path in folder.glob("step_*.pt") if re.fullmatch(r"step_\d+\.pt", path.name))
+    return sorted(ours, key=lambda path: int(path.stem.removeprefix("step_")), reverse=True)
 
 
 def load_checkpoint(resume: str, outputs: Path, say: Callable[[str], None]) -> dict | None:
@@ -131,10 +132,14 @@ def load_checkpoint(resume: str, outputs: Path, say: Callable[[str], None]) -> d
     damaged = []
     for path in newest(outputs / "checkpoints"):
         try:
-            return _checked(path)
+            state = _checked(path)
         except UserError as error:
-            damaged.append(error)
+            damaged.append(path)
             say(f"{error}; going back to the checkpoint before it")
+        else:
+            for bad in damaged:
+                bad.rename(bad.with_suffix(".damaged"))  # it must not count as one of those that are kept
+            return state
     if damaged:
         raise UserError(f"{outputs / 'checkpoints'}: no checkpoint there can be read; remove the folder to start anew")
     say(f"--resume auto: no checkpoint in {outputs / 'checkpoints'} yet, starting anew")
@@ -142,26 +147,24 @@ def load_checkpoint(resume: str, outputs: Path, say: Callable[[str], None]) -> d
 
 
 def _checked(path: Path) -> dict:
-    state = _load(path)
-    if not zipfile.is_zipfile(path):
-        raise UserError(f"{path}: is no training checkpoint (weights go to --weights-file)")
-    with zipfile.ZipFile(path) as file:
-        broken = file.testzip()  # torch.load does not look at the checksums
-    if broken is not None:
-        raise UserError(f"{path}: damaged ({broken} does not match its checksum)")
-    if not isinstance(state, dict) or not {"model", "optimizer", "step", "settings"} <= state.keys():
-        raise UserError(f"{path}: is no training checkpoint (weights go to --weights-file)")
+    state = _load(path, checksums=True)
+    if not isinstance(state, dict) or not state.keys() >= _KEYS:
+        raise UserError(f"{path}: is no training checkpoint of this version (weights go to --weights-file)")
     return state
 
 
-def _load(path: Path):
+def _load(path: Path, checksums: bool = False):
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
+        if checksums:  # torch.load does not look at them
+            with zipfile.ZipFile(path) as file:
+                if (broken := file.testzip()) is not None:
+                    raise zipfile.BadZipFile(broken)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the one line of an error is ours
             return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, safetensors.SafetensorError, RuntimeError, EOFError, KeyError, ValueError, IndexError, AttributeError, pickle.UnpicklingError) as error:
+    except Exception as error:  # a damaged file can raise nearly anything
         raise UserError(f"{path}: damaged, or not a file of plain tensors ({type(error).__name__})") from None

@@ -14,7 +14,7 @@ import typing
 
 from rdn_fast import __version__
 from rdn_fast.config import PRESETS, Config, TrainConfig, settings
-from rdn_fast.errors import TrainingError, UserError
+from rdn_fast.errors import Stopped, TrainingError, UserError
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -31,8 +31,23 @@ def main(argv: list[str] | None = None) -> int:
     except TrainingError as error:
         print(f"{who}: failed: {error}", file=sys.stderr)
         return 1
+    except RuntimeError as error:
+        if not _out_of_memory(error):
+            raise
+        remedy = "a smaller --batch-size, --patch-size or model, or smaller images"
+        print(f"{who}: failed: out of memory; give {remedy} (a run goes on with --resume auto)", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # whoever read our output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Stopped as stopped:
+        return 128 + stopped.number
     except KeyboardInterrupt:
         return 130
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -110,12 +125,9 @@ def _train(options: argparse.Namespace, arguments: list[str]) -> int:
         from rdn_fast.launch import launch
 
         return launch(model_config, config, nproc, _without(arguments[1:], "--nproc"))
-    from rdn_fast.train import Stopped, train
+    from rdn_fast.train import train
 
-    try:
-        train(model_config, config)
-    except Stopped as stopped:
-        return 128 + stopped.number
+    train(model_config, config)
     return 0
 
 

@@ -104,6 +104,8 @@ class TrainConfig:
         for name in ("weight_decay", "num_workers", "seed"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"--{_dashed(name)} {getattr(self, name)}: must not be negative")
+        if self.seed >= 2**63:
+            raise UserError(f"--seed {self.seed}: must be below 2^63")
         if self.ema is not None and not 0 < self.ema < 1:
             raise UserError(f"--ema {self.ema}: give a decay between 0 and 1, for example 0.999")
 

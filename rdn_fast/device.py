@@ -36,6 +36,13 @@ def resolve(name: str) -> str:
     return kind
 
 
+def check_shared(name: str, device_id: int | None) -> None:
+    """UserError when one device is named for several ranks: each takes the device of its own number."""
+    if ":" in name or device_id is not None:
+        flag = f"--device {name}" if ":" in name else f"--device-id {device_id}"
+        raise UserError(f"{flag}: with several ranks each takes the device of its own number; give no index")
+
+
 def pick(name: str = "auto", device_id: int | None = None, local_rank: int | None = None) -> torch.device:
     """The device to compute on, made current.
 
@@ -51,8 +58,7 @@ def pick(name: str = "auto", device_id: int | None = None, local_rank: int | Non
     if colon and not index.isdigit():
         raise UserError(f"--device {name}: the index after the colon must be a number")
     if local_rank is not None:
-        if colon or device_id is not None:
-            raise UserError(f"--device {name}: with several ranks each takes the device of its own number; give --device {kind}")
+        check_shared(name, device_id)
         chosen = local_rank
     elif colon:
         chosen = int(index)

@@ -1,8 +1,18 @@
-"""The two ways a command ends badly. Everything else is a bug and keeps its traceback."""
+"""How a command ends other than well. Everything else is a bug and keeps its traceback."""
+
+import signal
 
 
 class UserError(Exception):
     """A mistake the user can mend: one line naming the file or flag and the remedy; exit code 2."""
+
+
+class Stopped(Exception):
+    """A run that was asked to stop by signal `number`, and has saved; exit code 128 + number."""
+
+    def __init__(self, number: int):
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.number = number
 
 
 class TrainingError(Exception):

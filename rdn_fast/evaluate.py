@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
+import os
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from rdn_fast import metrics
@@ -20,7 +21,7 @@ from rdn_fast.data.prepare import Pair, degrade, image_files, read_image
 from rdn_fast.device import memory_format, pick
 from rdn_fast.errors import UserError
 from rdn_fast.model import RDN, infer_config, load_state
-from rdn_fast.progress import Bar
+from rdn_fast.progress import Bar, finite
 
 
 def evaluate(weights_file: str, eval_file: str, scale: int | None = None, device: str = "auto", json_file: str | None = None) -> dict:
@@ -29,6 +30,8 @@ def evaluate(weights_file: str, eval_file: str, scale: int | None = None, device
     {"images": [{"name", "psnr_y", "psnr_y_compat", "ssim_y", "bicubic_psnr_y", "bicubic_psnr_y_compat", "bicubic_ssim_y"}], "mean": {...}}.
     PSNR in dB; null stands for infinity (equal images). The model's shape is read off the weights.
     """
+    if json_file and not os.access(Path(json_file).parent, os.W_OK):
+        raise UserError(f"--json {json_file}: there is no such folder, or it cannot be written")
     target = pick(device)
     state = load_weights(weights_file)
     config = infer_config(state, weights_file)
@@ -47,8 +50,11 @@ def evaluate(weights_file: str, eval_file: str, scale: int | None = None, device
     report = {"images": rows, "mean": {key: float(np.mean([row[key] for row in rows])) for key in keys}}
     _print_table(report, f"{Path(eval_file).name}, x{config.scale}, {Path(weights_file).name}")
     if json_file:
-        text = json.dumps(_finite(report), indent=1)
-        write_aside(json_file, lambda file: file.write(text.encode()))
+        text = json.dumps(finite(report), indent=1)
+        try:
+            write_aside(json_file, lambda file: file.write(text.encode()))
+        except OSError as error:
+            raise UserError(f"--json {json_file}: cannot be written ({error.strerror})") from None
     return report
 
 
@@ -59,8 +65,8 @@ def load_pairs(path: str | Path, scale: int) -> list[Pair]:
         for file in image_files(path):
             try:
                 pairs.append(degrade(file.stem, read_image(file), scale))
-            except (OSError, ValueError, SyntaxError) as error:
-                raise UserError(f"{file}: not an image that can be evaluated ({' '.join(str(error).split())}); remove it from the folder") from None
+            except ValueError as error:
+                raise UserError(f"{file}: not an image that can be evaluated ({error}); remove it from the folder") from None
     else:
         file = Pairs(path, scale)
         pairs = [Pair(*pair) for pair in zip(file.names, file.lr, file.hr, strict=True)]
@@ -94,23 +100,14 @@ def score(prediction: np.ndarray, pair: Pair, scale: int) -> dict[str, float]:
 
 
 def _print_table(report: dict, title: str) -> None:
-    table = Table(title=title, title_justify="left")
+    table = Table(title=escape(title), title_justify="left")
     table.add_column("image")
     for name in ("PSNR-Y", "PSNR-Y ref.", "SSIM-Y", "bicubic PSNR-Y", "PSNR-Y ref.", "SSIM-Y"):
         table.add_column(name, justify="right")
     for row in (*report["images"], {"name": "mean", **report["mean"]}):
         if row["name"] == "mean":
             table.add_section()
-        table.add_row(row["name"], *(f"{value:.4f}" if "ssim" in key else f"{value:.2f}" for key, value in row.items() if key != "name"))
+        table.add_row(escape(row["name"]), *(f"{value:.4f}" if "ssim" in key else f"{value:.2f}" for key, value in row.items() if key != "name"))
     console = Console()
     console.print(table) if console.is_terminal else Console(width=200).print(table)
     print("PSNR-Y: canonical (rounded to uint8, borders cropped). ref.: as yjn870's code and the Ascend port print it.")
-
-
-def _finite(value):
-    """The same structure with None for infinity, which JSON cannot hold."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import tempfile
 
@@ -18,7 +19,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from rdn_fast import device as devices
 from rdn_fast.config import Config, TrainConfig
 from rdn_fast.errors import TrainingError, UserError
-from rdn_fast.train import check
+from rdn_fast.train import open_inputs
 
 
 def launch(model_config: Config, config: TrainConfig, nproc: int, arguments: list[str]) -> int:
@@ -28,8 +29,10 @@ def launch(model_config: Config, config: TrainConfig, nproc: int, arguments: lis
     if nproc > there:
         have = f"{there} CPU core{'s' * (there > 1)} and no accelerator" if kind == "cpu" else f"{there} {kind} device{'s' * (there > 1)}"
         raise UserError(f"--nproc {nproc}: this machine has {have}; ask for that many with --nproc {there}")
-    check(model_config, config)
+    devices.check_shared(config.device, config.device_id)
+    open_inputs(model_config, config)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, devices.count("cpu") // nproc)))
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "300")  # seconds that a rank has to finish its step and save
     logging.disable(logging.ERROR)  # the agent's own remarks; the ranks speak for themselves
     with tempfile.TemporaryDirectory() as logs:
         settings = LaunchConfig(
@@ -41,7 +44,9 @@ def launch(model_config: Config, config: TrainConfig, nproc: int, arguments: lis
         except SignalException as stopped:
             return 128 + stopped.sigval
         except ChildFailedError as failed:
-            first = min(failed.failures.values(), key=lambda failure: (failure.exitcode >= 0, failure.timestamp))
+            # In the order of their ends; those that the agent then terminated speak last.
+            ends = failed.failures.values()
+            first = min(ends, key=lambda end: (end.exitcode != 2, end.exitcode == -signal.SIGTERM, end.exitcode >= 0))
             if first.exitcode < 0:
                 raise TrainingError(f"rank {first.local_rank} was killed by signal {-first.exitcode}; go on with --resume auto") from None
             return first.exitcode

@@ -5,6 +5,8 @@ The model owns float32 parameters under the reference's names and shapes; how a 
 
 from __future__ import annotations
 
+from collections import Counter
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -81,27 +83,34 @@ def _conv(conv: nn.Conv2d, x):
 
 def infer_config(state: dict, name: str) -> Config:
     """Read an RDN's shape off its state dict (reference names). Raises UserError, naming `name`, when it is none."""
-
-    def shape(key: str) -> torch.Size:
-        if key not in state:
-            raise UserError(f"{name}: these are no RDN weights in the reference's layout ({key} is missing); its keys begin with {', '.join(list(state)[:3])}")
-        return state[key].shape
-
-    g0, g, u = shape("sfe1.weight")[0], shape("rdbs.0.layers.0.conv.weight")[0], shape("output.weight")[1]
+    for key in ("sfe1.weight", "rdbs.0.layers.0.conv.weight", "upscale.0.weight", "output.weight"):
+        if key not in state or state[key].ndim != 4 or 0 in state[key].shape:
+            first = ", ".join(map(str, list(state)[:3]))
+            raise UserError(f"{name}: these are no RDN weights in the reference's layout ({key} is missing or no convolution's); its keys begin with {first}")
+    g0, g, u = state["sfe1.weight"].shape[0], state["rdbs.0.layers.0.conv.weight"].shape[0], state["output.weight"].shape[1]
     blocks = sum(key.startswith("rdbs.") and key.endswith(".lff.weight") for key in state)
     layers = sum(key.startswith("rdbs.0.layers.") and key.endswith(".conv.weight") for key in state)
-    scale = 4 if "upscale.2.weight" in state else round((shape("upscale.0.weight")[0] / u) ** 0.5)
-    return Config(scale, g0, g, blocks, layers, None if u == g0 else u)
+    scale = 4 if "upscale.2.weight" in state else round((state["upscale.0.weight"].shape[0] / u) ** 0.5)
+    try:
+        return Config(scale, g0, g, blocks, layers, None if u == g0 else u)
+    except UserError as error:
+        raise UserError(f"{name}: these weights describe no RDN ({error})") from None
 
 
 def load_state(model: RDN, state: dict, name: str) -> None:
     """Load strictly. Raises UserError with the difference in keys and shapes when `state` (from file `name`) does not fit."""
     own = model.state_dict()
-    problems = [f"missing {k}" for k in own.keys() - state.keys()]
-    problems += [f"unexpected {k}" for k in state.keys() - own.keys()]
-    problems += [f"{k} is {list(state[k].shape)}, not {list(v.shape)}" for k, v in own.items() if k in state and state[k].shape != v.shape]
-    if problems:
-        problems.sort()
-        more = f" and {len(problems) - 6} more" if len(problems) > 6 else ""
-        raise UserError(f"{name} does not fit this model: {'; '.join(problems[:6])}{more}. Give the model's shape with --preset or --num-features ...")
+    shapes = [f"{k} is {list(state[k].shape)}, not {list(v.shape)}" for k, v in own.items() if k in state and state[k].shape != v.shape]
+    groups = _grouped("missing", own.keys() - state.keys()), _grouped("unexpected", state.keys() - own.keys()), shapes
+    if any(groups):
+        c = model.config
+        wanted = f"x{c.scale} D{c.num_blocks} C{c.num_layers} G{c.growth_rate} G0 {c.num_features}"
+        problems = [word for group in groups for word in (*group[:6], *([f"and {len(group) - 6} more"] if len(group) > 6 else []))]
+        raise UserError(f"{name} does not fit this model ({wanted}): {'; '.join(problems)}")
     model.load_state_dict(state)
+
+
+def _grouped(what: str, keys) -> list[str]:
+    """The keys as words, those of one block as one."""
+    counts = Counter(".".join(key.split(".")[:2]) + ".*" if key.startswith("rdbs.") else key for key in keys)
+    return [f"{what} {key}" + (f" ({n} keys)" if n > 1 else "") for key, n in sorted(counts.items())]

@@ -22,8 +22,14 @@ class Bar:
         self._label, self._total, self._done, self._quiet = label, total, done, quiet
         self._first, self._began, self._printed = done, time.monotonic(), time.monotonic()
         self._live = None
-        if sys.stdout.isatty() and not quiet:
-            columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[text]}")
+        if sys.stdout and sys.stdout.isatty() and not quiet:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[text]}", markup=False),
+            )
             self._live = Progress(*columns, console=Console(highlight=False), transient=True)
             self._task = self._live.add_task(label, total=total, completed=done, text="")
 
@@ -73,9 +79,8 @@ class MetricsLog:
         self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
 
     def write(self, record: dict) -> None:
-        """Append one record, null for numbers that JSON cannot hold; its numbers also go to TensorBoard under the record's `event`."""
-        finite = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in record.items()}
-        self._file.write((json.dumps(finite) + "\n").encode())
+        """Append one record; its numbers also go to TensorBoard under the record's `event`."""
+        self._file.write((json.dumps(finite(record)) + "\n").encode())
         if self._tensorboard and record["event"] in ("step", "epoch"):
             for key, value in record.items():
                 if key != "step" and isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -91,6 +96,15 @@ class MetricsLog:
         self._file.close()
         if self._tensorboard:
             self._tensorboard.close()
+
+
+def finite(value):
+    """The same nesting of dicts and lists with None for infinities and NaN, which JSON cannot hold."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def clock(seconds: float) -> str:

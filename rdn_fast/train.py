@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import fcntl
 import math
-import os
 import signal
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,9 +25,11 @@ from rdn_fast.checkpoint import Writer, checkpoint_path, host_copy, load_checkpo
 from rdn_fast.config import Config, TrainConfig
 from rdn_fast.data.h5 import Pairs
 from rdn_fast.data.loader import Batch, Loader, to_float
-from rdn_fast.errors import TrainingError, UserError
+from rdn_fast.data.prepare import Pair
+from rdn_fast.errors import Stopped, TrainingError, UserError
 from rdn_fast.evaluate import load_pairs, predict
 from rdn_fast.model import RDN, load_state
+from rdn_fast.outputs import locked, set_aside
 from rdn_fast.progress import Bar, MetricsLog, clock
 from rdn_fast.ranks import Ranks
 from rdn_fast.rdb import select
@@ -37,14 +38,6 @@ from rdn_fast.speed import WARM_UP, Speed, per_second
 MAX_SKIPS = 20  # consecutive steps without a finite gradient before a run is given up
 _FLUSH_STEPS = 64  # losses kept on the device at most before the host reads them
 _FLUSH_SECONDS = 1.0
-
-
-class Stopped(Exception):
-    """The run was asked to stop by signal `number`, and has saved."""
-
-    def __init__(self, number: int):
-        super().__init__(f"stopped by {signal.Signals(number).name}")
-        self.number = number
 
 
 @dataclasses.dataclass
@@ -67,15 +60,24 @@ class Progress:
     ended: int | None = None  # the step at which the last epoch's end was done
 
 
-def check(model_config: Config, config: TrainConfig) -> None:
-    """What can be known before anything is started: files and their contents. Raises UserError."""
-    train_file, eval_file = config.files(model_config.scale)
-    Loader(Pairs(train_file, model_config.scale), model_config.scale, config.patch_size, config.batch_size, config.seed)
-    if eval_file is not None:
-        load_pairs(eval_file, model_config.scale)
-    if config.weights_file is not None:
-        load_state(RDN(model_config), load_weights(config.weights_file), config.weights_file)
-    select(config.rdb, torch.device(devices.resolve(config.device)), training=True)
+class Inputs(NamedTuple):
+    """What a run reads, opened and checked."""
+
+    loader: Loader
+    validation: list[Pair]
+    weights: dict[str, torch.Tensor] | None
+
+
+def open_inputs(model_config: Config, config: TrainConfig, rank: int = 0, world: int = 1) -> Inputs:
+    """Everything that can be wrong with files is found here, before anything is written or started. Raises UserError."""
+    scale = model_config.scale
+    train_file, eval_file = config.files(scale)
+    loader = Loader(Pairs(train_file, scale), scale, config.patch_size, config.batch_size, config.seed, rank, world, config.num_workers)
+    validation = load_pairs(eval_file, scale) if eval_file is not None else []
+    weights = load_weights(config.weights_file) if config.weights_file is not None else None
+    if weights is not None:
+        load_state(RDN(model_config), weights, config.weights_file)
+    return Inputs(loader, validation, weights)
 
 
 def train(model_config: Config, config: TrainConfig) -> None:
@@ -83,17 +85,17 @@ def train(model_config: Config, config: TrainConfig) -> None:
 
     Raises Stopped (SIGTERM or SIGINT, after saving), UserError and TrainingError.
     """
-    ranks = Ranks()
+    ranks, outputs = Ranks(), Path(config.outputs_dir)
     try:
         device = devices.pick(config.device, config.device_id, ranks.local_rank)
+        inputs = open_inputs(model_config, config, ranks.rank, ranks.world)
         ranks.connect(device)
-        outputs = Path(config.outputs_dir)
-        with _locked(outputs, ranks), _signals() as signals:
-            _Run(model_config, config, ranks, device, outputs, signals).run()
+        with locked(outputs, ranks), _signals(ranks) as signals:
+            _Run(model_config, config, inputs, ranks, device, outputs, signals).run()
+    except BrokenPipeError:
+        raise
     except OSError as error:
-        raise TrainingError(f"{error.filename or config.outputs_dir}: {error.strerror or error}; mend it, then go on with --resume auto") from None
-    except torch.OutOfMemoryError as error:
-        raise TrainingError(f"out of memory ({str(error).split('.')[0]}): give a smaller --batch-size; go on with --resume auto") from None
+        raise TrainingError(f"{error.filename or outputs}: {error.strerror or error}; mend it, then go on with --resume auto") from None
     except RuntimeError as error:
         if not ranks.lost(error):
             raise
@@ -103,29 +105,25 @@ def train(model_config: Config, config: TrainConfig) -> None:
 
 
 class _Run:
-    def __init__(self, model_config: Config, config: TrainConfig, ranks: Ranks, device: torch.device, outputs: Path, signals: list[int]):
+    def __init__(self, model_config: Config, config: TrainConfig, inputs: Inputs, ranks: Ranks, device: torch.device, outputs: Path, signals: list[int]):
         self.began = time.monotonic()
         self.config, self.ranks, self.device, self.outputs, self.signals = config, ranks, device, outputs, signals
-        self.scale = model_config.scale
-        train_file, eval_file = config.files(self.scale)
-        pairs = Pairs(train_file, self.scale)
-        self.loader = Loader(pairs, self.scale, config.patch_size, config.batch_size, config.seed, ranks.rank, ranks.world, config.num_workers)
-        self.validation = load_pairs(eval_file, self.scale) if eval_file is not None else []
+        self.scale, self.loader, self.validation = model_config.scale, inputs.loader, inputs.validation
         self.precision = precision.choose(config.opt_level, config.amp_dtype, config.loss_scale, device)
 
         torch.manual_seed(config.seed)
         self.model = RDN(model_config, select(config.rdb, device, training=True).name)
-        if config.weights_file is not None:
-            load_state(self.model, load_weights(config.weights_file), config.weights_file)
+        if inputs.weights is not None:
+            self.model.load_state_dict(inputs.weights)
         self.model.to(device, memory_format=devices.memory_format(device))
         self.precision.apply(self.model)
         self.average = copy.deepcopy(self.model) if config.ema else None
         self.optimizer = devices.adam(self.model.parameters(), device, config.lr, config.weight_decay)
         self.progress = Progress()
+        self.total_steps = min(config.max_steps or math.inf, config.num_epochs * self.loader.steps)
         metrics_bytes = self._resume()
 
-        self.replica = DistributedDataParallel(self.model, gradient_as_bucket_view=True) if ranks.world > 1 else self.model
-        self.total_steps = min(config.max_steps or math.inf, config.num_epochs * self.loader.steps)
+        self.replica = DistributedDataParallel(self.model) if ranks.world > 1 else self.model
         self.read_back = torch.zeros(_FLUSH_STEPS, 2, device=device)  # loss share and skip flag of the steps since the last flush
         self.unread: list[dict] = []
         self.flushed = self.saved = time.monotonic()
@@ -134,7 +132,7 @@ class _Run:
         if ranks.first:
             self.writer = Writer()
             self.log = MetricsLog(outputs, metrics_bytes, self.progress.step)
-        self._introduce(train_file, model_config)
+        self._introduce()
 
     def run(self) -> None:
         p = self.progress
@@ -148,6 +146,8 @@ class _Run:
                 print(f"{stopped}: saved at step {p.step}; go on with --resume auto")
             raise
         self._close()
+        if p.skipped == p.step and self.ranks.first:
+            raise TrainingError("no step had finite gradients, so nothing was learnt; give a smaller --loss-scale-value or --lr")
         if self.ranks.first:
             self._conclude()
 
@@ -197,7 +197,8 @@ class _Run:
         )
         if stop or save or flush:
             self._flush()
-        if first and (stop or save):
+        # A streak of skipped steps may be the end of a run that went wrong: nothing may push out the good checkpoints.
+        if first and (stop or (save and not self.progress.skips_in_a_row)):
             self._save()
         if stop:
             raise Stopped(stop)
@@ -242,17 +243,20 @@ class _Run:
     def _end_epoch(self) -> None:
         p, first = self.progress, self.ranks.first
         over = p.step >= self.total_steps
+        busy = first and self.writer.busy
         images, seconds, window = self.speed.counted()
         p.run_speed = [a + b for a, b in zip(p.run_speed, (images, seconds, window), strict=True)]
         record = {
             "event": "epoch", "step": p.step, "epoch": p.epoch, "loss": p.loss_sum / p.loss_steps if p.loss_steps else None, "skipped": p.skipped,
             "fps_end_to_end": per_second(images, seconds), "fps_seed_window": per_second(images, window),
+            "gflops_end_to_end": per_second(images, seconds) * self.flop / 1e9,
         }  # fmt: skip
         if first:
             self.bar.say(f"epoch:{p.epoch} FPS: {record['fps_seed_window']:.3f}")
             note = "" if self.speed.totals[1][0] else f" (all steps counted: there were no more than {WARM_UP})"
             loss = f"loss {record['loss']:.5f}" if p.loss_steps else "no step counted"
-            speeds = f"{record['fps_end_to_end']:.1f} img/s end-to-end, {record['fps_seed_window']:.1f} in the seed window{note}"
+            rate = f"{record['fps_end_to_end']:.1f} img/s end-to-end ({record['gflops_end_to_end']:.0f} GFLOP/s)"
+            speeds = f"{rate}, {record['fps_seed_window']:.1f} in the seed window{note}"
             self.bar.say(f"epoch {p.epoch}: {loss}, {speeds}" + (f", {p.skipped} steps skipped so far" if p.skipped else ""))
         if self.validation and (over or (p.epoch + 1) % self.config.eval_every == 0):
             psnr, compatible = self._validate()
@@ -268,11 +272,10 @@ class _Run:
         if p.position >= self.loader.steps:
             p.epoch, p.position = p.epoch + 1, 0
         p.loss_sum, p.loss_steps, p.epoch_speed, p.ended = 0.0, 0, None, p.step
-        if first and not over and self.writer.busy:
+        if busy and not over:
             self.due = True  # a disk slower than the epochs must not stop the device
-        elif first:
+        elif first and (over or not p.skips_in_a_row):
             self._save()
-            self.writer.put(self.outputs / "last.pth", self._weights())
 
     def _validate(self) -> tuple[float, float]:
         """Mean PSNR (canonical, reference-compatible) of the validation images, in float32, shared out over the ranks."""
@@ -291,7 +294,7 @@ class _Run:
         return psnr, compatible
 
     def _save(self) -> None:
-        """Hand a checkpoint of this very step to the writer."""
+        """Hand a checkpoint of this very step, and its weights as last.pth, to the writer."""
         self.saved, self.due = time.monotonic(), False
         state = {
             "model": self.model.state_dict(),
@@ -301,41 +304,73 @@ class _Run:
             "progress": {**dataclasses.asdict(self.progress), "seconds": self._seconds()},
             "metrics_bytes": self.log.size(),
             "settings": self._settings(),
+            "recipe": self._recipe(),
         }
         self.writer.put(checkpoint_path(self.outputs, self.progress.step), host_copy(state), prune=True)
+        self.writer.put(self.outputs / "last.pth", self._weights())
 
     def _resume(self) -> int:
         """Take up a checkpoint if asked to; returns how many bytes of metrics.jsonl belong to it."""
-        say = (lambda line: print(line, flush=True)) if self.ranks.first else (lambda line: None)
-        state = None
-        if self.config.resume is not None:
-            state = self.ranks.on_first(load_checkpoint, self.config.resume, self.outputs, say)
+        state = self.ranks.on_first(self._find_checkpoint)
         if state is None:
-            if self.ranks.first:
-                _set_aside(self.outputs, say)
             return 0
-        changed = [f"{key} was {old}, now {self._settings().get(key)}" for key, old in state["settings"].items() if self._settings().get(key) != old]
-        if changed:
-            raise UserError(f"--resume: an exact resume needs the settings of the checkpoint, but {'; '.join(changed)}")
         self.model.load_state_dict(state["model"])
         if self.average:
             self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
+        for group in self.optimizer.param_groups:
+            group["weight_decay"] = self.config.weight_decay
         for parameter, slots in self.optimizer.state.items():
             for key, value in slots.items():
-                if value.shape == parameter.shape:  # in the parameter's memory format again
+                if isinstance(value, torch.Tensor) and value.shape == parameter.shape:  # in the parameter's memory format again
                     slots[key] = torch.empty_like(parameter).copy_(value)
         self.progress = Progress(**state["progress"])
-        say(f"resumed at step {self.progress.step}, epoch {self.progress.epoch}")
         return state["metrics_bytes"]
 
+    def _find_checkpoint(self) -> dict | None:
+        """On the first rank: the state to go on from, checked against the settings, with the outputs folder ready for it."""
+
+        def say(line: str) -> None:
+            print(line, flush=True)
+
+        resume = self.config.resume
+        state = load_checkpoint(resume, self.outputs, say) if resume is not None else None
+        if state is None:
+            set_aside(self.outputs, say)
+            return None
+        if changes := _changes(state["settings"], self._settings()):
+            raise UserError(f"--resume {resume}: a resume needs the settings of the checkpoint, but {changes}")
+        if state["step"] > self.total_steps:
+            raise UserError(f"--resume {resume}: the checkpoint is at step {state['step']}, behind the {self.total_steps} steps asked for; give more")
+        if resume != "auto":
+            ours = Path(resume).resolve().parent == (self.outputs / "checkpoints").resolve()
+            set_aside(self.outputs, say, after=state["step"] if ours else None)
+            state["metrics_bytes"] *= ours
+        say(f"resumed at step {state['step']}, epoch {state['progress']['epoch']}")
+        if changes := _changes(state["recipe"], self._recipe()):
+            say(f"note: {changes}: not the run that it was")
+        return state
+
     def _settings(self) -> dict:
-        """What must be the same for a resume to be exact."""
+        """What a resume cannot change."""
         c = self.config
         return {
             **dataclasses.asdict(self.model.config), "patch_size": c.patch_size, "global_batch": self.loader.global_batch, "seed": c.seed,
             "patches_per_epoch": len(self.loader), "precision": str(self.precision), "rdb": self.model.rdb, "ema": c.ema,
         }  # fmt: skip
+
+    def _recipe(self) -> dict:
+        """What a resume may change, and then is no longer exact."""
+        c = self.config
+        schedule = {"lr": c.lr, "lr_schedule": c.lr_schedule, "lr_step": c.lr_step, "lr_gamma": c.lr_gamma}
+        if c.lr_schedule == "cosine":
+            schedule["total_steps"] = self.total_steps
+        return {**schedule, "weight_decay": c.weight_decay, "clip_grad": c.clip_grad}
+
+    @property
+    def flop(self) -> int:
+        """Floating-point operations to train on one patch: forward, and twice that backward."""
+        return 3 * 2 * self.model.config.macs(self.config.patch_size, self.config.patch_size)
 
     def _weights(self) -> dict[str, torch.Tensor]:
         return host_copy((self.average if self.average else self.model).state_dict())
@@ -348,7 +383,7 @@ class _Run:
         speeds = f"{per_second(images, seconds):.1f} img/s ({per_second(images, window):.1f} seed window)" if seconds else ""
         return f"epoch {self.progress.epoch}  loss {loss:.5f}  lr {rate:.2e}  {speeds}"
 
-    def _introduce(self, train_file: Path, model_config: Config) -> None:
+    def _introduce(self) -> None:
         if not self.ranks.first:
             return
         c, world = self.config, self.ranks.world
@@ -357,7 +392,7 @@ class _Run:
         print(f"on {devices.describe(self.device)}: {world} x {c.batch_size} patches of {c.patch_size}x{c.patch_size} per step")
         if self.precision.level != "O0" and not devices.has_low_precision(self.device):
             print(f"note: this CPU has no {str(self.precision.compute).removeprefix('torch.')} instructions; O0 will be many times faster")
-        print(f"{train_file}: {len(self.loader)} patches per epoch, {self.loader.steps} steps")
+        print(f"{self.loader.path}: {len(self.loader)} patches per epoch, {self.loader.steps} steps")
         if self.loader.left_out:
             print(f"left out {len(self.loader.left_out)} images smaller than the patch: {', '.join(self.loader.left_out)}")
         if not self.validation:
@@ -392,13 +427,14 @@ def learning_rate(config: TrainConfig, epoch: int, step: int, total_steps: int) 
 
 
 @contextmanager
-def _signals():
-    """Collects SIGTERM and SIGINT in the list that it yields; the second signal of a kind acts as usual."""
+def _signals(ranks: Ranks):
+    """Collects SIGTERM and SIGINT in the list that it yields; a second Ctrl-C acts as usual, but not on a rank, which gets each twice."""
     received: list[int] = []
 
     def handler(number, _):
         received.append(number)
-        signal.signal(number, before[number])
+        if number == signal.SIGINT and not ranks.launched:
+            signal.signal(number, before[number])
 
     before = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -408,43 +444,6 @@ def _signals():
             signal.signal(number, old)
 
 
-@contextmanager
-def _locked(outputs: Path, ranks: Ranks):
-    """Make the outputs folder ours: two runs that write to one folder would destroy each other's checkpoints."""
-    lock = ranks.on_first(_lock, outputs)
-    try:
-        yield
-    finally:
-        if ranks.first:
-            os.close(lock)
-
-
-def _lock(outputs: Path, patience: float = 20.0) -> int:
-    """An open, exclusively locked file of the folder; a killed run's last rank may take a step to notice."""
-    try:
-        outputs.mkdir(parents=True, exist_ok=True)
-        lock = os.open(outputs / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        raise UserError(f"--outputs-dir {outputs}: cannot be written ({error.strerror}); choose another folder") from None
-    deadline = time.monotonic() + patience
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return lock
-        except OSError:
-            if time.monotonic() > deadline:
-                os.close(lock)
-                raise UserError(f"--outputs-dir {outputs}: another run is writing there; wait for it or choose another folder") from None
-            time.sleep(0.2)
-
-
-def _set_aside(outputs: Path, say) -> None:
-    """Move an earlier run's files out of the way of a new one; nothing is ever overwritten."""
-    earlier = [path for path in (outputs / name for name in ("checkpoints", "metrics.jsonl", "best.pth", "last.pth", "tensorboard")) if path.exists()]
-    if earlier:
-        aside = outputs / time.strftime("earlier-%Y%m%d-%H%M%S")
-        aside.mkdir()
-        for path in earlier:
-            path.rename(aside / path.name)
-        say(f"{outputs} held an earlier run; it is now in {aside}")
-    (outputs / "checkpoints").mkdir(exist_ok=True)
+def _changes(old: dict, new: dict) -> str:
+    """What differs, as words; empty when nothing does."""
+    return "; ".join(f"{key} was {value}, now {new.get(key)}" for key, value in old.items() if new.get(key) != value)

@@ -9,10 +9,10 @@ from rdn_fast import checkpoint
 from rdn_fast.errors import TrainingError, UserError
 
 
-def save(folder, step, value=None):
+def save(folder, step):
     path = checkpoint.checkpoint_path(folder, step)
     path.parent.mkdir(exist_ok=True)
-    state = {"model": {"w": torch.full((1000,), float(step))}, "optimizer": {}, "step": step, "settings": {}, **(value or {})}
+    state = dict.fromkeys(checkpoint._KEYS) | {"model": {"w": torch.full((1000,), float(step))}, "step": step}
     checkpoint.write_aside(path, lambda file: torch.save(state, file))
     return path
 
@@ -45,6 +45,7 @@ def test_damaged_newest_goes_back_and_says_so(tmp_path, kind):
     assert len(said) == 1
     assert str(newest) in said[0]
     assert "going back" in said[0]
+    assert checkpoint.newest(tmp_path / "checkpoints") == [newest.with_name("step_00000009.pt")]  # it is not counted any more
 
 
 def test_all_damaged_is_an_error_not_a_fresh_start(tmp_path):
@@ -63,6 +64,8 @@ def test_auto_without_checkpoints_starts_anew(tmp_path):
 def test_newest_is_by_step_not_by_spelling(tmp_path):
     for step in (99_999_999, 123_456_789, 5):
         save(tmp_path, step)
+    for name in ("step_mine.pt", "step_00000007-backup.pt"):  # the user's own
+        (tmp_path / "checkpoints" / name).write_text("")
     assert [torch.load(path)["step"] for path in checkpoint.newest(tmp_path / "checkpoints")] == [123_456_789, 99_999_999, 5]
 
 

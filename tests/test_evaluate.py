@@ -14,8 +14,9 @@ from PIL import Image
 from rdn_fast import metrics
 from rdn_fast.config import Config
 from rdn_fast.data.prepare import Pair
-from rdn_fast.evaluate import _finite, score
+from rdn_fast.evaluate import score
 from rdn_fast.model import RDN
+from rdn_fast.progress import finite
 
 COLUMNS = ["psnr_y", "psnr_y_compat", "ssim_y", "bicubic_psnr_y", "bicubic_psnr_y_compat", "bicubic_ssim_y"]
 
@@ -174,7 +175,7 @@ def test_infinity_is_null_in_json_and_inf_in_the_table(evaluate, weights, prepar
 
 def test_finite_replaces_infinity_everywhere_and_nothing_else():
     value = {"images": [{"name": "inf", "a": math.inf, "b": -math.inf, "c": math.nan, "d": 1.5}], "n": 3, "none": None}
-    assert _finite(value) == {"images": [{"name": "inf", "a": None, "b": None, "c": None, "d": 1.5}], "n": 3, "none": None}
+    assert finite(value) == {"images": [{"name": "inf", "a": None, "b": None, "c": None, "d": 1.5}], "n": 3, "none": None}
 
 
 # ---- mistakes ----

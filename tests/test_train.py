@@ -10,6 +10,7 @@ import pytest
 import torch
 from runs import TINY, assert_user_error, cli, events, make_data, weights
 
+from rdn_fast import outputs
 from rdn_fast import train as training
 from rdn_fast.cli import main
 from rdn_fast.config import TrainConfig
@@ -150,12 +151,61 @@ def test_overflowing_steps_are_skipped_counted_and_end_the_run(train):
     assert "--loss-scale-value" in message[0]
 
 
-def test_divergence_names_the_steps_and_leaves_the_checkpoint(train):
-    out = train("--lr", "1e30", "--epochs", 40, code=1)
+def test_divergence_names_the_steps_and_a_resume_mends_it(train):
+    good = weights(train("--epochs", 4))
+    out = train("--lr", "1e30", "--epochs", 40, "--resume", "auto", code=1)
     assert "the loss itself is not finite" in train.output.err
+    assert train.output.err.count("\n") == 1
+    assert "lr was 0.001, now 1e+30" in train.output.out
     first = next(record["step"] for record in events(out, "step") if record.get("skipped"))
     assert f"steps {first} to {first + training.MAX_SKIPS - 1}" in train.output.err
-    assert all(torch.isfinite(value).all() for value in weights(out).values())
+    assert all(torch.equal(good[key], value) for key, value in weights(out).items())  # nothing after it was worth keeping
+    train("--lr", "1e-4", "--epochs", 5, "--resume", "auto")
+    assert "resumed at step 12" in train.output.out
+    assert [record["step"] for record in events(out, "step")] == list(range(1, 16))
+
+
+def test_a_run_in_which_no_step_counted_has_failed(train):
+    train("--opt-level", "O1", "--amp-dtype", "fp16", "--loss-scale", "1e38", "--max-steps", 3, code=1)
+    assert "no step had finite gradients" in train.output.err
+
+
+def test_resume_from_a_named_checkpoint_leaves_nothing_stale(train):
+    a, b = train("--max-steps", 4, to="a"), train("--max-steps", 6, to="b")
+    steps = lambda out: [int(path.stem.removeprefix("step_")) for path in sorted(out.glob("checkpoints/*.pt"))]  # noqa: E731
+    # another run's checkpoint: what was here is another story
+    train("--max-steps", 5, "--resume", next(a.glob("checkpoints/step_00000004.pt")), to="b")
+    assert [record["step"] for record in events(b, "step")] == [5]
+    assert max(steps(b)) == 5
+    # one of its own: what came after it is set aside
+    train("--max-steps", 6, "--resume", "auto", to="b")
+    train("--max-steps", 6, "--resume", b / "checkpoints" / "step_00000005.pt", to="b")
+    assert [record["step"] for record in events(b, "step")] == [5, 6]
+    assert steps(b)[-2:] == [5, 6]
+    assert len(list(b.glob("earlier-*/checkpoints/step_00000006.pt"))) >= 1
+
+
+def test_resume_behind_the_end_is_refused(train):
+    train("--max-steps", 5)
+    train("--max-steps", 3, "--resume", "auto", code=2)
+    assert "the checkpoint is at step 5" in train.output.err
+
+
+def test_resume_takes_the_new_weight_decay(train):
+    train("--max-steps", 3)
+    plain = weights(train("--max-steps", 4, "--resume", "auto"))
+    train("--max-steps", 3)
+    decayed = weights(train("--max-steps", 4, "--resume", "auto", "--weight-decay", "10"))
+    assert not all(torch.equal(plain[key], decayed[key]) for key in plain)
+
+
+def test_a_killed_runs_half_written_files_are_removed(train, tmp_path):
+    (tmp_path / "out" / "checkpoints").mkdir(parents=True)
+    rests = [tmp_path / "out" / ".best.pth.1.tmp", tmp_path / "out" / "checkpoints" / ".step_00000001.pt.1.tmp"]
+    for path in rests:
+        path.write_bytes(b"half")
+    train("--max-steps", 1)
+    assert not any(path.exists() for path in rests)
 
 
 def test_an_earlier_run_is_moved_aside_not_overwritten(train):
@@ -175,17 +225,17 @@ def test_resume_refuses_other_settings(train):
 
 
 def test_two_runs_cannot_share_a_folder(tmp_path):
-    held = training._lock(tmp_path)
+    held = outputs.lock(tmp_path)
     with pytest.raises(UserError, match="another run is writing there"):
-        training._lock(tmp_path, patience=0)
+        outputs.lock(tmp_path, patience=0)
     os.close(held)
-    os.close(training._lock(tmp_path, patience=0))
+    os.close(outputs.lock(tmp_path, patience=0))
 
 
 @pytest.mark.parametrize("limit", [3_000, 30_000])
 def test_full_disk_ends_the_run_and_keeps_the_checkpoint(data, tmp_path, limit):
     flags = ("train", "--data-path", data, "--outputs-dir", tmp_path, *TINY, "--batch-size", 8)
-    assert cli(*flags, "--epochs", 1).returncode == 0
+    assert main([*map(str, flags), "--epochs", "1"]) == 0
     before = {path: path.read_bytes() for path in tmp_path.glob("checkpoints/*")}
     assert before
     # 30 kB: room for the log and the weights but not for a checkpoint; 3 kB: for nothing
@@ -198,7 +248,7 @@ def test_full_disk_ends_the_run_and_keeps_the_checkpoint(data, tmp_path, limit):
     assert weights(tmp_path)
     assert weights(tmp_path, "best.pth")
     assert not list(tmp_path.rglob("*.tmp"))
-    assert cli(*flags, "--epochs", 2, "--resume", "auto").returncode == 0
+    assert main([*map(str, flags), "--epochs", "2", "--resume", "auto"]) == 0
 
 
 def test_unwritable_outputs(data, tmp_path):

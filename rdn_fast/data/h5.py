@@ -24,7 +24,9 @@ class Pairs:
         try:
             with h5py.File(self.path, "r") as file:
                 spans = self._spans(file)
-        except OSError as error:
+        except UserError:
+            raise
+        except Exception as error:  # a damaged file can raise nearly anything
             raise UserError(f"{path}: not a readable HDF5 file ({_first_line(error)}); prepare it again") from None
         self._bytes = np.memmap(self.path, np.uint8, "r")
         end = max(offset + int(np.prod(shape)) for _, *pair in spans for offset, shape in pair)

@@ -45,7 +45,7 @@ class Loader:
         self._lr = [pairs.lr[i] for i in keep]
         self._hr = [pairs.hr[i] for i in keep]
         self._sizes = sizes[keep]
-        self._scale, self._patch, self._seed = scale, patch_size, seed
+        self.path, self._scale, self._patch, self._seed = pairs.path, scale, patch_size, seed
         self._rank, self._world, self._workers = rank, world, workers
         self.global_batch = batch_size * world
 
@@ -59,7 +59,7 @@ class Loader:
         return -(-len(self) // self.global_batch)
 
     def epoch(self, epoch: int, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
-        """This rank's batches of `epoch` from step `start` to before `stop` (default: all), cut ahead of time by the fill threads."""
+        """This rank's batches of `epoch` from step `start` to before `stop` (None: the end), cut ahead of time by the fill threads."""
         order = augment.order(self._seed, epoch, len(self))
 
         def fill(step: int) -> Batch:
@@ -68,7 +68,7 @@ class Loader:
             lr, hr = self._cut(epoch, mine if len(mine) else chosen[:1])
             return Batch(lr, hr, len(mine), len(chosen))
 
-        return ordered_map(fill, range(start, self.steps)[: None if stop is None else stop - start], self._workers, ahead=self._workers + 2)
+        return ordered_map(fill, range(start, self.steps if stop is None else min(stop, self.steps)), self._workers, ahead=self._workers + 2)
 
     def _cut(self, epoch: int, index: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         plan = augment.plan(self._seed, epoch, index, self._sizes[index], self._patch)

@@ -5,6 +5,7 @@ Contiguous, so that data/h5.py can map it; written aside and renamed, so that a 
 
 from __future__ import annotations
 
+import io
 import os
 import tempfile
 import warnings
@@ -43,11 +44,12 @@ def prepare(images_dir: str, output_path: str, scale: int, evaluation: bool = Fa
             if evaluation:
                 return [degrade(path.stem, image, scale, compat)]
             return [degrade(f"{path.stem} (crop {k})", crop, scale, compat) for k, crop in enumerate(five_crops(image))]
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            return f"{path}: {' '.join(str(error).split()) or type(error).__name__}"
+        except ValueError as error:
+            return f"{path}: {error}"
 
     def pairs() -> Iterator[Pair]:
-        with Bar("images", len(paths)) as bar:
+        with warnings.catch_warnings(), Bar("images", len(paths)) as bar:
+            warnings.simplefilter("ignore")  # Pillow's remarks on odd files; what cannot be read is named below
             for result in ordered_map(load, paths, workers=2, ahead=4):
                 bar.advance()
                 if isinstance(result, str):
@@ -75,24 +77,55 @@ def write_pairs(path: str | Path, pairs: Iterable[Pair]) -> int:
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}); choose another --output-path") from None
     try:
-        with h5py.File(temporary, "w") as file:
-            groups = file.create_group("lr"), file.create_group("hr")
-            for pair in pairs:
-                for group, image in zip(groups, (pair.lr, pair.hr), strict=True):
-                    group.create_dataset(str(n), data=image)
-                groups[1][str(n)].attrs["name"] = pair.name
-                n += 1
+        with _HeldErrors(temporary) as raw:
+            with h5py.File(raw, "w") as file:
+                groups = file.create_group("lr"), file.create_group("hr")
+                for pair in pairs:
+                    for group, image in zip(groups, (pair.lr, pair.hr), strict=True):
+                        group.create_dataset(str(n), data=image)
+                    groups[1][str(n)].attrs["name"] = pair.name
+                    raw.check()
+                    n += 1
+            raw.check()
+            os.fsync(raw.fileno())
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)  # mkstemp's files are private
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error}); free some space or choose another --output-path") from None
+        raise UserError(f"{path}: cannot be written ({error.strerror or error}); free some space or choose another --output-path") from None
     finally:
         Path(temporary).unlink(missing_ok=True)
     return n
+
+
+class _HeldErrors(io.FileIO):
+    """A file that keeps the first OSError of a write for check(): HDF5 crashes when a write fails while it closes."""
+
+    def __init__(self, path: str):
+        super().__init__(path, "r+")
+        self._error: OSError | None = None
+
+    def write(self, data) -> int:
+        rest = memoryview(data).cast("B")
+        size = len(rest)
+        try:
+            while rest:
+                rest = rest[super().write(rest) :]
+        except OSError as error:
+            self._error = self._error or error
+        return size
+
+    def truncate(self, size=None) -> int:
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self._error = self._error or error
+            return size
+
+    def check(self) -> None:
+        if self._error is not None:
+            raise self._error
 
 
 def image_files(folder: str | Path) -> list[Path]:
@@ -109,10 +142,16 @@ def image_files(folder: str | Path) -> list[Path]:
 def read_image(path: str | Path) -> np.ndarray:
     """Any picture that PIL reads -> uint8 [H, W, 3] RGB; 16 bits are reduced to 8, transparency is dropped.
 
-    Raises OSError, ValueError or SyntaxError (PIL's, for some broken files) when it cannot be read.
+    Raises ValueError with the reason, in one line, when it cannot be read.
     """
-    with warnings.catch_warnings(), Image.open(path) as image:
-        warnings.simplefilter("ignore")
+    try:
+        return _decode(path)
+    except Exception as error:  # Pillow raises nearly anything for a broken file
+        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from None
+
+
+def _decode(path: str | Path) -> np.ndarray:
+    with Image.open(path) as image:
         if image.mode == "F":
             raise ValueError("float pixels have no defined range; save it with 8 or 16 bits")
         if image.mode.startswith("I"):  # 16-bit grey; PIL's own conversion would clip it to 0..255

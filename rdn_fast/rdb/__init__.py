@@ -48,11 +48,11 @@ def refusal(row: Impl, device: torch.device, training: bool) -> str | None:
 def select(name: str, device: torch.device, training: bool) -> Impl:
     """The row called `name`, or for `auto` the first that can run. Raises UserError when it cannot; never falls back silently."""
     able = [row for row in IMPLS.values() if refusal(row, device, training) is None]
-    if name == "auto":
+    if name == "auto" and able:
         return able[0]
-    names = ", ".join(row.name for row in able)
+    names = ", ".join(row.name for row in able) or "none"
     if name not in IMPLS:
-        raise UserError(f"--rdb {name}: no such implementation; here can run: {names}")
+        raise UserError(f"--rdb {name}: no such implementation for {device.type}; here can run: {names}")
     reason = refusal(IMPLS[name], device, training)
     if reason is not None:
         raise UserError(f"--rdb {name} {reason}; on {device.type} can run: {names}")
