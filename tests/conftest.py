@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import secrets
 import subprocess
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -13,9 +13,9 @@ from typing import NamedTuple
 import h5py
 import numpy as np
 import pytest
+import runs
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parent.parent
 SEED_VARIABLE = "RDN_FAST_TEST_SEED"
 
 
@@ -43,25 +43,10 @@ class Ended(NamedTuple):
         return self.err.removeprefix("rdn-fast: error: ").rstrip("\n")
 
 
-def _photograph(height: int, width: int, seed: int = 0) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    y, x = (axis / max(height, width) for axis in np.mgrid[0:height, 0:width])
-    image = np.empty((height, width, 3))
-    for channel in range(3):  # smooth light
-        angle, waves, phase = rng.uniform(0, 2 * np.pi), rng.uniform(0.5, 2), rng.uniform(0, 2 * np.pi)
-        image[..., channel] = 120 + 60 * np.sin(2 * np.pi * waves * (np.cos(angle) * x + np.sin(angle) * y) + phase)
-    for _ in range(4):  # the edges of things
-        angle, (top, left) = rng.uniform(0, 2 * np.pi), rng.uniform(0, 1, 2)
-        image[np.cos(angle) * (x - left) + np.sin(angle) * (y - top) > 0] += rng.uniform(-40, 40, 3)
-    image += 12 * np.sin(2 * np.pi * (x * rng.uniform(10, 20) + y * rng.uniform(10, 20)))[..., None]  # a fabric
-    image += rng.normal(0, 3, image.shape)
-    return np.clip(np.rint(image), 0, 255).astype(np.uint8)
-
-
 def _write_images(folder: Path, pictures: int | Mapping[str, np.ndarray], size: tuple[int, int]) -> Path:
     folder.mkdir(parents=True)
     if isinstance(pictures, int):
-        pictures = {f"picture_{i}.png": _photograph(size[0] - 4 * i, size[1] - 4 * i, seed=i) for i in range(pictures)}
+        pictures = {f"picture_{i}.png": runs.photograph(size[0] - 4 * i, size[1] - 4 * i, seed=i) for i in range(pictures)}
     for name, picture in pictures.items():
         Image.fromarray(picture).save(folder / name)
     return folder
@@ -70,7 +55,7 @@ def _write_images(folder: Path, pictures: int | Mapping[str, np.ndarray], size: 
 @pytest.fixture(scope="session")
 def photograph() -> Callable[..., np.ndarray]:
     """photograph(height, width, seed=0): a synthetic picture, uint8 [height, width, 3], with light, edges and texture."""
-    return _photograph
+    return runs.photograph
 
 
 @pytest.fixture
@@ -133,18 +118,8 @@ def cli(capsys) -> Callable[..., Ended]:
 
 @pytest.fixture
 def run_cli(tmp_path) -> Callable[..., subprocess.CompletedProcess]:
-    """run_cli(*arguments, env=None, cwd=None, timeout=120, **options): `python -m rdn_fast ...` as a process of its own.
-
-    `env` is added to this process's variables; the working folder is the test's own unless given. stdout and stderr are text.
-    """
-
-    def run(*arguments, env: Mapping[str, str] | None = None, cwd: Path | None = None, timeout: float = 120, **options) -> subprocess.CompletedProcess:
-        search = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-        command = [sys.executable, "-m", "rdn_fast", *(str(argument) for argument in arguments)]
-        variables = os.environ | {"PYTHONPATH": search} | dict(env or {})
-        return subprocess.run(command, env=variables, cwd=cwd or tmp_path, timeout=timeout, capture_output=True, encoding="utf-8", check=False, **options)
-
-    return run
+    """runs.cli in the test's own working folder."""
+    return functools.partial(runs.cli, cwd=tmp_path)
 
 
 @pytest.fixture

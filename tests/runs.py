@@ -15,15 +15,24 @@ from rdn_fast.data.prepare import degrade, write_pairs
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
 
+ROOT = Path(__file__).resolve().parent.parent
 TINY = ("--num-features", "6", "--growth-rate", "4", "--num-blocks", "2", "--num-layers", "2", "--patch-size", "8", "--lr", "1e-3")
 
 
-def photograph(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """uint8 [H, W, 3] with gradients, edges and texture."""
-    y, x = np.mgrid[0:height, 0:width]
-    waves = [np.sin(x * a + y * b + c) for a, b, c in rng.uniform(-0.6, 0.6, (3, 3))]
-    image = np.stack([128 + 60 * waves[k] + 50 * ((x + y + k) // 7 % 2) + rng.normal(0, 4, (height, width)) for k in range(3)], axis=2)
-    return np.clip(image, 0, 255).astype(np.uint8)
+def photograph(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """A synthetic picture, uint8 [height, width, 3], with light, edges and texture."""
+    rng = np.random.default_rng(seed)
+    y, x = (axis / max(height, width) for axis in np.mgrid[0:height, 0:width])
+    image = np.empty((height, width, 3))
+    for channel in range(3):  # smooth light
+        angle, waves, phase = rng.uniform(0, 2 * np.pi), rng.uniform(0.5, 2), rng.uniform(0, 2 * np.pi)
+        image[..., channel] = 120 + 60 * np.sin(2 * np.pi * waves * (np.cos(angle) * x + np.sin(angle) * y) + phase)
+    for _ in range(4):  # the edges of things
+        angle, (top, left) = rng.uniform(0, 2 * np.pi), rng.uniform(0, 1, 2)
+        image[np.cos(angle) * (x - left) + np.sin(angle) * (y - top) > 0] += rng.uniform(-40, 40, 3)
+    image += 12 * np.sin(2 * np.pi * (x * rng.uniform(10, 20) + y * rng.uniform(10, 20)))[..., None]  # a fabric
+    image += rng.normal(0, 3, image.shape)
+    return np.clip(np.rint(image), 0, 255).astype(np.uint8)
 
 
 def make_data(folder: Path, images: int = 21, scale: int = 2) -> Path:
@@ -31,8 +40,8 @@ def make_data(folder: Path, images: int = 21, scale: int = 2) -> Path:
     rng = np.random.default_rng(5)
     folder.mkdir(parents=True, exist_ok=True)
     sizes = rng.integers(20, 40, (images, 2)) * scale // 2
-    write_pairs(folder / f"DIV2K_x{scale}.h5", [degrade(f"train{i}", photograph(rng, h, w), scale) for i, (h, w) in enumerate(sizes)])
-    write_pairs(folder / f"Set5_x{scale}.h5", [degrade(f"eval{i}", photograph(rng, 40 + i, 36), scale) for i in range(2)])
+    write_pairs(folder / f"DIV2K_x{scale}.h5", [degrade(f"train{i}", photograph(h, w, seed=i), scale) for i, (h, w) in enumerate(sizes)])
+    write_pairs(folder / f"Set5_x{scale}.h5", [degrade(f"eval{i}", photograph(40 + i, 36, seed=100 + i), scale) for i in range(2)])
     return folder
 
 
@@ -42,8 +51,8 @@ def command(*arguments) -> list[str]:
 
 def cli(*arguments, timeout: float = 120, **options) -> subprocess.CompletedProcess:
     """Run rdn-fast in a process of its own; text of stdout and stderr captured."""
-    environment = {**os.environ, **options.pop("env", {})}
-    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=timeout, env=environment, check=False, **options)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **(options.pop("env", None) or {})}
+    return subprocess.run(command(*arguments), capture_output=True, encoding="utf-8", timeout=timeout, env=environment, check=False, **options)
 
 
 def events(outputs: Path, kind: str) -> list[dict]:

@@ -2,14 +2,12 @@
 
 import re
 import subprocess
-from pathlib import Path
 
 import pytest
-from runs import TINY, cli, events, make_data
+from runs import ROOT, TINY, cli, events, make_data
 
 from rdn_fast import device as devices
 
-ROOT = Path(__file__).parent.parent
 LAUNCHERS = ("train_full_1p", "train_performance_1p", "train_full_8p", "train_performance_8p", "train_finetune_1p")
 
 GREPPED = (

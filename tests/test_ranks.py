@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -76,13 +77,23 @@ def test_more_ranks_than_devices(data, monkeypatch, capsys):
 def test_mistakes_are_found_before_ranks_start(data, tmp_path):
     assert_user_error(cli("train", "--data-path", tmp_path, "--nproc", 2), "DIV2K_x2.h5", "no such file")
     assert_user_error(cli("train", "--data-path", data, "--patch-size", 99, "--nproc", 2), "--patch-size")
+    assert_user_error(cli("train", "--data-path", data, "--device-id", 0, "--nproc", 2), "--device-id 0", "give no index")
 
 
-def test_a_mistake_that_only_the_ranks_meet_is_one_line(data, tmp_path):
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / "step_00000001.pt").write_bytes(b"broken")
-    result = cli("train", "--data-path", data, "--outputs-dir", tmp_path, *TINY, "--resume", "auto", "--nproc", 2)
-    assert_user_error(result, "no checkpoint there can be read")
+@pytest.mark.parametrize("mistake", ["damaged", "unwritable", "other settings"])
+def test_a_mistake_that_only_the_ranks_meet_is_one_line(data, two_ranks, tmp_path, mistake):
+    out = tmp_path / "out"
+    flags = {"damaged": (), "unwritable": (), "other settings": ("--seed", 4)}[mistake]
+    words = {"damaged": "no checkpoint there can be read", "unwritable": "cannot be written", "other settings": "seed was 123, now 4"}[mistake]
+    if mistake == "unwritable":
+        out.write_text("")
+    elif mistake == "damaged":
+        (out / "checkpoints").mkdir(parents=True)
+        (out / "checkpoints" / "step_00000001.pt").write_bytes(b"broken")
+    else:
+        shutil.copytree(two_ranks, out)
+    result = cli("train", "--data-path", data, "--outputs-dir", out, *TINY, *flags, "--batch-size", 4, "--opt-level", "O0", "--resume", "auto", "--nproc", 2)
+    assert_user_error(result, words)
 
 
 def started(data, out):
@@ -126,10 +137,11 @@ def test_a_killed_launcher_leaves_no_rank_behind(data, tmp_path):
     process.communicate()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stopped_launcher_saves(data, tmp_path, number):
+@pytest.mark.parametrize(("number", "to_all"), [(signal.SIGTERM, False), (signal.SIGTERM, True), (signal.SIGINT, True)])
+def test_a_stopped_launcher_saves(data, tmp_path, number, to_all):
     process, ranks = started(data, tmp_path)
-    process.send_signal(number)
+    for pid in (process.pid, *(ranks if to_all else ())):  # a terminal or a container's end reaches all, and the launcher tells its ranks again
+        os.kill(pid, number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number
     assert err == ""
