@@ -255,8 +255,8 @@ class _Run:
             self.bar.say(f"epoch:{p.epoch} FPS: {record['fps_seed_window']:.3f}")
             note = "" if self.speed.totals[1][0] else f" (all steps counted: there were no more than {WARM_UP})"
             loss = f"loss {record['loss']:.5f}" if p.loss_steps else "no step counted"
-            rate = f"{record['fps_end_to_end']:.1f} img/s end-to-end ({record['gflops_end_to_end']:.0f} GFLOP/s)"
-            speeds = f"{rate}, {record['fps_seed_window']:.1f} in the seed window{note}"
+            rate = f"{record['fps_end_to_end']:.4g} img/s end-to-end ({record['gflops_end_to_end']:.0f} GFLOP/s)"
+            speeds = f"{rate}, {record['fps_seed_window']:.4g} in the seed window{note}"
             self.bar.say(f"epoch {p.epoch}: {loss}, {speeds}" + (f", {p.skipped} steps skipped so far" if p.skipped else ""))
         if self.validation and (over or (p.epoch + 1) % self.config.eval_every == 0):
             psnr, compatible = self._validate()
@@ -380,7 +380,7 @@ class _Run:
 
     def _news(self, loss: float, rate: float) -> str:
         images, seconds, window = self.speed.counted()
-        speeds = f"{per_second(images, seconds):.1f} img/s ({per_second(images, window):.1f} seed window)" if seconds else ""
+        speeds = f"{per_second(images, seconds):.4g} img/s ({per_second(images, window):.4g} seed window)" if seconds else ""
         return f"epoch {self.progress.epoch}  loss {loss:.5f}  lr {rate:.2e}  {speeds}"
 
     def _introduce(self) -> None:
