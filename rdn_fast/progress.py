@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 _PLAIN_SECONDS = 10.0  # between plain progress lines
 
@@ -23,12 +24,13 @@ class Bar:
         self._first, self._began, self._printed = done, time.monotonic(), time.monotonic()
         self._live = None
         if sys.stdout and sys.stdout.isatty() and not quiet:
+            fixed = Column(no_wrap=True, min_width=8)  # on a narrow terminal the news are cut, not the ETA
             columns = (
                 TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[text]}", markup=False),
+                BarColumn(12, table_column=Column(min_width=12)),
+                MofNCompleteColumn(table_column=fixed.copy()),
+                TimeRemainingColumn(table_column=fixed.copy()),
+                TextColumn("{task.fields[text]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
             )
             self._live = Progress(*columns, console=Console(highlight=False), transient=True)
             self._task = self._live.add_task(label, total=total, completed=done, text="")

@@ -380,8 +380,8 @@ class _Run:
 
     def _news(self, loss: float, rate: float) -> str:
         images, seconds, window = self.speed.counted()
-        speeds = f"{per_second(images, seconds):.4g} img/s ({per_second(images, window):.4g} seed window)" if seconds else ""
-        return f"epoch {self.progress.epoch}  loss {loss:.5f}  lr {rate:.2e}  {speeds}"
+        speeds = f"{per_second(images, seconds):.4g} img/s ({per_second(images, window):.4g} seed)  " if seconds else ""
+        return f"epoch {self.progress.epoch}  loss {loss:.4f}  {speeds}lr {rate:.1e}"
 
     def _introduce(self) -> None:
         if not self.ranks.first:
