@@ -92,6 +92,7 @@ def train(model_config: Config, config: TrainConfig) -> None:
         ranks.connect(device)
         with locked(outputs, ranks), _signals(ranks) as signals:
             _Run(model_config, config, inputs, ranks, device, outputs, signals).run()
+        ranks.close()
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -100,8 +101,6 @@ def train(model_config: Config, config: TrainConfig) -> None:
         if not ranks.lost(error):
             raise
         raise TrainingError("lost contact with another rank, whose own message says why; go on with --resume auto") from None
-    finally:
-        ranks.close()
 
 
 class _Run:
