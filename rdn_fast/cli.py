@@ -14,6 +14,7 @@ import typing
 
 from rdn_fast import __version__
 from rdn_fast.config import PRESETS, Config, TrainConfig, settings
+from rdn_fast.device import out_of_memory
 from rdn_fast.errors import Stopped, TrainingError, UserError
 
 
@@ -32,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{who}: failed: {error}", file=sys.stderr)
         return 1
     except RuntimeError as error:
-        if not _out_of_memory(error):
+        if not out_of_memory(error):
             raise
         remedy = "a smaller --batch-size, --patch-size or model, or smaller images"
         print(f"{who}: failed: out of memory; give {remedy} (a run goes on with --resume auto)", file=sys.stderr)
@@ -44,10 +45,6 @@ def main(argv: list[str] | None = None) -> int:
         return 128 + stopped.number
     except KeyboardInterrupt:
         return 130
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -65,10 +62,17 @@ def _parser() -> _Parser:
 
     train = commands.add_parser("train", help="train a model", description="Train a model. Flags given beside --preset win over it.")
     train.set_defaults(run=_train)
-    train.add_argument("--preset", choices=tuple(PRESETS), help="settings by name", default=argparse.SUPPRESS)
     train.add_argument("--nproc", type=int, help="ranks to start on this machine, one per device", default=argparse.SUPPRESS)
-    for cls in (Config, TrainConfig):
-        _add_fields(train, cls)
+    tune = commands.add_parser(
+        "tune",
+        help="time the dense block's implementations here",
+        description="Time the dense block's implementations for a run with these flags (train's), and remember the fastest.",
+    )
+    tune.set_defaults(run=_tune)
+    for parser_ in (train, tune):
+        parser_.add_argument("--preset", choices=tuple(PRESETS), help="settings by name", default=argparse.SUPPRESS)
+        for cls in (Config, TrainConfig):
+            _add_fields(parser_, cls)
 
     evaluate = commands.add_parser("eval", help="PSNR and SSIM of weights over a set, bicubic beside them")
     evaluate.set_defaults(run=_eval)
@@ -116,8 +120,7 @@ def _dashed(word: str) -> str:
 
 
 def _train(options: argparse.Namespace, arguments: list[str]) -> int:
-    given = {key: value for key, value in vars(options).items() if key not in ("run", "preset", "nproc")}
-    model_config, config = settings(given, getattr(options, "preset", None))
+    model_config, config = _settings(options)
     nproc = getattr(options, "nproc", 1)
     if nproc < 1:
         raise UserError(f"--nproc {nproc}: must be at least 1")
@@ -129,6 +132,17 @@ def _train(options: argparse.Namespace, arguments: list[str]) -> int:
 
     train(model_config, config)
     return 0
+
+
+def _tune(options: argparse.Namespace, _) -> None:
+    from rdn_fast.rdb.tune import show
+
+    show(*_settings(options))
+
+
+def _settings(options: argparse.Namespace) -> tuple[Config, TrainConfig]:
+    given = {key: value for key, value in vars(options).items() if key not in ("run", "preset", "nproc")}
+    return settings(given, getattr(options, "preset", None))
 
 
 def _without(arguments: list[str], flag: str) -> list[str]:

@@ -43,11 +43,16 @@ class Config:
         """Channels between the up-sampling net and the last convolution."""
         return self.upsample_channels or self.num_features
 
+    @property
+    def block_macs(self) -> int:
+        """Multiply-accumulates of one dense block for each LR pixel."""
+        g0, g, c = self.num_features, self.growth_rate, self.num_layers
+        return sum(9 * (g0 + j * g) * g for j in range(c)) + (g0 + c * g) * g0
+
     def macs(self, height: int, width: int) -> int:
         """Multiply-accumulates of one forward pass over one [3, height, width] LR image (one MAC = 2 FLOP)."""
-        g0, g, d, c, u = self.num_features, self.growth_rate, self.num_blocks, self.num_layers, self.tail_channels
-        block = sum(9 * (g0 + j * g) * g for j in range(c)) + (g0 + c * g) * g0
-        trunk = 9 * 3 * g0 + 9 * g0 * g0 + d * block + d * g0 * g0 + 9 * g0 * g0
+        g0, d, u = self.num_features, self.num_blocks, self.tail_channels
+        trunk = 9 * 3 * g0 + 9 * g0 * g0 + d * self.block_macs + d * g0 * g0 + 9 * g0 * g0
         tail = 9 * g0 * (2 if self.scale == 4 else self.scale) ** 2 * u
         if self.scale == 4:
             tail += 4 * (9 * u * 4 * u)  # the second up-sampling runs on 2H x 2W
@@ -82,13 +87,13 @@ class TrainConfig:
     opt_level: str = _flag(
         "auto",
         "O0: float32; O1: low precision, last convolution float32; O2: low precision throughout, float32 master weights; "
-        "auto: O1 where the device has low-precision arithmetic, else O0",
+        "auto: O1 where the device is faster in low precision, else O0",
         "apex-opt-level",
         choices=("auto", "O0", "O1", "O2"),
     )
     amp_dtype: str = _flag("auto", "low precision of O1 and O2; auto: fp16 on npu and cuda, bf16 on cpu", choices=("auto", "fp16", "bf16"))
     loss_scale: float = _flag(1024.0, "static loss scale of O1 and O2; a step whose gradients overflow is skipped and counted", "loss-scale-value")
-    rdb: str = _flag("auto", "implementation of the residual dense block")
+    rdb: str = _flag("auto", "implementation of the residual dense block; auto: the fastest here, timed once (`rdn-fast tune` shows the table)")
 
     device: str = _flag("auto", "auto, cpu, cuda[:i] or npu[:i]")
     device_id: int | None = _flag(None, "index of the accelerator, as in --device npu:INDEX")

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import importlib
 import os
+import platform
 import time
+from functools import cache
+from pathlib import Path
 
 import torch
 
@@ -82,12 +85,10 @@ def low_precision(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cpu" else torch.float16
 
 
-def has_low_precision(device: torch.device) -> bool:
-    """Whether low_precision() is computed by the hardware. CPUs without bf16 instructions emulate it, 10 to 100 times slower."""
-    if device.type != "cpu":
-        return True
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+def low_precision_pays(device: torch.device) -> bool:
+    """Whether low_precision() is faster than float32 here. On CPUs only matrix units (AMX) can outrun the float32 Winograd blocks:
+    AVX512-BF16 doubles float32's peak, where Winograd nearly triples it, and older CPUs emulate bf16, 10 to 100 times slower."""
+    return device.type != "cpu" or bool(getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16"))
 
 
 def memory_format(device: torch.device) -> torch.memory_format:
@@ -111,8 +112,13 @@ def synchronize(device: torch.device) -> None:
 def describe(device: torch.device) -> str:
     """A name for logs and result rows."""
     if device.type == "cpu":
-        return f"cpu ({torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()})"
+        return f"cpu ({_cpu_name()}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()})"
     return f"{device} ({_module(device.type).get_device_name(device)})"
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether the error says that the device, or the host, has no memory left."""
+    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
 
 
 class Stopwatch:
@@ -148,6 +154,15 @@ class Stopwatch:
         event = torch.Event(device=self._device, enable_timing=True)
         event.record()
         return event
+
+
+@cache
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def _module(kind: str):

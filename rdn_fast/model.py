@@ -14,6 +14,7 @@ from torch import nn
 from rdn_fast.config import Config
 from rdn_fast.errors import UserError
 from rdn_fast.rdb import select
+from rdn_fast.rdb.tune import Case, choose
 
 
 class _DenseLayer(nn.Module):
@@ -41,7 +42,7 @@ class RDN(nn.Module):
 
     Input [B, 3, H, W], RGB in 0..1, any H and W; output [B, 3, scale*H, scale*W] in the same range, not clamped.
     `compute_dtype` (None: the input's) is what the convolutions compute in, `output_dtype` (None: the same) the last one.
-    `rdb` names a row of rdn_fast.rdb.IMPLS, or "auto".
+    `rdb` names a row of rdn_fast.rdb.IMPLS, or "auto": the fastest here, timed when first needed (rdb/tune.py).
     """
 
     def __init__(self, config: Config | None = None, rdb: str = "auto"):
@@ -63,8 +64,10 @@ class RDN(nn.Module):
         self.output = nn.Conv2d(u, 3, 3, padding=1)
 
     def forward(self, x):  # x: [B, 3, H, W]
-        implementation = select(self.rdb, x.device, self.training)
-        shallow = _conv(self.sfe1, x.to(self.compute_dtype or x.dtype))  # [B, G0, H, W]
+        x = x.to(self.compute_dtype or x.dtype)
+        case = Case.of(self.config, x.shape, x.device, x.dtype, torch.is_grad_enabled())
+        implementation = select(choose(self.rdb, case), case.device, case.dtype, case.training)
+        shallow = _conv(self.sfe1, x)  # [B, G0, H, W]
         y = _conv(self.sfe2, shallow)
         local = []
         for rdb in self.rdbs:

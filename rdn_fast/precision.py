@@ -37,7 +37,7 @@ class Precision:
 def choose(level: str, amp_dtype: str, loss_scale: float, device: torch.device) -> Precision:
     """The Precision for these settings; `auto` levels and dtypes depend on the device. O0 needs no loss scale: it is 1 there."""
     if level == "auto":
-        level = "O1" if devices.has_low_precision(device) else "O0"
+        level = "O1" if devices.low_precision_pays(device) else "O0"
     if level == "O0":
         return Precision("O0", torch.float32, torch.float32, 1.0)
     low = _DTYPES.get(amp_dtype) or devices.low_precision(device)

@@ -32,7 +32,8 @@ from rdn_fast.model import RDN, load_state
 from rdn_fast.outputs import locked, set_aside
 from rdn_fast.progress import Bar, MetricsLog, clock
 from rdn_fast.ranks import Ranks
-from rdn_fast.rdb import select
+from rdn_fast.rdb import able
+from rdn_fast.rdb.tune import Case, choose
 from rdn_fast.speed import WARM_UP, Speed, per_second
 
 MAX_SKIPS = 20  # consecutive steps without a finite gradient before a run is given up
@@ -111,7 +112,7 @@ class _Run:
         self.precision = precision.choose(config.opt_level, config.amp_dtype, config.loss_scale, device)
 
         torch.manual_seed(config.seed)
-        self.model = RDN(model_config, select(config.rdb, device, training=True).name)
+        self.model = RDN(model_config)
         if inputs.weights is not None:
             self.model.load_state_dict(inputs.weights)
         self.model.to(device, memory_format=devices.memory_format(device))
@@ -120,7 +121,10 @@ class _Run:
         self.optimizer = devices.adam(self.model.parameters(), device, config.lr, config.weight_decay)
         self.progress = Progress()
         self.total_steps = min(config.max_steps or math.inf, config.num_epochs * self.loader.steps)
-        metrics_bytes = self._resume()
+        metrics_bytes, rows = self._resume()
+        self.rows = ranks.on_first(self._choose_rows, rows)
+        for model in filter(None, (self.model, self.average)):
+            model.rdb = self.rows["training"]
 
         self.replica = DistributedDataParallel(self.model) if ranks.world > 1 else self.model
         self.read_back = torch.zeros(_FLUSH_STEPS, 2, device=device)  # loss share and skip flag of the steps since the last flush
@@ -280,7 +284,7 @@ class _Run:
         """Mean PSNR (canonical, reference-compatible) of the validation images, in float32, shared out over the ranks."""
         model = self.average if self.average else self.model
         model.eval()
-        model.compute_dtype = model.output_dtype = None
+        model.compute_dtype, model.output_dtype, model.rdb = None, None, self.rows["validation"]
         values = torch.zeros(len(self.validation), 2, dtype=torch.float64)
         for i in range(self.ranks.rank, len(self.validation), self.ranks.world):
             pair = self.validation[i]
@@ -288,6 +292,7 @@ class _Run:
             values[i, 0] = metrics.psnr_y(prediction, pair.hr, self.scale)
             values[i, 1] = metrics.psnr_y_compat(prediction, pair.hr, self.scale)
         self.precision.apply(model)
+        model.rdb = self.rows["training"]
         model.train()
         psnr, compatible = self.ranks.total(values).mean(dim=0).tolist()
         return psnr, compatible
@@ -304,15 +309,32 @@ class _Run:
             "metrics_bytes": self.log.size(),
             "settings": self._settings(),
             "recipe": self._recipe(),
+            "rows": self.rows,
         }
         self.writer.put(checkpoint_path(self.outputs, self.progress.step), host_copy(state), prune=True)
         self.writer.put(self.outputs / "last.pth", self._weights())
 
-    def _resume(self) -> int:
-        """Take up a checkpoint if asked to; returns how many bytes of metrics.jsonl belong to it."""
+    def _choose_rows(self, before: dict[str, str]) -> dict[str, str]:
+        """On the first rank: the block's implementations for steps and validation. `auto` keeps to those of a checkpoint."""
+        c, model, edge = self.config, self.model.config, self.config.patch_size
+        picture = self.validation[0].lr.shape[:2] if self.validation else (edge, edge)
+        rows = {}
+        for use, case in (
+            ("training", Case.of(model, (c.batch_size, 3, edge, edge), self.device, self.precision.compute, True)),
+            ("validation", Case.of(model, (1, 3, *picture), self.device, torch.float32, False)),
+        ):
+            here = [row.name for row in able(case.device, case.dtype, case.training)]
+            name = c.rdb if use == "training" or c.rdb in here else "auto"
+            rows[use] = choose(before[use] if name == "auto" and before.get(use) in here else name, case)
+            if rows[use] != before.get(use, rows[use]):
+                print(f"note: --rdb for {use} was {before[use]}, now {rows[use]}: the same but for rounding")
+        return rows
+
+    def _resume(self) -> tuple[int, dict[str, str]]:
+        """Take up a checkpoint if asked to; returns how many bytes of metrics.jsonl belong to it, and its block implementations."""
         state = self.ranks.on_first(self._find_checkpoint)
         if state is None:
-            return 0
+            return 0, {}
         self.model.load_state_dict(state["model"])
         if self.average:
             self.average.load_state_dict(state["average"])
@@ -324,7 +346,7 @@ class _Run:
                 if isinstance(value, torch.Tensor) and value.shape == parameter.shape:  # in the parameter's memory format again
                     slots[key] = torch.empty_like(parameter).copy_(value)
         self.progress = Progress(**state["progress"])
-        return state["metrics_bytes"]
+        return state["metrics_bytes"], state.get("rows", {})
 
     def _find_checkpoint(self) -> dict | None:
         """On the first rank: the state to go on from, checked against the settings, with the outputs folder ready for it."""
@@ -355,7 +377,7 @@ class _Run:
         c = self.config
         return {
             **dataclasses.asdict(self.model.config), "patch_size": c.patch_size, "global_batch": self.loader.global_batch, "seed": c.seed,
-            "patches_per_epoch": len(self.loader), "precision": str(self.precision), "rdb": self.model.rdb, "ema": c.ema,
+            "patches_per_epoch": len(self.loader), "precision": str(self.precision), "ema": c.ema,
         }  # fmt: skip
 
     def _recipe(self) -> dict:
@@ -387,10 +409,11 @@ class _Run:
             return
         c, world = self.config, self.ranks.world
         millions = sum(p.numel() for p in self.model.parameters()) / 1e6
-        print(f"rdn-fast {__version__}: x{self.scale} RDN, {millions:.2f} M parameters, {self.precision}, rdb {self.model.rdb}, torch {torch.__version__}")
+        rdb = self.rows["training"]
+        print(f"rdn-fast {__version__}: x{self.scale} RDN, {millions:.2f} M parameters, {self.precision}, rdb {rdb}, torch {torch.__version__}")
         print(f"on {devices.describe(self.device)}: {world} x {c.batch_size} patches of {c.patch_size}x{c.patch_size} per step")
-        if self.precision.level != "O0" and not devices.has_low_precision(self.device):
-            print(f"note: this CPU has no {str(self.precision.compute).removeprefix('torch.')} instructions; O0 will be many times faster")
+        if self.precision.level != "O0" and not devices.low_precision_pays(self.device):
+            print("note: on this CPU --opt-level O0 (float32) is faster")
         print(f"{self.loader.path}: {len(self.loader)} patches per epoch, {self.loader.steps} steps")
         if self.loader.left_out:
             print(f"left out {len(self.loader.left_out)} images smaller than the patch: {', '.join(self.loader.left_out)}")
@@ -398,7 +421,7 @@ class _Run:
             print("no --eval-file: nothing is validated and no best.pth is written")
         event = "resume" if self.progress.step else "start"
         record = {"event": event, "step": self.progress.step, "device": devices.describe(self.device), "world": world, "torch": torch.__version__}
-        self.log.write({**record, "rdn_fast": __version__, **self._settings()})
+        self.log.write({**record, "rdn_fast": __version__, **self._settings(), "rdb": self.rows})
 
     def _conclude(self) -> None:
         p = self.progress

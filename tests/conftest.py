@@ -6,6 +6,7 @@ import functools
 import os
 import secrets
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +16,10 @@ import numpy as np
 import pytest
 import runs
 from PIL import Image
+
+# Kernels are compiled, and implementations timed, once for all tests, and nothing of that is left behind.
+_cache = tempfile.TemporaryDirectory(prefix="rdn_fast-tests-")
+os.environ["XDG_CACHE_HOME"] = _cache.name
 
 SEED_VARIABLE = "RDN_FAST_TEST_SEED"
 

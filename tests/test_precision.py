@@ -88,5 +88,5 @@ def test_levels(monkeypatch):
     assert precision.choose("O1", "auto", 64.0, CPU) == precision.Precision("O1", torch.bfloat16, torch.float32, 64.0)
     assert precision.choose("O2", "fp16", 64.0, CPU) == precision.Precision("O2", torch.float16, torch.float16, 64.0)
     for there, level in ((True, "O1"), (False, "O0")):
-        monkeypatch.setattr(devices, "has_low_precision", lambda _, there=there: there)
+        monkeypatch.setattr(devices, "low_precision_pays", lambda _, there=there: there)
         assert precision.choose("auto", "auto", 64.0, CPU).level == level

@@ -13,16 +13,23 @@ from types import ModuleType
 import torch
 
 from rdn_fast.errors import UserError
-from rdn_fast.rdb import naive
+from rdn_fast.rdb import compiled, naive, sliced, summed, winograd
+
+LOW = (torch.bfloat16, torch.float16)
+FLOATS = (torch.float32, *LOW)
 
 
 @dataclass(frozen=True)
 class Impl:
-    """One row: where it runs, the memory format that it wants, whether it has a backward pass, and why it exists."""
+    """One row: where and in what it computes, the memory format that it wants, whether it has a backward pass, and why it exists.
+
+    A module that needs more than torch (a compiler, a package) exports `missing() -> str | None` as well: what is not there.
+    """
 
     name: str
     module: ModuleType
     devices: tuple[str, ...]
+    dtypes: tuple[torch.dtype, ...]
     layout: str  # "any", "channels_last" or "contiguous"
     trains: bool
     why: str
@@ -31,29 +38,38 @@ class Impl:
 IMPLS = {
     row.name: row
     for row in (
-        Impl("naive", naive, ("cpu", "cuda", "npu"), "any", True, "the oracle: concat, as the paper writes it"),
+        Impl("naive", naive, ("cpu", "cuda", "npu"), (*FLOATS, torch.float64), "any", True, "the oracle: concat, as the paper writes it"),
+        Impl("sliced", sliced, ("cpu", "cuda", "npu"), FLOATS, "any", True, "one buffer, no concat; backward in reverse; a sixth of the memory"),
+        Impl("summed", summed, ("cpu", "cuda", "npu"), FLOATS, "any", True, "a convolution for each map, summed: no concat, no slices"),
+        Impl("winograd", winograd, ("cpu",), (torch.float32,), "any", True, "C kernels: each map is transformed once, a quarter of the products"),
+        Impl("compiled", compiled, ("cuda",), FLOATS, "any", True, "torch.compile of naive"),
     )
 }  # fmt: skip
 
 
-def refusal(row: Impl, device: torch.device, training: bool) -> str | None:
+def refusal(row: Impl, device: torch.device, dtype: torch.dtype, training: bool) -> str | None:
     """Why the row cannot run there; None when it can."""
     if device.type not in row.devices:
         return f"runs on {', '.join(row.devices)} only"
+    if dtype not in row.dtypes:
+        return f"computes in {', '.join(str(d).removeprefix('torch.') for d in row.dtypes)} only, not in {str(dtype).removeprefix('torch.')}"
     if training and not row.trains:
         return "has no backward pass"
-    return None
+    return row.module.missing() if hasattr(row.module, "missing") else None
 
 
-def select(name: str, device: torch.device, training: bool) -> Impl:
-    """The row called `name`, or for `auto` the first that can run. Raises UserError when it cannot; never falls back silently."""
-    able = [row for row in IMPLS.values() if refusal(row, device, training) is None]
-    if name == "auto" and able:
-        return able[0]
-    names = ", ".join(row.name for row in able) or "none"
+def able(device: torch.device, dtype: torch.dtype, training: bool) -> list[Impl]:
+    """The rows that can run there, in the table's order."""
+    return [row for row in IMPLS.values() if refusal(row, device, dtype, training) is None]
+
+
+def select(name: str, device: torch.device, dtype: torch.dtype, training: bool) -> Impl:
+    """The row called `name`. Raises UserError with the reason when it cannot run; never falls back silently."""
+    names = ", ".join(row.name for row in able(device, dtype, training)) or "none"
+    where = f"on {device.type} in {str(dtype).removeprefix('torch.')}"
     if name not in IMPLS:
-        raise UserError(f"--rdb {name}: no such implementation for {device.type}; here can run: {names}")
-    reason = refusal(IMPLS[name], device, training)
+        raise UserError(f"--rdb {name}: no such implementation; {where} can run: {names}")
+    reason = refusal(IMPLS[name], device, dtype, training)
     if reason is not None:
-        raise UserError(f"--rdb {name} {reason}; on {device.type} can run: {names}")
+        raise UserError(f"--rdb {name} {reason}; {where} can run: {names}")
     return IMPLS[name]

@@ -1,0 +1,72 @@
+"""Compiles the package's C files for the processor at hand, once, and loads them."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+from rdn_fast.cache import cache_folder
+
+_FLAGS = ("-std=gnu11", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
+
+
+class CannotBuild(Exception):
+    """Why there is no library, in words that go on from 'it ...'."""
+
+
+@cache
+def library(source: Path) -> ctypes.CDLL:
+    """The C file's library, from the user's cache folder if it was built before. Raises CannotBuild."""
+    compiler = next(filter(None, map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))), None)
+    if compiler is None:
+        raise CannotBuild("needs a C compiler (gcc or clang; $CC names another)")
+    command = [compiler, *_FLAGS, *_openmp(), str(source)]
+    key = hashlib.sha256("\0".join([*command, source.read_text(), _processor()]).encode()).hexdigest()[:16]
+    try:
+        file = cache_folder() / f"{source.stem}-{key}.so"
+        if file.exists():
+            try:
+                return ctypes.CDLL(str(file))
+            except OSError:  # damaged: made anew
+                pass
+        _compile(command, file)
+        return ctypes.CDLL(str(file))
+    except OSError as error:
+        raise CannotBuild(f"could not be built or loaded: {error}") from None
+
+
+def _compile(command: list[str], file: Path) -> None:
+    handle, aside = tempfile.mkstemp(suffix=".so", dir=file.parent)
+    os.close(handle)
+    try:
+        done = subprocess.run([*command, "-o", aside], capture_output=True, text=True, check=False)
+        if done.returncode:
+            problem = next((line for line in done.stderr.splitlines() if "error" in line), f"{command[0]} ended with {done.returncode}")
+            raise CannotBuild(f"could not be compiled: {problem}")
+        os.replace(aside, file)  # whole or not at all: other processes build it too
+    finally:
+        Path(aside).unlink(missing_ok=True)
+
+
+def _openmp() -> list[str]:
+    """torch's own OpenMP runtime, if it can be seen: a second one would fight it for the cores."""
+    try:
+        mapped = Path("/proc/self/maps").read_text().split()
+    except OSError:
+        return []
+    runtime = next((word for word in mapped if "libgomp" in word or "libiomp5" in word), None)
+    return ["-Wl,--no-as-needed", runtime, "-Wl,--as-needed"] if runtime else []
+
+
+def _processor() -> str:
+    try:
+        return next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith(("flags", "Features")))
+    except (OSError, StopIteration):
+        return platform.processor()

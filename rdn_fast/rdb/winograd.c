@@ -1,0 +1,431 @@
+/* The residual dense block's 3x3 convolutions in the Winograd domain, F(4x4, 3x3) (Lavin and Gray, arXiv:1509.09308): 36
+ * products where the convolution takes 144, in float32.
+ *
+ *   Y = A^T [ (G w G^T) . (B^T d B) ] A     d: a 6x6 tile of the input, Y: 4x4 of the output, . summed over channels
+ *
+ * A dense block reads every map many times, but it is transformed only once: layer j multiplies all maps so far, V_0..V_j, and
+ * appends its own. Backward is a dense block in reverse: the gradient D_j = A d_j A^T of each layer is transformed once, and
+ * serves the gradients of all older maps and all of the layer's weights.
+ *
+ * Interpolation points 0, +-p, +-2p, infinity with p = 11/16: A and B are exact in float32, and the rounding errors about
+ * half of those of the usual points 0, +-1, +-2 (measured: profiling/LOG.md).
+ *
+ * Maps are [pixel][channel] with `ldf` floats a pixel; V and D are [36][tile][channel], `plane` floats from one of the 36 to
+ * the next and `ld` from tile to tile; tiles are numbered image by image, row by row. Results do not depend on the threads.
+ */
+#include <omp.h>
+#include <string.h>
+
+#if defined(__AVX512F__)
+enum { VW = 16, MR = 12 };
+#elif defined(__AVX__)
+enum { VW = 8, MR = 6 };
+#else
+enum { VW = 4, MR = 6 };
+#endif
+enum { NR = 2 * VW, BLOCK = 24, T = 36 };
+
+typedef float vec __attribute__((vector_size(VW * sizeof(float)), aligned(4)));
+typedef int bits __attribute__((vector_size(VW * sizeof(int))));
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 16")
+
+static const float p = 11 / 16.f, q = 11 / 8.f, p2 = 121 / 256.f, q2 = 121 / 64.f; /* points and their squares */
+static const float p3 = 1331 / 4096.f, q3 = 1331 / 512.f, pq = 14641 / 16384.f, pplusq = 605 / 256.f; /* p^2 q^2, p^2 + q^2 */
+
+typedef struct { long batch, h, w, g0, g, layers; } shape;
+
+INLINE long min(long a, long b) { return a < b ? a : b; }
+INLINE long up(long n, long to) { return (n + to - 1) / to * to; }
+INLINE long rows(const shape *s) { return (s->h + 3) / 4; }
+INLINE long columns(const shape *s) { return (s->w + 3) / 4; }
+INLINE long tiles(const shape *s) { return s->batch * rows(s) * columns(s); }
+
+INLINE vec load(const float *from, long n) {
+    vec v = {0};
+    if (n >= VW) v = *(const vec *)from;
+    else memcpy(&v, from, n * sizeof(float));
+    return v;
+}
+
+INLINE void store(float *to, vec v, long n) {
+    if (n >= VW) *(vec *)to = v;
+    else memcpy(to, &v, n * sizeof(float));
+}
+
+/* The one-dimensional transforms; i and o are the distances between the vectors that they read and write. */
+
+INLINE void input_1d(const vec *x, int i, vec *y, int o) { /* B^T: 6 -> 6 */
+    vec a = x[4 * i] - q2 * x[2 * i], b = p * (x[3 * i] - q2 * x[i]), c = x[4 * i] - p2 * x[2 * i], d = q * (x[3 * i] - p2 * x[i]);
+    y[0] = x[4 * i] - pplusq * x[2 * i] + pq * x[0];
+    y[o] = a + b;
+    y[2 * o] = a - b;
+    y[3 * o] = c + d;
+    y[4 * o] = c - d;
+    y[5 * o] = x[5 * i] - pplusq * x[3 * i] + pq * x[i];
+}
+
+INLINE void input_adjoint_1d(const vec *x, int i, vec *y, int o) { /* B: 6 -> 6 */
+    vec a = x[i] + x[2 * i], b = x[i] - x[2 * i], c = x[3 * i] + x[4 * i], d = x[3 * i] - x[4 * i];
+    y[0] = pq * x[0];
+    y[o] = pq * x[5 * i] - (p * q2) * b - (q * p2) * d;
+    y[2 * o] = -pplusq * x[0] - q2 * a - p2 * c;
+    y[3 * o] = p * b + q * d - pplusq * x[5 * i];
+    y[4 * o] = x[0] + a + c;
+    y[5 * o] = x[5 * i];
+}
+
+INLINE void output_1d(const vec *x, int i, vec *y, int o) { /* A^T: 6 -> 4 */
+    vec a = x[i] + x[2 * i], b = x[i] - x[2 * i], c = x[3 * i] + x[4 * i], d = x[3 * i] - x[4 * i];
+    y[0] = x[0] + a + c;
+    y[o] = p * b + q * d;
+    y[2 * o] = p2 * a + q2 * c;
+    y[3 * o] = p3 * b + q3 * d + x[5 * i];
+}
+
+INLINE void output_adjoint_1d(const vec *x, int i, vec *y, int o) { /* A: 4 -> 6 */
+    vec a = x[0] + p2 * x[2 * i], b = p * x[i] + p3 * x[3 * i], c = x[0] + q2 * x[2 * i], d = q * x[i] + q3 * x[3 * i];
+    y[0] = x[0];
+    y[o] = a + b;
+    y[2 * o] = a - b;
+    y[3 * o] = c + d;
+    y[4 * o] = c - d;
+    y[5 * o] = x[3 * i];
+}
+
+
+static const float f0 = 16384 / 14641.f, fp = -65536 / (6 * 14641.f), fq = 65536 / (24 * 14641.f); /* G's row factors */
+
+INLINE void weight_1d(const vec *x, int i, vec *y, int o) { /* G: 3 -> 6 */
+    vec a = fp * (x[0] + p2 * x[2 * i]), b = (fp * p) * x[i], c = fq * (x[0] + q2 * x[2 * i]), d = (fq * q) * x[i];
+    y[0] = f0 * x[0];
+    y[o] = a + b;
+    y[2 * o] = a - b;
+    y[3 * o] = c + d;
+    y[4 * o] = c - d;
+    y[5 * o] = x[2 * i];
+}
+
+INLINE void weight_adjoint_1d(const vec *x, int i, vec *y, int o) { /* G^T: 6 -> 3 */
+    vec a = fp * (x[i] + x[2 * i]), b = (fp * p) * (x[i] - x[2 * i]), c = fq * (x[3 * i] + x[4 * i]), d = (fq * q) * (x[3 * i] - x[4 * i]);
+    y[0] = f0 * x[0] + a + c;
+    y[o] = b + d;
+    y[2 * o] = p2 * a + q2 * c + x[5 * i];
+}
+
+/* x: [from][from] -> y: [to][to], a one-dimensional transform over the rows, then over the columns; the two may overlap. */
+#define BOTH_WAYS(transform, x, from, y, to)                                       \
+    do {                                                                           \
+        vec half[(to) * (from)];                                                   \
+        for (int j = 0; j < (from); j++) transform((x) + j, from, half + j, from); \
+        for (int k = 0; k < (to); k++) transform(half + (from) * k, 1, (y) + (to) * k, 1); \
+    } while (0)
+
+/* c[r][0..NR) (+)= sum over k of a[r * ar + k * ak] * b[k * ldb + 0..NR), r < n; n is a constant where this is inlined. */
+INLINE void micro_n(int n, const float *a, long ar, long ak, const float *b, long ldb, float *c, long ldc, long depth, int add) {
+    vec s[MR][2];
+    UNROLL for (int r = 0; r < n; r++) {
+        s[r][0] = add ? *(vec *)(c + r * ldc) : (vec){0};
+        s[r][1] = add ? *(vec *)(c + r * ldc + VW) : (vec){0};
+    }
+    for (long k = 0; k < depth; k++, b += ldb) {
+        vec b0 = *(const vec *)b, b1 = *(const vec *)(b + VW);
+        UNROLL for (int r = 0; r < n; r++) {
+            float x = a[r * ar + k * ak];
+            s[r][0] += x * b0;
+            s[r][1] += x * b1;
+        }
+    }
+    UNROLL for (int r = 0; r < n; r++) {
+        *(vec *)(c + r * ldc) = s[r][0];
+        *(vec *)(c + r * ldc + VW) = s[r][1];
+    }
+}
+
+static void micro(long n, const float *a, long ar, long ak, const float *b, long ldb, float *c, long ldc, long depth, int add) {
+    switch (n) {
+#define CASE(m) case m: micro_n(m, a, ar, ak, b, ldb, c, ldc, depth, add); break;
+    CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
+#if defined(__AVX512F__)
+    CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
+#endif
+    }
+}
+
+/* m [T][BLOCK][np] = v[t][n rows][depth] @ u[t][panel][depth][NR] for each t */
+static void products(const float *v, long ld, long plane, const float *u, long depth, long np, float *m, long mplane, long n) {
+    for (long t = 0; t < T; t++)
+        for (long col = 0; col < np; col += NR, u += depth * NR)
+            for (long r = 0; r < n; r += MR)
+                micro(min(MR, n - r), v + t * plane + r * ld, ld, 1, u, NR, m + t * mplane + r * np + col, np, depth, 0);
+}
+
+typedef struct { long image, y, x; } place;
+
+INLINE place where(const shape *s, long tile) {
+    long per_row = columns(s), per_image = rows(s) * per_row;
+    return (place){tile / per_image, tile % per_image / per_row * 4, tile % per_row * 4};
+}
+
+/* v[t * plane + channel] of one tile, from n channels of a map */
+static void input_tile(const shape *s, long tile, const float *map, long ldf, long n, float *v, long plane) {
+    place at = where(s, tile);
+    const float *pixel[T];
+    for (long i = 0; i < T; i++) {
+        long y = at.y - 1 + i / 6, x = at.x - 1 + i % 6;
+        pixel[i] = y < 0 || y >= s->h || x < 0 || x >= s->w ? 0 : map + ((at.image * s->h + y) * s->w + x) * ldf;
+    }
+    for (long c = 0; c < n; c += VW) {
+        vec d[T];
+        for (long i = 0; i < T; i++) d[i] = pixel[i] ? load(pixel[i] + c, n - c) : (vec){0};
+        BOTH_WAYS(input_1d, d, 6, d, 6);
+        for (long i = 0; i < T; i++) store(v + i * plane + c, d[i], n - c);
+    }
+}
+
+/* relu(A^T m A + bias) of one tile into n channels of a map */
+static void output_tile(const shape *s, long tile, const float *m, long mplane, const float *bias, float *map, long ldf, long n) {
+    place at = where(s, tile);
+    for (long c = 0; c < n; c += VW) {
+        vec x[T], y[16], b = load(bias + c, n - c);
+        for (long i = 0; i < T; i++) x[i] = *(const vec *)(m + i * mplane + c);
+        BOTH_WAYS(output_1d, x, 6, y, 4);
+        for (long i = 0; i < 4 && at.y + i < s->h; i++)
+            for (long j = 0; j < 4 && at.x + j < s->w; j++) {
+                vec z = y[4 * i + j] + b;
+                z = (vec)((bits)z & ~(z < 0)); /* keeps NaN, as torch's relu does */
+                store(map + ((at.image * s->h + at.y + i) * s->w + at.x + j) * ldf + c, z, n - c);
+            }
+    }
+}
+
+
+/* Where things lie. Rows and planes are an odd number of cache lines long, so that the 36 planes fall into different sets. */
+INLINE long padded(long n) { return up(n, NR); }
+INLINE long odd_lines(long n) { return up(n, 16) | 16; }
+INLINE long reads(const shape *s, long layer) { return s->g0 + layer * s->g; } /* channels; layers count from 0 */
+INLINE long width(const shape *s, long map) { return map ? s->g : s->g0; }    /* map 0 is the block's input, map j + 1 is layer j's output */
+INLINE long start(const shape *s, long map) { return map ? reads(s, map - 1) : 0; }
+INLINE long slot(const shape *s, long layer) { return (s->layers - 1 - layer) * s->g; } /* in D: the newest layer first */
+INLINE long v_ld(const shape *s) { return odd_lines(reads(s, s->layers - 1)); }
+INLINE long d_ld(const shape *s) { return odd_lines(s->layers * s->g + NR); }
+INLINE long m_plane(long np) { return odd_lines(BLOCK * np); }
+INLINE long widest(const shape *s) { return padded(s->g0 > s->g ? s->g0 : s->g); }
+INLINE long blocks(const shape *s) { return (tiles(s) + BLOCK - 1) / BLOCK; }
+
+/* The offset of a layer's weights among the transformed ones: [T][panel][channels in][NR]; their gradients: [T][channels in][padded(g)]. */
+static long of_layer(const shape *s, long layer) { return T * padded(s->g) * (layer * s->g0 + layer * (layer - 1) / 2 * s->g); }
+
+/* The offset of the weights by which a map's gradient is made: [T][panel][channels of its readers, the newest first][NR]. */
+static long of_map(const shape *s, long map) {
+    long n = 0;
+    for (long m = 0; m < map; m++) n += padded(width(s, m)) * (s->layers - m);
+    return T * s->g * n;
+}
+
+long rdn_packed(const shape *s, int backward) { return backward ? of_map(s, s->layers) : of_layer(s, s->layers); }
+
+long rdn_workspace(const shape *s, int backward) {
+    long n = T * odd_lines(tiles(s) * v_ld(s)) + omp_get_max_threads() * T * m_plane(widest(s));
+    return backward ? n + T * odd_lines(tiles(s) * d_ld(s)) + tiles(s) * T * widest(s) + blocks(s) * padded(s->g) : n;
+}
+
+/* w[layer]: [g][3][3][channels in] -> u, for the layers' outputs */
+void rdn_pack_forward(const shape *s, const float *const *w, float *u) {
+    long np = padded(s->g);
+#pragma omp parallel
+    for (long layer = 0; layer < s->layers; layer++) {
+        long depth = reads(s, layer);
+        float *to = u + of_layer(s, layer);
+#pragma omp for schedule(static) nowait
+        for (long k = 0; k < depth; k += VW)
+            for (long col = 0; col < np; col += NR) {
+                vec x[T][NR];
+                for (long o = 0; o < NR; o++) {
+                    vec y[T] = {{0}};
+                    if (col + o < s->g)
+                        for (long i = 0; i < 9; i++) y[i] = load(w[layer] + ((col + o) * 9 + i) * depth + k, depth - k);
+                    BOTH_WAYS(weight_1d, y, 3, y, 6);
+                    for (long t = 0; t < T; t++) x[t][o] = y[t];
+                }
+                for (long t = 0; t < T; t++)
+                    for (long i = 0; i < min(VW, depth - k); i++)
+                        for (long o = 0; o < NR; o++) to[(t * np + col) * depth + (k + i) * NR + o] = x[t][o][i];
+            }
+    }
+}
+
+/* w -> u, for the maps' gradients */
+void rdn_pack_backward(const shape *s, const float *const *w, float *u) {
+#pragma omp parallel
+    for (long map = 0; map < s->layers; map++) {
+        long n = width(s, map), np = padded(n), depth = (s->layers - map) * s->g;
+        float *to = u + of_map(s, map);
+#pragma omp for schedule(static) nowait
+        for (long k = 0; k < depth; k++) { /* an output channel of a reader */
+            long layer = s->layers - 1 - k / s->g, ld = reads(s, layer);
+            const float *from = w[layer] + k % s->g * 9 * ld + start(s, map);
+            for (long c = 0; c < np; c += VW) {
+                vec y[T] = {{0}};
+                if (c < n)
+                    for (long i = 0; i < 9; i++) y[i] = load(from + i * ld + c, n - c);
+                BOTH_WAYS(weight_1d, y, 3, y, 6);
+                for (long t = 0; t < T; t++) *(vec *)(to + (t * np + c / NR * NR) * depth + k * NR + c % NR) = y[t];
+            }
+        }
+    }
+}
+
+/* gradients of u (forward) -> dw[layer]: [g][3][3][channels in] */
+void rdn_unpack(const shape *s, const float *du, float *const *dw) {
+    long np = padded(s->g);
+#pragma omp parallel
+    for (long layer = 0; layer < s->layers; layer++) {
+        long depth = reads(s, layer);
+        const float *from = du + of_layer(s, layer);
+#pragma omp for schedule(static) nowait
+        for (long k = 0; k < depth; k += VW)
+            for (long col = 0; col < s->g; col += VW) {
+                vec x[9][VW] = {{{0}}};
+                for (long i = 0; i < min(VW, depth - k); i++) {
+                    vec y[T];
+                    for (long t = 0; t < T; t++) y[t] = *(const vec *)(from + (t * depth + k + i) * np + col);
+                    BOTH_WAYS(weight_adjoint_1d, y, 6, y, 3);
+                    for (long j = 0; j < 9; j++) x[j][i] = y[j];
+                }
+                for (long o = 0; o < min(VW, s->g - col); o++)
+                    for (long j = 0; j < 9; j++)
+                        for (long i = 0; i < min(VW, depth - k); i++) dw[layer][((col + o) * 9 + j) * depth + k + i] = x[j][i][o];
+            }
+    }
+}
+
+/* f: [pixel][g0 + layers * g]: its first g0 channels are the block's input; fills in the others. bias[layer]: [g] */
+void rdn_forward(const shape *s, float *f, const float *u, const float *const *bias, float *work) {
+    long n = tiles(s), ldf = reads(s, s->layers), ld = v_ld(s), plane = odd_lines(n * ld), np = padded(s->g), mplane = m_plane(np);
+    float *v = work, *ms = v + T * plane;
+#pragma omp parallel
+    {
+        float *m = ms + omp_get_thread_num() * T * mplane;
+#pragma omp for schedule(dynamic, BLOCK)
+        for (long tile = 0; tile < n; tile++) input_tile(s, tile, f, ldf, s->g0, v + tile * ld, plane);
+        for (long layer = 0; layer < s->layers; layer++) {
+            long c = reads(s, layer);
+#pragma omp for schedule(dynamic, 1)
+            for (long tile = 0; tile < n; tile += BLOCK) {
+                long count = min(BLOCK, n - tile);
+                products(v + tile * ld, ld, plane, u + of_layer(s, layer), c, np, m, mplane, count);
+                for (long i = 0; i < count; i++) output_tile(s, tile + i, m + i * np, mplane, bias[layer], f + c, ldf, s->g);
+            }
+            if (layer + 1 < s->layers) {
+#pragma omp for schedule(dynamic, BLOCK)
+                for (long tile = 0; tile < n; tile++) input_tile(s, tile, f + c, ldf, s->g, v + tile * ld + c, plane);
+            }
+        }
+    }
+}
+
+/* z: [tile][T][np], what each tile gives to its 6x6 pixels -> y: the sums over the tiles that cover one tile's 4x4 pixels */
+INLINE void gather(const float *const near[3][3], long np, long c, vec *y) {
+    for (int i = 0; i < 4; i++)
+        for (int j = 0; j < 4; j++) {
+            int di = i == 0 ? 0 : i == 3 ? 2 : 1, dj = j == 0 ? 0 : j == 3 ? 2 : 1; /* the neighbour that covers this pixel too */
+            int zi = di == 0 ? 5 : 0, zj = dj == 0 ? 5 : 0;                        /* and the pixel's place in it */
+            vec sum = *(const vec *)(near[1][1] + ((i + 1) * 6 + j + 1) * np + c);
+            if (di != 1 && near[di][1]) sum += *(const vec *)(near[di][1] + (zi * 6 + j + 1) * np + c);
+            if (dj != 1 && near[1][dj]) sum += *(const vec *)(near[1][dj] + ((i + 1) * 6 + zj) * np + c);
+            if (di != 1 && dj != 1 && near[di][dj]) sum += *(const vec *)(near[di][dj] + (zi * 6 + zj) * np + c);
+            y[4 * i + j] = sum;
+        }
+}
+
+/* One tile of a map's gradient: e (from the fusion, [pixel][lde]) plus z (from the map's readers, or 0). Of the block's input it
+ * goes to dx [pixel][n]; of a layer's output it is masked by f > 0, transformed into d, and added to the bias gradient db. */
+static void gradient_tile(const shape *s, long tile, const float *e, long lde, const float *z, long np, long n, float *dx, const float *f, float *d, long plane, float *db) {
+    place at = where(s, tile);
+    const float *near[3][3];
+    for (long i = 0; i < 3; i++)
+        for (long j = 0; j < 3; j++) {
+            long y = at.y / 4 + i - 1, x = at.x / 4 + j - 1;
+            int inside = y >= 0 && y < rows(s) && x >= 0 && x < columns(s);
+            near[i][j] = z && inside ? z + (tile + (i - 1) * columns(s) + j - 1) * T * np : 0;
+        }
+    for (long c = 0; c < n; c += VW) {
+        vec y[T] = {{0}};
+        vec sum = {0};
+        if (z) gather(near, np, c, y);
+        for (long i = 0; i < 4; i++)
+            for (long j = 0; j < 4; j++) {
+                if (at.y + i >= s->h || at.x + j >= s->w) {
+                    y[4 * i + j] = (vec){0};
+                    continue;
+                }
+                long pixel = (at.image * s->h + at.y + i) * s->w + at.x + j;
+                vec g = y[4 * i + j] + load(e + pixel * lde + c, n - c);
+                if (dx) store(dx + pixel * n + c, g, n - c);
+                else sum += y[4 * i + j] = (vec)((bits)g & (load(f + pixel * lde + c, n - c) > 0));
+            }
+        if (dx) continue;
+        BOTH_WAYS(output_adjoint_1d, y, 4, y, 6);
+        for (long i = 0; i < T; i++) store(d + i * plane + c, y[i], n - c);
+        store(db + c, load(db + c, n - c) + sum, n - c);
+    }
+}
+
+/* f as rdn_forward left it; e: [pixel][g0 + layers * g], the fusion's part of the gradient of f; u: from rdn_pack_backward.
+ * dx: [pixel][g0]. With `add`, du (gradients of rdn_pack_forward's u) and db: [layer][g] are added to. */
+void rdn_backward(const shape *s, const float *f, const float *e, const float *u, float *dx, float *du, float *db, int add, float *work) {
+    long n = tiles(s), ldf = reads(s, s->layers), depth = reads(s, s->layers - 1);
+    long vld = v_ld(s), vplane = odd_lines(n * vld), dld = d_ld(s), dplane = odd_lines(n * dld), zp = widest(s), mplane = m_plane(zp);
+    float *v = work, *d = v + T * vplane, *z = d + T * dplane, *sums = z + n * T * zp, *ms = sums + blocks(s) * padded(s->g);
+    enum { SPAN = 256 }; /* tiles whose v and d stay in the cache while their products are summed */
+#pragma omp parallel
+    {
+        float *m = ms + omp_get_thread_num() * T * mplane;
+#pragma omp for schedule(dynamic, BLOCK) nowait
+        for (long tile = 0; tile < n; tile++) input_tile(s, tile, f, ldf, depth, v + tile * vld, vplane);
+        for (long map = s->layers; map >= 0; map--) {
+            long c = width(s, map), np = padded(c), layer = map - 1;
+            if (map < s->layers) {
+#pragma omp for schedule(dynamic, 1)
+                for (long tile = 0; tile < n; tile += BLOCK) {
+                    long count = min(BLOCK, n - tile);
+                    products(d + tile * dld, dld, dplane, u + of_map(s, map), (s->layers - map) * s->g, np, m, mplane, count);
+                    for (long i = 0; i < count; i++)
+                        for (long k = 0; k < np; k += VW) {
+                            vec x[T];
+                            for (long t = 0; t < T; t++) x[t] = *(const vec *)(m + t * mplane + i * np + k);
+                            BOTH_WAYS(input_adjoint_1d, x, 6, x, 6);
+                            for (long t = 0; t < T; t++) *(vec *)(z + ((tile + i) * T + t) * np + k) = x[t];
+                        }
+                }
+            }
+#pragma omp for schedule(dynamic, 1)
+            for (long tile = 0; tile < n; tile += BLOCK) {
+                float *sum = sums + tile / BLOCK * padded(s->g);
+                memset(sum, 0, padded(s->g) * sizeof(float));
+                for (long i = tile; i < min(tile + BLOCK, n); i++)
+                    gradient_tile(s, i, e + start(s, map), ldf, map < s->layers ? z : 0, np, c, map ? 0 : dx, f + start(s, map), d + i * dld + (map ? slot(s, layer) : 0), dplane, sum);
+            }
+            if (map) {
+#pragma omp single
+                for (long k = 0; k < c; k++) {
+                    float sum = add ? db[layer * c + k] : 0;
+                    for (long i = 0; i < blocks(s); i++) sum += sums[i * padded(s->g) + k];
+                    db[layer * c + k] = sum;
+                }
+            }
+        }
+#pragma omp for schedule(dynamic, 1) collapse(2)
+        for (long layer = s->layers - 1; layer >= 0; layer--)
+            for (long t = 0; t < T; t++) {
+                long k = reads(s, layer), np = padded(s->g);
+                float *to = du + of_layer(s, layer) + t * k * np;
+                for (long tile = 0; tile < n; tile += SPAN)
+                    for (long col = 0; col < np; col += NR)
+                        for (long r = 0; r < k; r += MR)
+                            micro(min(MR, k - r), v + t * vplane + tile * vld + r, 1, vld, d + t * dplane + tile * dld + slot(s, layer) + col, dld,
+                                  to + r * np + col, np, min(SPAN, n - tile), add || tile);
+            }
+    }
+}

@@ -1,0 +1,148 @@
+"""What is special about the Winograd row: work in parts, kept scratch memory, remembered weights, and the compiler that it needs."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import runs
+import torch
+from test_rdb import SHAPES, block, in_float64, problem, solve
+from tolerance import assert_as_good_as_naive
+
+from rdn_fast import native
+from rdn_fast.rdb import naive, winograd
+
+pytestmark = pytest.mark.skipif(winograd.missing() is not None, reason=f"winograd {winograd.missing()}")
+SOURCE = Path(winograd.__file__).with_name("winograd.c")
+
+
+def weights(arguments):
+    return [[t for name, t in arguments.items() if name.startswith(prefix)] for prefix in ("conv_w", "conv_b")]
+
+
+def call(function, arguments):
+    return function(arguments["x"], *weights(arguments), arguments["fuse_w"], arguments["fuse_b"])
+
+
+def test_batches_in_several_parts_are_as_good_as_naive(monkeypatch, seed):
+    shape = (5, 9, 8, 3, 6, 9)  # six tiles an image: parts of 2, 2 and 1 images
+    monkeypatch.setattr(winograd, "_TILES", 12)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    arguments, upstream = problem(shape, torch.float32, seed)
+    oracle, plain = solve(block, *in_float64(arguments, upstream)), solve(naive.rdb, arguments, upstream)
+    for name, result in solve(winograd.rdb, arguments, upstream).items():
+        assert_as_good_as_naive(result, oracle[name], plain[name], torch.float32, f"{name}, seed {seed}")
+
+
+def test_a_block_of_rdn_b_is_as_good_as_naive(seed):
+    arguments, upstream = problem((2, 64, 64, 8, 32, 32), torch.float32, seed)
+    oracle, plain = solve(block, *in_float64(arguments, upstream)), solve(naive.rdb, arguments, upstream)
+    for name, result in solve(winograd.rdb, arguments, upstream).items():
+        assert_as_good_as_naive(result, oracle[name], plain[name], torch.float32, f"{name}, seed {seed}")
+
+
+def test_results_do_not_depend_on_the_threads(seed):
+    arguments, upstream = problem(SHAPES[-1], torch.float32, seed)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(solve(winograd.rdb, arguments, upstream))
+    finally:
+        torch.set_num_threads(before)
+    for name, value in results[0].items():
+        # The fusion's products are the library's, which may split them differently; all else is ours.
+        same = torch.allclose if "fuse" in name or name == "y" else torch.equal
+        assert all(same(value, other[name]) for other in results[1:]), f"{name} (seed {seed})"
+
+
+def test_weights_that_an_optimizer_changed_are_the_ones_used(seed):
+    """torch's fused Adam changes weights without counting their versions: nothing may be remembered by those."""
+    arguments, _ = problem(SHAPES[2], torch.float32, seed)
+    arguments = {name: t.requires_grad_() for name, t in arguments.items()}
+    optimizer = torch.optim.Adam([t for name, t in arguments.items() if name != "x"], lr=0.1, fused=True)
+    with torch.inference_mode():
+        first = call(winograd.rdb, arguments)
+    call(winograd.rdb, arguments).sum().backward()
+    optimizer.step()
+    with torch.inference_mode():
+        second = call(winograd.rdb, arguments)
+        assert not torch.allclose(first, second)
+        torch.testing.assert_close(second, call(naive.rdb, arguments))
+
+
+def test_scratch_memory_of_inference_mode_serves_training(seed):
+    arguments, upstream = problem((4, 31, 30, 3, 17, 9), torch.float32, seed)  # larger than any before it
+    with torch.inference_mode():
+        y = call(winograd.rdb, arguments)
+    torch.testing.assert_close(solve(winograd.rdb, arguments, upstream)["y"], y)
+
+
+def test_a_second_backward_uses_what_was_kept(seed):
+    """Two blocks whose passes interleave: scratch memory of one must not be the other's."""
+    cases = [problem((2, 6, 5, 3, 9, 7), torch.float32, seed + i) for i in range(2)]
+    alone = [solve(winograd.rdb, *case) for case in cases]
+    leaves = [{name: t.clone().requires_grad_() for name, t in arguments.items()} for arguments, _ in cases]
+    outputs = [call(winograd.rdb, leaf) for leaf in leaves]
+    for i, (_, upstream) in enumerate(cases):
+        outputs[i].backward(upstream)
+    for single, leaf in zip(alone, leaves, strict=True):
+        for name, t in leaf.items():
+            assert torch.equal(single[f"gradient of {name}"], t.grad), f"{name} (seed {seed})"
+
+
+@pytest.fixture
+def fresh(monkeypatch, tmp_path):
+    """An empty cache folder, and nothing loaded."""
+    monkeypatch.setattr(native, "cache_folder", lambda: tmp_path)
+    native.library.cache_clear()
+    yield tmp_path
+    native.library.cache_clear()
+
+
+def test_no_compiler_is_said(fresh, monkeypatch):
+    monkeypatch.setenv("PATH", str(fresh))
+    monkeypatch.delenv("CC", raising=False)
+    with pytest.raises(native.CannotBuild, match="needs a C compiler"):
+        native.library(SOURCE)
+
+
+def test_what_the_compiler_says_is_passed_on_and_nothing_is_left(fresh):
+    source = fresh / "broken.c"
+    source.write_text("int f(void) { return none; }\n")
+    with pytest.raises(native.CannotBuild, match=r"could not be compiled: .*none.* undeclared"):
+        native.library(source)
+    assert list(fresh.iterdir()) == [source]
+
+
+def test_a_library_is_built_once_and_again_when_its_source_changes(fresh):
+    source = fresh / "answer.c"
+    source.write_text("int answer(void) { return 42; }\n")
+    assert native.library(source).answer() == 42
+    (built,) = fresh.glob("answer-*.so")
+    stamp = built.stat().st_mtime_ns
+    native.library.cache_clear()
+    assert native.library(source).answer() == 42
+    assert built.stat().st_mtime_ns == stamp
+    source.write_text("int answer(void) { return 43; }\n")
+    native.library.cache_clear()
+    assert native.library(source).answer() == 43
+    assert len(list(fresh.glob("answer-*.so"))) == 2
+
+
+def test_a_damaged_library_is_built_anew(fresh):
+    source = fresh / "answer.c"
+    source.write_text("int answer(void) { return 42; }\n")
+    subprocess.run([sys.executable, "-c", f"from rdn_fast import native; native.library(native.Path({str(source)!r}))"], check=True, env=_environment(fresh))
+    (built,) = (fresh / "rdn_fast").glob("answer-*.so")
+    built.write_bytes(b"not a library")
+    again = f"print(native.library(native.Path({str(source)!r})).answer())"
+    done = subprocess.run([sys.executable, "-c", f"from rdn_fast import native; {again}"], check=True, env=_environment(fresh), capture_output=True, text=True)
+    assert done.stdout == "42\n"
+
+
+def _environment(cache: Path) -> dict[str, str]:
+    return {**os.environ, "XDG_CACHE_HOME": str(cache), "PYTHONPATH": str(runs.ROOT)}
