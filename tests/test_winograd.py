@@ -29,6 +29,7 @@ def call(function, arguments):
 def test_batches_in_several_parts_are_as_good_as_naive(monkeypatch, seed):
     shape = (5, 9, 8, 3, 6, 9)  # six tiles an image: parts of 2, 2 and 1 images
     monkeypatch.setattr(winograd, "_TILES", 12)
+    monkeypatch.setattr(winograd, "_TILES_BACKWARD", 12)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     arguments, upstream = problem(shape, torch.float32, seed)
     oracle, plain = solve(block, *in_float64(arguments, upstream)), solve(naive.rdb, arguments, upstream)

@@ -11,7 +11,8 @@
  * half of those of the usual points 0, +-1, +-2 (measured: profiling/LOG.md).
  *
  * Maps are [pixel][channel] with `ldf` floats a pixel; V and D are [36][tile][channel], `plane` floats from one of the 36 to
- * the next and `ld` from tile to tile; tiles are numbered image by image, row by row. Results do not depend on the threads.
+ * the next and `ld` from tile to tile; tiles are numbered image by image, row by row. Results do not depend on
+ * which thread computes what.
  */
 #include <omp.h>
 #include <string.h>
@@ -23,7 +24,7 @@ enum { VW = 8, MR = 6 };
 #else
 enum { VW = 4, MR = 6 };
 #endif
-enum { NR = 2 * VW, BLOCK = 24, T = 36 };
+enum { NR = 2 * VW, T = 36, BLOCK = 24, ROWS = 192 }; /* tiles that a thread transforms, multiplies at a time */
 
 typedef float vec __attribute__((vector_size(VW * sizeof(float)), aligned(4)));
 typedef int bits __attribute__((vector_size(VW * sizeof(int))));
@@ -152,12 +153,14 @@ static void micro(long n, const float *a, long ar, long ak, const float *b, long
     }
 }
 
-/* m [T][BLOCK][np] = v[t][n rows][depth] @ u[t][panel][depth][NR] for each t */
+/* m[t] [n tiles][np] = v[t] [n][depth] @ u[t] [panel][depth][NR] for each t; called by all threads together */
 static void products(const float *v, long ld, long plane, const float *u, long depth, long np, float *m, long mplane, long n) {
+#pragma omp for schedule(dynamic, 1) collapse(2)
     for (long t = 0; t < T; t++)
-        for (long col = 0; col < np; col += NR, u += depth * NR)
-            for (long r = 0; r < n; r += MR)
-                micro(min(MR, n - r), v + t * plane + r * ld, ld, 1, u, NR, m + t * mplane + r * np + col, np, depth, 0);
+        for (long tile = 0; tile < n; tile += ROWS)
+            for (long col = 0; col < np; col += NR)
+                for (long r = tile; r < min(tile + ROWS, n); r += MR)
+                    micro(min(MR, min(tile + ROWS, n) - r), v + t * plane + r * ld, ld, 1, u + (t * np + col) * depth, NR, m + t * mplane + r * np + col, np, depth, 0);
 }
 
 typedef struct { long image, y, x; } place;
@@ -207,14 +210,20 @@ INLINE long reads(const shape *s, long layer) { return s->g0 + layer * s->g; } /
 INLINE long width(const shape *s, long map) { return map ? s->g : s->g0; }    /* map 0 is the block's input, map j + 1 is layer j's output */
 INLINE long start(const shape *s, long map) { return map ? reads(s, map - 1) : 0; }
 INLINE long slot(const shape *s, long layer) { return (s->layers - 1 - layer) * s->g; } /* in D: the newest layer first */
-INLINE long v_ld(const shape *s) { return odd_lines(reads(s, s->layers - 1)); }
-INLINE long d_ld(const shape *s) { return odd_lines(s->layers * s->g + NR); }
-INLINE long m_plane(long np) { return odd_lines(BLOCK * np); }
+INLINE long v_ld(const shape *s) { return odd_lines(padded(reads(s, s->layers - 1))); }
+INLINE long d_ld(const shape *s) { return odd_lines(s->layers * s->g); }
 INLINE long widest(const shape *s) { return padded(s->g0 > s->g ? s->g0 : s->g); }
 INLINE long blocks(const shape *s) { return (tiles(s) + BLOCK - 1) / BLOCK; }
 
-/* The offset of a layer's weights among the transformed ones: [T][panel][channels in][NR]; their gradients: [T][channels in][padded(g)]. */
+/* The offset of a layer's weights among the transformed ones: [T][panel][channels in][NR]. */
 static long of_layer(const shape *s, long layer) { return T * padded(s->g) * (layer * s->g0 + layer * (layer - 1) / 2 * s->g); }
+
+/* The offset of the gradients of a layer's transformed weights: [T][g][padded(channels in)]. */
+static long of_gradient(const shape *s, long layer) {
+    long n = 0;
+    for (long j = 0; j < layer; j++) n += padded(reads(s, j));
+    return T * s->g * n;
+}
 
 /* The offset of the weights by which a map's gradient is made: [T][panel][channels of its readers, the newest first][NR]. */
 static long of_map(const shape *s, long map) {
@@ -224,9 +233,10 @@ static long of_map(const shape *s, long map) {
 }
 
 long rdn_packed(const shape *s, int backward) { return backward ? of_map(s, s->layers) : of_layer(s, s->layers); }
+long rdn_gradients(const shape *s) { return of_gradient(s, s->layers); }
 
 long rdn_workspace(const shape *s, int backward) {
-    long n = T * odd_lines(tiles(s) * v_ld(s)) + omp_get_max_threads() * T * m_plane(widest(s));
+    long m = T * odd_lines(tiles(s) * widest(s)), n = T * odd_lines(tiles(s) * v_ld(s)) + m;
     return backward ? n + T * odd_lines(tiles(s) * d_ld(s)) + tiles(s) * T * widest(s) + blocks(s) * padded(s->g) : n;
 }
 
@@ -276,47 +286,36 @@ void rdn_pack_backward(const shape *s, const float *const *w, float *u) {
     }
 }
 
-/* gradients of u (forward) -> dw[layer]: [g][3][3][channels in] */
+/* gradients of the transformed weights -> dw[layer]: [g][3][3][channels in] */
 void rdn_unpack(const shape *s, const float *du, float *const *dw) {
-    long np = padded(s->g);
 #pragma omp parallel
     for (long layer = 0; layer < s->layers; layer++) {
-        long depth = reads(s, layer);
-        const float *from = du + of_layer(s, layer);
+        long depth = reads(s, layer), ld = padded(depth);
+        const float *from = du + of_gradient(s, layer);
 #pragma omp for schedule(static) nowait
-        for (long k = 0; k < depth; k += VW)
-            for (long col = 0; col < s->g; col += VW) {
-                vec x[9][VW] = {{{0}}};
-                for (long i = 0; i < min(VW, depth - k); i++) {
-                    vec y[T];
-                    for (long t = 0; t < T; t++) y[t] = *(const vec *)(from + (t * depth + k + i) * np + col);
-                    BOTH_WAYS(weight_adjoint_1d, y, 6, y, 3);
-                    for (long j = 0; j < 9; j++) x[j][i] = y[j];
-                }
-                for (long o = 0; o < min(VW, s->g - col); o++)
-                    for (long j = 0; j < 9; j++)
-                        for (long i = 0; i < min(VW, depth - k); i++) dw[layer][((col + o) * 9 + j) * depth + k + i] = x[j][i][o];
+        for (long o = 0; o < s->g; o++)
+            for (long k = 0; k < depth; k += VW) {
+                vec y[T];
+                for (long t = 0; t < T; t++) y[t] = *(const vec *)(from + (t * s->g + o) * ld + k);
+                BOTH_WAYS(weight_adjoint_1d, y, 6, y, 3);
+                for (long j = 0; j < 9; j++) store(dw[layer] + (o * 9 + j) * depth + k, y[j], depth - k);
             }
     }
 }
 
 /* f: [pixel][g0 + layers * g]: its first g0 channels are the block's input; fills in the others. bias[layer]: [g] */
 void rdn_forward(const shape *s, float *f, const float *u, const float *const *bias, float *work) {
-    long n = tiles(s), ldf = reads(s, s->layers), ld = v_ld(s), plane = odd_lines(n * ld), np = padded(s->g), mplane = m_plane(np);
-    float *v = work, *ms = v + T * plane;
+    long n = tiles(s), ldf = reads(s, s->layers), ld = v_ld(s), plane = odd_lines(n * ld), np = padded(s->g), mplane = odd_lines(n * np);
+    float *v = work, *m = v + T * plane;
 #pragma omp parallel
     {
-        float *m = ms + omp_get_thread_num() * T * mplane;
 #pragma omp for schedule(dynamic, BLOCK)
         for (long tile = 0; tile < n; tile++) input_tile(s, tile, f, ldf, s->g0, v + tile * ld, plane);
         for (long layer = 0; layer < s->layers; layer++) {
             long c = reads(s, layer);
-#pragma omp for schedule(dynamic, 1)
-            for (long tile = 0; tile < n; tile += BLOCK) {
-                long count = min(BLOCK, n - tile);
-                products(v + tile * ld, ld, plane, u + of_layer(s, layer), c, np, m, mplane, count);
-                for (long i = 0; i < count; i++) output_tile(s, tile + i, m + i * np, mplane, bias[layer], f + c, ldf, s->g);
-            }
+            products(v, ld, plane, u + of_layer(s, layer), c, np, m, mplane, n);
+#pragma omp for schedule(dynamic, BLOCK)
+            for (long tile = 0; tile < n; tile++) output_tile(s, tile, m + tile * np, mplane, bias[layer], f + c, ldf, s->g);
             if (layer + 1 < s->layers) {
 #pragma omp for schedule(dynamic, BLOCK)
                 for (long tile = 0; tile < n; tile++) input_tile(s, tile, f + c, ldf, s->g, v + tile * ld + c, plane);
@@ -373,32 +372,28 @@ static void gradient_tile(const shape *s, long tile, const float *e, long lde, c
 }
 
 /* f as rdn_forward left it; e: [pixel][g0 + layers * g], the fusion's part of the gradient of f; u: from rdn_pack_backward.
- * dx: [pixel][g0]. With `add`, du (gradients of rdn_pack_forward's u) and db: [layer][g] are added to. */
+ * dx: [pixel][g0]. With `add`, du (for rdn_unpack) and db: [layer][g] are added to. */
 void rdn_backward(const shape *s, const float *f, const float *e, const float *u, float *dx, float *du, float *db, int add, float *work) {
     long n = tiles(s), ldf = reads(s, s->layers), depth = reads(s, s->layers - 1);
-    long vld = v_ld(s), vplane = odd_lines(n * vld), dld = d_ld(s), dplane = odd_lines(n * dld), zp = widest(s), mplane = m_plane(zp);
-    float *v = work, *d = v + T * vplane, *z = d + T * dplane, *sums = z + n * T * zp, *ms = sums + blocks(s) * padded(s->g);
+    long vld = v_ld(s), vplane = odd_lines(n * vld), dld = d_ld(s), dplane = odd_lines(n * dld), zp = widest(s), mplane = odd_lines(n * zp);
+    float *v = work, *d = v + T * vplane, *z = d + T * dplane, *m = z + n * T * zp, *sums = m + T * mplane;
     enum { SPAN = 256 }; /* tiles whose v and d stay in the cache while their products are summed */
 #pragma omp parallel
     {
-        float *m = ms + omp_get_thread_num() * T * mplane;
 #pragma omp for schedule(dynamic, BLOCK) nowait
         for (long tile = 0; tile < n; tile++) input_tile(s, tile, f, ldf, depth, v + tile * vld, vplane);
         for (long map = s->layers; map >= 0; map--) {
             long c = width(s, map), np = padded(c), layer = map - 1;
             if (map < s->layers) {
-#pragma omp for schedule(dynamic, 1)
-                for (long tile = 0; tile < n; tile += BLOCK) {
-                    long count = min(BLOCK, n - tile);
-                    products(d + tile * dld, dld, dplane, u + of_map(s, map), (s->layers - map) * s->g, np, m, mplane, count);
-                    for (long i = 0; i < count; i++)
-                        for (long k = 0; k < np; k += VW) {
-                            vec x[T];
-                            for (long t = 0; t < T; t++) x[t] = *(const vec *)(m + t * mplane + i * np + k);
-                            BOTH_WAYS(input_adjoint_1d, x, 6, x, 6);
-                            for (long t = 0; t < T; t++) *(vec *)(z + ((tile + i) * T + t) * np + k) = x[t];
-                        }
-                }
+                products(d, dld, dplane, u + of_map(s, map), (s->layers - map) * s->g, np, m, mplane, n);
+#pragma omp for schedule(dynamic, BLOCK)
+                for (long tile = 0; tile < n; tile++)
+                    for (long k = 0; k < np; k += VW) {
+                        vec x[T];
+                        for (long t = 0; t < T; t++) x[t] = *(const vec *)(m + t * mplane + tile * np + k);
+                        BOTH_WAYS(input_adjoint_1d, x, 6, x, 6);
+                        for (long t = 0; t < T; t++) *(vec *)(z + (tile * T + t) * np + k) = x[t];
+                    }
             }
 #pragma omp for schedule(dynamic, 1)
             for (long tile = 0; tile < n; tile += BLOCK) {
@@ -419,12 +414,12 @@ void rdn_backward(const shape *s, const float *f, const float *e, const float *u
 #pragma omp for schedule(dynamic, 1) collapse(2)
         for (long layer = s->layers - 1; layer >= 0; layer--)
             for (long t = 0; t < T; t++) {
-                long k = reads(s, layer), np = padded(s->g);
-                float *to = du + of_layer(s, layer) + t * k * np;
+                long np = padded(reads(s, layer));
+                float *to = du + of_gradient(s, layer) + t * s->g * np;
                 for (long tile = 0; tile < n; tile += SPAN)
                     for (long col = 0; col < np; col += NR)
-                        for (long r = 0; r < k; r += MR)
-                            micro(min(MR, k - r), v + t * vplane + tile * vld + r, 1, vld, d + t * dplane + tile * dld + slot(s, layer) + col, dld,
+                        for (long r = 0; r < s->g; r += MR)
+                            micro(min(MR, s->g - r), d + t * dplane + tile * dld + slot(s, layer) + r, 1, dld, v + t * vplane + tile * vld + col, vld,
                                   to + r * np + col, np, min(SPAN, n - tile), add || tile);
             }
     }

@@ -17,7 +17,9 @@ from torch.autograd.function import once_differentiable
 
 from rdn_fast import native
 
-_TILES = 512  # 4x4 tiles computed at a time, times the threads: their transforms should stay in the cache
+# 4x4 tiles computed at a time, for each thread: few enough for their transforms to stay in the cache, and in the backward pass
+# enough to pay for reading and writing the weights' gradients.
+_TILES, _TILES_BACKWARD = 64, 128
 
 
 class _Shape(ctypes.Structure):
@@ -27,7 +29,7 @@ class _Shape(ctypes.Structure):
 @cache
 def _library() -> ctypes.CDLL:
     library = native.library(Path(__file__).with_name("winograd.c"))
-    library.rdn_packed.restype = library.rdn_workspace.restype = ctypes.c_long
+    library.rdn_packed.restype = library.rdn_gradients.restype = library.rdn_workspace.restype = ctypes.c_long
     return library
 
 
@@ -66,11 +68,11 @@ class _Block(torch.autograd.Function):
         gy = gy.permute(0, 2, 3, 1).contiguous()  # [B, H, W, G0]
         shape = _Shape(batch, height, width, g0, w[0].shape[0], len(w))
         u = _packed(shape, w, backward=True)
-        du = _scratch("du", _library().rdn_packed(ctypes.byref(shape), 0))
+        du = _scratch("du", _library().rdn_gradients(ctypes.byref(shape)))
         dx = torch.empty_like(gy)
         db = torch.empty(len(w), shape.g)
         fuse = _with_residual(fuse_w)
-        for images in _chunks(shape):
+        for images in _chunks(shape, _TILES_BACKWARD):
             part = _part(shape, images)
             e = torch.mm(gy[images].view(-1, g0), fuse, out=_scratch("e", part.batch * height * width, channels))
             work = _scratch("work", _library().rdn_workspace(ctypes.byref(part), 1))
@@ -94,7 +96,7 @@ def _forward(x, w, b, fuse_w, fuse_b, u, keep, out=None):
     y = torch.empty_like(x, memory_format=torch.contiguous_format) if out is None else out.permute(0, 2, 3, 1)
     kept = torch.empty(*x.shape[:3], channels) if keep else None
     fuse = _with_residual(fuse_w).t()
-    for images in _chunks(shape):
+    for images in _chunks(shape, _TILES):
         part = _part(shape, images)
         f = kept[images] if keep else _scratch("f", part.batch * shape.h * shape.w, channels).view(part.batch, shape.h, shape.w, channels)
         f[..., : shape.g0] = x[images]
@@ -109,9 +111,9 @@ def _shape(x, w):
     return _Shape(batch, height, width, g0, w[0].shape[0], len(w))
 
 
-def _chunks(shape: _Shape):
-    tiles = -(-shape.h // 4) * -(-shape.w // 4)
-    step = max(1, _TILES * torch.get_num_threads() // tiles)
+def _chunks(shape: _Shape, tiles: int):
+    of_one = -(-shape.h // 4) * -(-shape.w // 4)
+    step = max(1, tiles * torch.get_num_threads() // of_one)
     return [slice(start, min(start + step, shape.batch)) for start in range(0, shape.batch, step)]
 
 
