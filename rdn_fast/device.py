@@ -97,10 +97,55 @@ def memory_format(device: torch.device) -> torch.memory_format:
 
 
 def adam(parameters, device: torch.device, lr: float, weight_decay: float) -> torch.optim.Optimizer:
-    """Adam in one fused pass over all parameters."""
+    """Adam in one fused pass over all parameters; on CUDA it can be captured in a graph."""
     if device.type == "npu":
         return importlib.import_module("torch_npu").optim.NpuFusedAdam(parameters, lr=lr, weight_decay=weight_decay)
-    return torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay, fused=True)
+    return torch.optim.Adam(parameters, lr=_rate(lr, device), weight_decay=weight_decay, fused=True, capturable=device.type == "cuda")
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float, device: torch.device) -> None:
+    """Set the learning rate of the steps to come, those of a captured graph too."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], torch.Tensor) and group["lr"].device == device:
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = _rate(rate, device)
+
+
+def _rate(rate: float, device: torch.device):
+    return torch.tensor(rate, device=device) if device.type == "cuda" else rate
+
+
+class Replayed:
+    """function(*tensors) -> tensors, launched as one CUDA graph from its call number `EAGER` on; elsewhere just called.
+
+    A graph replays what it recorded: every call takes tensors of the same shapes, and function must ask nothing of the host and
+    keep no tensor of its own. What it returns is overwritten by the next call.
+    """
+
+    EAGER = 3  # calls in which libraries choose their kernels and the optimizer makes its state
+
+    def __init__(self, function, device: torch.device):
+        self._function, self._capture, self._calls, self._graph = function, device.type == "cuda", 0, None
+
+    def __call__(self, *tensors):
+        self._calls += 1
+        if not self._capture or self._calls <= self.EAGER:
+            return self._function(*tensors)
+        if self._graph is None:
+            self._inputs, graph = [t.clone() for t in tensors], torch.cuda.CUDAGraph()
+            try:
+                with torch.cuda.graph(graph):
+                    self._outputs = self._function(*self._inputs)
+            except RuntimeError as error:
+                print(f"note: the step cannot be captured as a CUDA graph and is launched kernel by kernel: {str(error).splitlines()[0]}")
+                self._capture = False
+                return self._function(*tensors)
+            self._graph = graph
+        else:
+            torch._foreach_copy_(self._inputs, tensors)
+        self._graph.replay()
+        return self._outputs
 
 
 def synchronize(device: torch.device) -> None:

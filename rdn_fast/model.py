@@ -32,9 +32,30 @@ class _RDB(nn.Module):
         self.lff = nn.Conv2d(g0 + num_layers * g, g0, 1)
 
     def forward(self, x, implementation):
-        convs = [layer.conv for layer in self.layers]
-        cast = [p.to(x.dtype) for conv in (*convs, self.lff) for p in (conv.weight, conv.bias)]
+        convs = (*(layer.conv for layer in self.layers), self.lff)
+        cast = [p for conv in convs for p in (conv.weight, conv.bias)]
+        if x.dtype != cast[0].dtype:
+            cast = _Cast.apply(x.dtype, *cast)
         return implementation.module.rdb(x, cast[0:-2:2], cast[1:-2:2], cast[-2], cast[-1])
+
+
+class _Cast(torch.autograd.Function):
+    """Tensors in another dtype, all in one launch, and so their gradients back."""
+
+    @staticmethod
+    def forward(ctx, dtype, *tensors):
+        ctx.dtype = tensors[0].dtype
+        return _Cast._cast(dtype, tensors)
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        return None, *_Cast._cast(ctx.dtype, gradients)
+
+    @staticmethod
+    def _cast(dtype, tensors):
+        cast = [torch.empty_like(t, dtype=dtype) for t in tensors]
+        torch._foreach_copy_(cast, tensors)
+        return tuple(cast)
 
 
 class RDN(nn.Module):

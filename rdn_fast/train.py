@@ -126,7 +126,10 @@ class _Run:
         for model in filter(None, (self.model, self.average)):
             model.rdb = self.rows["training"]
 
-        self.replica = DistributedDataParallel(self.model) if ranks.world > 1 else self.model
+        self.replica = self.model
+        if ranks.world > 1:
+            self.replica = DistributedDataParallel(self.model, gradient_as_bucket_view=True, static_graph=True)
+        self.full_step = self._work if ranks.world > 1 else devices.Replayed(self._work, device)
         self.read_back = torch.zeros(_FLUSH_STEPS, 2, device=device)  # loss share and skip flag of the steps since the last flush
         self.unread: list[dict] = []
         self.flushed = self.saved = time.monotonic()
@@ -174,20 +177,23 @@ class _Run:
     def _step(self, batch: Batch) -> None:
         lr, hr = to_float(batch.lr, self.device), to_float(batch.hr, self.device)  # [b, 3, p, p], [b, 3, s*p, s*p]
         rate = learning_rate(self.config, self.progress.epoch, self.progress.step, self.total_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.zero_grad()
-        weight = 1 / (batch.total * hr[0].numel()) if batch.count else 0.0
-        # This rank's share of the mean over all ranks' patches; DDP divides gradients by the number of ranks.
-        share = F.l1_loss(self.replica(lr).float(), hr, reduction="sum") * weight
-        (share * (self.ranks.world * self.precision.loss_scale)).backward()
-        skipped = precision.step(self.optimizer, self.precision.loss_scale, self.config.clip_grad)
+        devices.set_rate(self.optimizer, rate, self.device)
+        work = self.full_step if batch.total == self.loader.global_batch else self._work  # a graph has one shape
+        share, skipped = work(lr, hr, torch.full((), 1 / (batch.total * hr[0].numel()) if batch.count else 0.0, device=self.device))
         if self.average:
             decay = min(self.config.ema, (1 + self.progress.step) / (10 + self.progress.step))  # forgets the initial weights
             with torch.no_grad():
                 torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
-        self.read_back[len(self.unread)] = torch.stack([share.detach(), skipped])
+        self.read_back[len(self.unread)] = torch.stack([share, skipped])
         self.unread.append({"event": "step", "step": self.progress.step + 1, "epoch": self.progress.epoch, "lr": rate})
+
+    def _work(self, lr, hr, weight):
+        """What a step asks of the device: forward, backward, optimizer. Returns this rank's share of the loss, and if it was skipped."""
+        self.optimizer.zero_grad()
+        # The share of the mean over all ranks' patches; DDP divides gradients by the number of ranks.
+        share = F.l1_loss(self.replica(lr).float(), hr, reduction="sum") * weight
+        (share * (self.ranks.world * self.precision.loss_scale)).backward()
+        return share.detach(), precision.step(self.optimizer, self.precision.loss_scale, self.config.clip_grad)
 
     def _attend(self) -> None:
         """Between two steps: agree with the other ranks whether to stop, to save, to read the losses back."""
