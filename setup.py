@@ -5,6 +5,8 @@ from setuptools import find_packages, setup
 here = Path(__file__).parent
 version = next(line.split('"')[1] for line in (here / "rdn_fast/__init__.py").read_text().splitlines() if line.startswith("__version__"))
 
+triton = "triton>=3.6,<3.10; platform_system == 'Linux'"  # kernels are compiled and interpreted with it, without a card too
+
 setup(
     name="rdn-fast",
     version=version,
@@ -26,8 +28,10 @@ setup(
     ],
     extras_require={
         "npu": ["torch-npu==2.13.0", "torch==2.13.0"],  # torch-npu works with its exact torch only
+        "triton": [triton],  # comes with CUDA builds of torch
         "log": ["tensorboard"],  # curves in a browser
         "demo": ["scikit-image"],  # photographs in its wheel; SSIM oracle of the tests
-        "dev": ["pytest", "pytest-benchmark", "py-spy", "ruff", "hypothesis", "matplotlib"],
+        "bench": ["onnx", "onnxscript", "onnxruntime", "openvino"],  # other runtimes' rows in `make bench`
+        "dev": ["pytest", "pytest-benchmark", "py-spy", "ruff", "hypothesis", "matplotlib", triton],
     },
 )
