@@ -7,7 +7,7 @@ NPROC ?= 1
 bin := .venv/bin
 ready := .venv/ready
 
-.PHONY: setup demo test test-slow lint train-full
+.PHONY: setup demo test test-slow lint train-full bench-1p bench-8p bench report report-check
 
 setup: $(ready)
 
@@ -38,6 +38,7 @@ test-slow: $(ready)
 lint: $(ready)
 	$(bin)/ruff check .
 	$(bin)/ruff format --check .
+	$(bin)/python -m bench.report --check
 	for script in test/*.sh .ci/run; do bash -n $$script || exit 1; done
 
 # DATA: a folder with DIV2K_x2.h5 and Set5_x2.h5. NPROC: how many devices.
@@ -47,3 +48,18 @@ ifeq ($(NPROC), 1)
 else
 	bash test/train_full_8p.sh --data_path=$(DATA) --nproc $(NPROC)
 endif
+
+bench-1p: $(ready)
+	$(bin)/python -m bench.run 1p
+
+bench-8p: $(ready)
+	$(bin)/python -m bench.run 8p --nproc $(if $(filter file,$(origin NPROC)),8,$(NPROC))
+
+bench: $(ready)
+	$(bin)/python -m bench.run all
+
+report: $(ready)
+	$(bin)/python -m bench.report
+
+report-check: $(ready)
+	$(bin)/python -m bench.report --check

@@ -1,0 +1,214 @@
+"""What is timed: a case is a shape and the contenders on it. Add one by writing a function that returns a Case, and calling it in run.py."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from bench import baseline
+from bench.ours import Ours
+from bench.parity import Problem, Results, solve_module
+from rdn_fast import device as devices
+from rdn_fast import rdb
+from rdn_fast.config import Config, settings
+from rdn_fast.rdb import tune
+
+PATCH = 32  # LR pixels, the reference's
+RDN_A, RDN_B = (settings({}, preset)[0] for preset in ("rdn-a", "rdn-b"))
+
+
+class Contender:
+    """What a clock can be put to: fresh() makes new random inputs, run() is timed; the rest serves the checks around it."""
+
+    dtype: torch.dtype
+    note = ""  # for its result row
+
+    def solve(self, state: dict, x: torch.Tensor, upstream: torch.Tensor) -> Results:
+        """The answers to a parity.Problem, by the code that run() times."""
+        raise NotImplementedError
+
+    def fresh(self) -> None:
+        raise NotImplementedError
+
+    def run(self) -> None:
+        raise NotImplementedError
+
+    def verify(self) -> None:
+        """AssertionError when what was timed has not done its work."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A contender to be made: the name of its recipe in result rows, its dtype, and how."""
+
+    recipe: str
+    dtype: torch.dtype
+    make: Callable[[], Contender]
+
+    @property
+    def ours(self) -> bool:
+        return not self.recipe.startswith(("reference", "stock", "ONNX", "OpenVINO"))
+
+
+@dataclass
+class Case:
+    """`images` and `flop` are those of one run. Entries answer `problem(dtype)`; `plain(dtype)` is the formulation whose error is the yardstick."""
+
+    name: str
+    batch: int
+    shape: str
+    images: int
+    flop: int
+    entries: list[Entry]
+    problem: Callable[[torch.dtype], Problem]
+    plain: Callable[[torch.dtype], Contender]
+    _yardsticks: dict = field(default_factory=dict)
+
+    def check(self, contender: Contender, what: str) -> None:
+        """AssertionError unless the contender's answers are as good as bench/parity.py asks."""
+        dtype = contender.dtype
+        problem = self.problem(dtype)
+        if dtype not in self._yardsticks:
+            self._yardsticks[dtype] = problem.solved(self.plain(dtype).solve)
+        problem.check(problem.solved(contender.solve), self._yardsticks[dtype], dtype, what)
+
+
+class _Model(Contender):
+    """A recipe of baseline.py or ours.py at work on random patches or pictures."""
+
+    def __init__(self, recipe, batch: int, height: int, width: int, scale: int, training: bool):
+        self.recipe, self.dtype, self.training, self.note = recipe, recipe.dtype, training, recipe.note
+        self._sizes = (batch, 3, height, width), (batch, 3, scale * height, scale * width)
+
+    def solve(self, state: dict, x: torch.Tensor, upstream: torch.Tensor) -> Results:
+        if self.training:
+            results = self.recipe.solve(state, x, upstream)
+            self._before = self.recipe.model.output.weight.detach().clone()
+            return results
+        self.recipe.model.load_state_dict(state)
+        x = x.to(self.recipe.device).contiguous(memory_format=self.recipe.memory_format)
+        return {"output": self.recipe.infer(x).float()}
+
+    def fresh(self) -> None:
+        self._inputs = [
+            torch.rand(size, device=self.recipe.device).contiguous(memory_format=self.recipe.memory_format)
+            for size in (self._sizes if self.training else self._sizes[:1])
+        ]
+
+    def run(self) -> None:
+        (self.recipe.step if self.training else self.recipe.infer)(*self._inputs)
+
+    def verify(self) -> None:
+        if self.training:
+            assert not torch.equal(self._before, self.recipe.model.output.weight), "the steps changed no weight"
+            assert all(p.isfinite().all() for p in self.recipe.model.parameters()), "the steps left weights that are not finite"
+
+
+@functools.cache
+def _model_problem(config: Config) -> Problem:
+    """Of the whole model on two patches: parameters and input in float32, whatever the recipe computes in."""
+    return Problem(baseline.RDN(config), torch.rand(2, 3, PATCH, PATCH), torch.float32)
+
+
+def _model_case(name: str, config: Config, batch: int, height: int, width: int, device: torch.device, dtypes: list, rdb_name: str, rows: bool) -> Case:
+    training = name == "training step"
+
+    def entry(recipe: str, dtype: torch.dtype, make: Callable) -> Entry:
+        return Entry(recipe, dtype, lambda: _Model(make(), batch, height, width, config.scale, training))
+
+    def chosen(dtype: torch.dtype) -> Ours:
+        return Ours(config, device, dtype, tune.choose(rdb_name, tune.Case.of(config, (batch, 3, height, width), device, dtype, training)))
+
+    reference = torch.float32 if device.type == "cpu" else devices.low_precision(device)  # elsewhere: the reference under AMP
+    entries = [entry("reference", reference, functools.partial(baseline.Reference, config, device, reference))]
+    for dtype in dtypes:
+        for suffix, options in baseline.variants(device, training):
+            entries.append(entry("stock" + suffix, dtype, functools.partial(baseline.Stock, config, device, dtype, **options)))
+        entries.append(entry("rdn_fast", dtype, functools.partial(chosen, dtype)))
+        for row in rdb.able(device, dtype, training) if rows else ():
+            entries.append(entry(f"row {row.name}", dtype, functools.partial(Ours, config, device, dtype, row.name)))
+    return Case(
+        name, batch, f"{words(config)}, {height}x{width}", batch, batch * 2 * config.macs(height, width) * (3 if training else 1), entries,
+        lambda _: _model_problem(config), lambda dtype: _Model(baseline.Reference(config, device, dtype), batch, PATCH, PATCH, config.scale, True),
+    )  # fmt: skip
+
+
+def training_step(config: Config, batch: int, device: torch.device, dtypes: list, rdb_name: str, rows: bool = False) -> Case:
+    """A training step on random patches: reference, strongest stock and rdn_fast; with `rows` also every row of the RDB table that can train here."""
+    return _model_case("training step", config, batch, PATCH, PATCH, device, dtypes, rdb_name, rows)
+
+
+def inference(config: Config, height: int, width: int, device: torch.device, dtypes: list, rdb_name: str, rows: bool = False) -> Case:
+    """One LR picture: reference, stock and rdn_fast; with `rows` also every row of the RDB table that runs here."""
+    return _model_case("inference", config, 1, height, width, device, dtypes, rdb_name, rows)
+
+
+class _Block(Contender):
+    """One RDB: the plain module, or a row of the table on the module's parameters."""
+
+    def __init__(self, config: Config, shape: tuple, device: torch.device, dtype: torch.dtype, training: bool, layout: torch.memory_format, row=None):
+        g0 = config.num_features
+        self.module = baseline.RDB(g0, config.growth_rate, config.num_layers).to(device, dtype, memory_format=layout)
+        self.device, self.dtype, self.training, self.layout = device, dtype, training, layout
+        self._size = (shape[0], g0, *shape[1:])
+        self._forward = self.module if row is None else functools.partial(self._row, row.module.rdb)
+
+    def _row(self, function: Callable, x: torch.Tensor) -> torch.Tensor:
+        convs = [layer.conv for layer in self.module.layers]
+        return function(x, [conv.weight for conv in convs], [conv.bias for conv in convs], self.module.lff.weight, self.module.lff.bias)
+
+    def solve(self, state: dict, x: torch.Tensor, upstream: torch.Tensor) -> Results:
+        self.module.load_state_dict(state)
+        x = self._here(x)
+        if self.training:
+            return solve_module(self.module, x, self._here(upstream), self._forward)
+        with torch.inference_mode():
+            return {"output": self._forward(x)}
+
+    def fresh(self) -> None:
+        self._x, self._upstream = (self._here(torch.randn(self._size, device=self.device)) for _ in range(2))
+        self._x.requires_grad_(self.training)
+
+    def run(self) -> None:
+        if not self.training:
+            with torch.inference_mode():
+                self._forward(self._x)
+            return
+        self.module.zero_grad()
+        self._x.grad = None
+        self._forward(self._x).backward(self._upstream)
+
+    def _here(self, x: torch.Tensor) -> torch.Tensor:
+        return x.to(self.device, self.dtype).contiguous(memory_format=self.layout)
+
+
+def block(training: bool, config: Config, shape: tuple, device: torch.device, dtype: torch.dtype) -> Case:
+    """One RDB on [batch, height, width] = `shape`, in one dtype: the plain module in both layouts, and every row that can run here."""
+    batch, height, width = shape
+    fast = devices.memory_format(device)
+
+    def entry(recipe: str, layout: torch.memory_format, row=None) -> Entry:
+        return Entry(recipe, dtype, lambda: _Block(config, shape, device, dtype, training, layout, row))
+
+    layouts = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format, "any": fast}
+    entries = [entry("reference", torch.contiguous_format), entry("stock", fast)]
+    entries += [entry(f"row {row.name}", layouts[row.layout], row) for row in rdb.able(device, dtype, training)]
+
+    @functools.cache
+    def problem(dtype: torch.dtype) -> Problem:
+        module = baseline.RDB(config.num_features, config.growth_rate, config.num_layers)
+        return Problem(module, torch.randn(min(batch, 2), config.num_features, height, width), dtype)
+
+    def plain(dtype: torch.dtype) -> Contender:
+        return _Block(config, shape, device, dtype, True, torch.contiguous_format)
+
+    name, factor = ("RDB training", 3) if training else ("RDB forward", 1)
+    return Case(name, batch, f"{words(config)}, {height}x{width}", batch, batch * 2 * height * width * config.block_macs * factor, entries, problem, plain)
+
+
+def words(c: Config) -> str:
+    """A model's shape in a row."""
+    return f"x{c.scale} D{c.num_blocks} C{c.num_layers} G{c.growth_rate} G0 {c.num_features}"

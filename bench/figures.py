@@ -1,0 +1,92 @@
+"""Bar charts of GFLOP/s as SVG: the same bytes for the same rows, and a digest in the file that tells whether they are stale."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+COLOURS = {"reference": "#9a9a9a", "stock": "#5b8db8", "rdn_fast": "#d1622b", "row": "#ecb593"}
+OTHER = "#7aa37a"
+
+
+class Bar(NamedTuple):
+    """A recipe's GFLOP/s: the median, and the slowest and fastest round."""
+
+    label: str
+    recipe: str
+    gflops: float
+    least: float
+    most: float
+
+
+class Panel(NamedTuple):
+    """One case: its bars, and the ceilings of their dtypes in GFLOP/s."""
+
+    title: str
+    bars: list[Bar]
+    ceilings: dict[str, float]
+
+
+class Figure(NamedTuple):
+    """A title and panels, two in a row."""
+
+    title: str
+    panels: list[Panel]
+
+
+def digest(figure: Figure) -> str:
+    """Of what is drawn, and of the code that draws it."""
+    return hashlib.sha256(json.dumps(figure).encode() + Path(__file__).read_bytes()).hexdigest()[:16]
+
+
+def is_current(path: Path, figure: Figure) -> bool:
+    """Whether the SVG was drawn from just this figure."""
+    return path.is_file() and f"digest {digest(figure)}" in path.read_text(encoding="utf-8")
+
+
+def draw(path: Path, figure: Figure) -> None:
+    """Write the SVG (or what the path's suffix says)."""
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    import matplotlib.pyplot as plt
+
+    mpl.rcParams.update({"svg.hashsalt": "rdn_fast", "font.family": "DejaVu Sans", "font.size": 9})
+    columns = min(2, len(figure.panels))
+    rows = -(-len(figure.panels) // columns)
+    longest = max(len(panel.bars) for panel in figure.panels)
+    size = 5.2 * columns, 0.25 + rows * (1 + 0.34 * longest)
+    canvas, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    for ax in axes.flat[len(figure.panels) :]:
+        ax.remove()
+    for panel, ax in zip(figure.panels, axes.flat, strict=False):
+        _panel(panel, ax)
+    canvas.suptitle(figure.title, fontsize=10.5, x=0.01, ha="left", weight="bold")
+    path.parent.mkdir(exist_ok=True)
+    metadata = {"Date": None, "Description": f"digest {digest(figure)}"} if path.suffix == ".svg" else None
+    canvas.savefig(path, metadata=metadata, dpi=130)
+    plt.close(canvas)
+
+
+def _panel(panel: Panel, ax) -> None:
+    values = [bar.gflops for bar in panel.bars]
+    spread = [[bar.gflops - bar.least for bar in panel.bars], [bar.most - bar.gflops for bar in panel.bars]]
+    colours = [COLOURS.get(bar.recipe.split()[0], OTHER) for bar in panel.bars]
+    places = range(len(values))
+    ax.barh(places, values, color=colours, height=0.72, xerr=spread, error_kw={"ecolor": "#333333", "elinewidth": 0.9, "capsize": 2})
+    limit = 1.16 * max(*values, *(bar.most for bar in panel.bars), *panel.ceilings.values(), 0)
+    for place, bar in zip(places, panel.bars, strict=True):
+        ax.text(bar.most + 0.012 * limit, place, f"{bar.gflops:,.0f}", va="center", fontsize=8.5, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8})
+    for dtype, ceiling in panel.ceilings.items():
+        ax.axvline(ceiling, color="#333333", linewidth=0.9, linestyle=(0, (4, 3)), zorder=0)
+        words = f" ceiling, {dtype}" if len(panel.ceilings) > 1 else " ceiling"
+        ax.text(ceiling, -0.62, words, fontsize=7.5, va="center", color="#333333")
+    ax.set_yticks(list(places), [bar.label for bar in panel.bars])
+    ax.set_ylim(len(values) - 0.5, -0.9)
+    ax.set_xlim(0, limit)
+    ax.set_xlabel("GFLOP/s, counted as direct convolutions")
+    ax.set_title(panel.title, fontsize=9.5, loc="left")
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.tick_params(axis="y", length=0)

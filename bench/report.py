@@ -1,0 +1,215 @@
+"""README's tables and the figures, rendered from bench/results/*.csv: `python -m bench.report` writes them, `--check` fails when they are stale.
+
+Tables go between `<!-- bench:NAME -->` and `<!-- /bench -->`. Only measured rows become figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+from bench import figures
+from bench.figures import Bar, Figure, Panel
+from bench.gates import GATES, MODEL, Gate, Verdict, judge
+from bench.results import HERE, Row, read
+
+READMES = {"en": HERE.parent / "README.md", "zh": HERE.parent / "README.zh-CN.md"}
+RESULTS, FIGURES = HERE / "results", HERE / "figures"
+
+CHINESE = {
+    "claim": "指标",
+    "gate": "门槛",
+    "goal": "目标",
+    "measured": "实测",
+    "on": "设备",
+    "not measured": "未测",
+    "missed": "未达到",
+    "at most": "至多",
+    "device": "设备",
+    "case": "用例",
+    "batch": "批大小",
+    "recipe": "方案",
+    "dtype": "精度",
+    "images/s": "图像/秒",
+    "seed window": "种子口径",
+    "of the ceiling": "占上限",
+    "vs reference": "对参考实现",
+    "vs stock": "对最强原生",
+    "peak memory": "峰值内存",
+    "training step": "训练步",
+    "inference": "推理",
+    "end to end": "端到端",
+    "memory": "内存",
+    "RDB forward": "RDB 前向",
+    "RDB training": "RDB 训练",
+    "GFLOP/s of the recipes": "各方案的 GFLOP/s",
+    "CPU, training step, default precision / reference (fp32)": "CPU，训练步，默认精度 / 参考实现（fp32）",
+    "CPU, training step, bf16 / strongest stock bf16": "CPU，训练步，bf16 / 最强原生 bf16",
+    "CPU, training step, fp32 / strongest stock fp32": "CPU，训练步，fp32 / 最强原生 fp32",
+    "CPU, inference, default precision / reference (fp32)": "CPU，推理，默认精度 / 参考实现（fp32）",
+    "memory of a training step / naive": "训练步内存 / naive",
+    "H100, end to end, fp16 O1 / reference under AMP": "H100，端到端，fp16 O1 / AMP 下的参考实现",
+    "H100, end to end, fp16 O1, images/s": "H100，端到端，fp16 O1，图像/秒",
+    "H100, training step, fp16 O1 / strongest stock": "H100，训练步，fp16 O1 / 最强原生",
+    "one Ascend card, images/s in the seed window": "单张昇腾卡，种子口径，图像/秒",
+    "eight Ascend cards, images/s in the seed window": "八张昇腾卡，种子口径，图像/秒",
+    "eight Ascend cards, scaling efficiency": "八张昇腾卡，扩展效率",
+}
+
+
+def translate(words: str, language: str) -> str:
+    return words if language == "en" else CHINESE[words]
+
+
+def load(folder: Path) -> list[list[Row]]:
+    """The rows of every run, oldest run first."""
+    runs = [rows for path in sorted(folder.glob("*.csv")) if (rows := read(path))]
+    return sorted(runs, key=lambda rows: rows[0].date)
+
+
+def newest(runs: list[list[Row]]) -> list[list[Row]]:
+    """Groups of rows that were timed against each other: of every (device, torch, case, shape, batch or several ranks) those of its newest run."""
+    groups: dict[tuple, list[Row]] = {}
+    for rows in runs:
+        mine: dict[tuple, list[Row]] = {}
+        several = max(row.ranks for row in rows) > 1
+        for row in rows:
+            mine.setdefault((row.device, row.torch, row.case, row.shape, "ranks" if several else row.batch), []).append(row)
+        groups |= mine
+    return list(groups.values())
+
+
+def gates_table(runs: list[list[Row]], language: str) -> str:
+    """Every gate with the newest measurement of each device that has one."""
+    lines = _head(("claim", "gate", "goal", "measured", "on"), language)
+    for gate in GATES:
+        found = {verdict.row.device: verdict for rows in runs for verdict in _verdicts(gate, rows) if verdict.row is not None}
+        target = [translate("at most", language) + " " if gate.at_most else "", f"{gate.gate:.4g}"]
+        cells = [translate(gate.what, language), "".join(target), "" if gate.goal is None else f"{gate.goal:.4g}"]
+        if not found:
+            lines.append(_line([*cells, translate("not measured", language), ""]))
+        for device, verdict in found.items():
+            missed = f" ({translate('missed', language)})" if verdict.word == "missed" else ""
+            lines.append(_line([*cells, f"**{verdict.value:.3g}**{missed}", device]))
+    return "\n".join(lines)
+
+
+def _verdicts(gate: Gate, rows: list[Row]) -> list[Verdict]:
+    ranks = max(row.ranks for row in rows)
+    return [verdict for verdict in judge(rows, gate.commands[0], rows[0].place, ranks) if verdict.gate == gate]
+
+
+def speeds_tables(runs: list[list[Row]], language: str) -> str:
+    """For every device the recipes' speeds on rdn-b, in groups that were timed in turn in one run."""
+    columns = ("case", "batch", "recipe", "dtype", "images/s", "GFLOP/s", "of the ceiling", "vs reference", "vs stock", "peak memory")
+    tables: dict[tuple, list[str]] = {}
+    for group in newest(runs):
+        if group[0].case not in ("training step", "inference", "end to end", "memory") or not group[0].shape.startswith(MODEL):
+            continue
+        for row in group:
+            if row.kind != "measured" or row.recipe.startswith("row "):
+                continue
+            images = _number(row.images_s, "{:.3g}")
+            if row.seed_images_s is not None:
+                images += f" ({translate('seed window', language)} {row.seed_images_s:.3g})"
+            memory = "" if row.peak_mb is None else f"{row.peak_mb / 1e3:.2f} GB, {row.vs_naive:.0%}"
+            bold = "**" if row.recipe == "rdn_fast" else ""
+            cells = [
+                translate(row.case, language), str(row.batch), f"{bold}{row.recipe}{bold}", row.dtype, images, _number(row.gflops, "{:.0f}"),
+                _number(row.ceiling_share, "{:.0%}"), _number(row.vs_reference, "{:.2f}x"), _number(row.vs_stock, "{:.2f}x"), memory,
+            ]  # fmt: skip
+            run = f"**{row.device}**, torch {row.torch}, rdn_fast {row.rdn_fast}, {row.date[:10]}, `{row.command}`:"
+            tables.setdefault((row.device, row.torch), [run, "", *_head(columns, language)]).append(_line(cells))
+    return "\n\n".join("\n".join(lines) for lines in tables.values()) or translate("not measured", language)
+
+
+def charts(runs: list[list[Row]]) -> dict[str, Figure]:
+    """{file name: figure}: for every device one of the whole model, one of the RDB."""
+    groups = [[row for row in group if row.kind == "measured"] for group in newest(runs)]
+    ceilings = {(row.device, row.dtype): row.gflops for group in groups for row in group if row.case == "ceiling"}
+    found: dict[tuple[str, str], list[Panel]] = {}
+    for group in groups:
+        first = next((row for row in group if row.case in ("training step", "inference", "RDB forward", "RDB training")), None)
+        if first is None or not first.shape.startswith(MODEL) or (first.case.startswith("RDB") and not first.shape.endswith(", 32x32")):
+            continue
+        several = len({row.dtype for row in group}) > 1
+        bars = [
+            Bar(
+                f"{row.recipe} {row.dtype}" if several else row.recipe, row.recipe, row.gflops,
+                row.gflops * row.seconds / row.seconds_max, row.gflops * row.seconds / row.seconds_min,
+            ) for row in group
+        ]  # fmt: skip
+        dtypes = ", ".join(dict.fromkeys(row.dtype for row in group))
+        title = f"{first.case}, {dtypes}, batch {first.batch}, {first.shape.rsplit(', ', 1)[1]}"
+        roof = {row.dtype: ceilings[row.device, row.dtype] for row in group if (row.device, row.dtype) in ceilings}
+        found.setdefault((first.device, "rdb" if first.case.startswith("RDB") else "model"), []).append(Panel(title, bars, roof))
+    words = {"model": "rdn-b", "rdb": "one residual dense block of rdn-b"}
+    return {f"{kind}_{_slug(device)}.svg": Figure(f"{words[kind]} on {device}", panels) for (device, kind), panels in found.items()}
+
+
+def render(text: str, runs: list[list[Row]], language: str, folder: str) -> str:
+    """The README with every block between markers made anew. ValueError for a marker that nothing is known of."""
+    links = "\n\n".join(f"![{translate('GFLOP/s of the recipes', language)}]({folder}/{name})" for name in charts(runs))
+    blocks = {"gates": gates_table(runs, language), "speeds": speeds_tables(runs, language), "figures": links or translate("not measured", language)}
+
+    def block(match: re.Match) -> str:
+        if match[1] not in blocks:
+            raise ValueError(f"<!-- bench:{match[1]} -->: there are {', '.join(blocks)}")
+        return f"<!-- bench:{match[1]} -->\n\n{blocks[match[1]]}\n\n<!-- /bench -->"
+
+    return re.sub(r"<!-- bench:(\w+) -->.*?<!-- /bench -->", block, text, flags=re.DOTALL)
+
+
+def _head(columns: tuple[str, ...], language: str) -> list[str]:
+    return [_line([column if column == "GFLOP/s" else translate(column, language) for column in columns]), _line(["---"] * len(columns))]
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else form.format(value)
+
+
+def _slug(words: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.]+", "-", words).strip("-")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when something is stale")
+    check = parser.parse_args(argv).check
+    try:
+        runs = load(RESULTS)
+    except ValueError as error:
+        print(f"report: {error}", file=sys.stderr)
+        return 1
+    wanted = charts(runs)
+    stale = []
+    for language, path in READMES.items():
+        text = path.read_text(encoding="utf-8")
+        fresh = render(text, runs, language, FIGURES.relative_to(path.parent).as_posix())
+        if fresh != text:
+            stale.append(path)
+            if not check:
+                path.write_text(fresh, encoding="utf-8")
+    for name, figure in wanted.items():
+        if not figures.is_current(FIGURES / name, figure):
+            stale.append(FIGURES / name)
+            if not check:
+                figures.draw(FIGURES / name, figure)
+    for path in FIGURES.glob("*.svg"):
+        if path.name not in wanted:
+            stale.append(path)
+            if not check:
+                path.unlink()
+    for path in stale:
+        print(f"{'stale' if check else 'rendered'}: {path.relative_to(HERE.parent)}" + ("; make report renders it" if check else ""))
+    return 1 if check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
