@@ -14,6 +14,7 @@ from runs import TINY, assert_user_error, cli, command, events, make_data, weigh
 
 from rdn_fast import device as devices
 from rdn_fast.cli import main
+from rdn_fast.rdb import able
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def data(tmp_path_factory):
 def two_ranks(data, tmp_path_factory):
     """The folder of ten steps on two ranks with batch 4."""
     out = tmp_path_factory.mktemp("two")
-    flags = ("--batch-size", 4, "--epochs", 4, "--max-steps", 10, "--lr", "1e-4", "--opt-level", "O0")
+    flags = ("--batch-size", 4, "--epochs", 4, "--max-steps", 10, "--lr", "1e-4", "--opt-level", "O0", "--rdb", "winograd")
     result = cli("train", "--data-path", data, "--outputs-dir", out, *TINY, *flags, "--nproc", 2)
     assert result.returncode == 0, result
     assert result.stderr == ""
@@ -33,7 +34,7 @@ def two_ranks(data, tmp_path_factory):
 
 
 def test_two_ranks_equal_one_with_twice_the_batch(data, two_ranks, tmp_path):
-    flags = ("--batch-size", 8, "--epochs", 4, "--max-steps", 10, "--lr", "1e-4", "--opt-level", "O0")
+    flags = ("--batch-size", 8, "--epochs", 4, "--max-steps", 10, "--lr", "1e-4", "--opt-level", "O0", "--rdb", "winograd")
     assert main(["train", "--data-path", str(data), "--outputs-dir", str(tmp_path), *TINY, *map(str, flags)]) == 0
     ours, theirs = events(two_ranks, "step"), events(tmp_path, "step")
     assert len(ours) == len(theirs) == 10
@@ -47,6 +48,14 @@ def test_two_ranks_equal_one_with_twice_the_batch(data, two_ranks, tmp_path):
         assert a["psnr_y"] == pytest.approx(b["psnr_y"], abs=1e-3)  # validation is shared out over the ranks
 
 
+def test_the_first_rank_chooses_for_all(data, tmp_path):
+    result = cli("train", "--data-path", data, "--outputs-dir", tmp_path, *TINY, "--batch-size", 4, "--max-steps", 4, "--nproc", 2)
+    assert result.returncode == 0, result
+    chosen = {name for record in events(tmp_path, "start") for name in record["rdb"].values()}
+    assert chosen <= {row.name for row in able(torch.device("cpu"), torch.float32, True)}
+    assert torch.load(next(tmp_path.glob("checkpoints/*")), weights_only=True)["rows"] == events(tmp_path, "start")[0]["rdb"]
+
+
 def initial():
     from rdn_fast import RDN, Config
 
@@ -55,7 +64,7 @@ def initial():
 
 def test_plain_torchrun_works_as_well(data, two_ranks, tmp_path):
     words = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *command()[1:], "train", "--data-path", data, "--outputs-dir", tmp_path)
-    flags = ("--batch-size", 4, "--epochs", 4, "--max-steps", 10, "--lr", "1e-4", "--opt-level", "O0")
+    flags = ("--batch-size", 4, "--epochs", 4, "--max-steps", 10, "--lr", "1e-4", "--opt-level", "O0", "--rdb", "winograd")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     result = subprocess.run([sys.executable, *map(str, (*words, *TINY, *flags))], capture_output=True, text=True, env=environment, check=False)
     assert result.returncode == 0, result

@@ -1,12 +1,16 @@
 """Every row of rdb.IMPLS against the paper's equations in float64, and the rules by which a row is chosen."""
 
+import functools
+import statistics
 from itertools import product
 from types import SimpleNamespace
 
 import pytest
 import torch
-from tolerance import assert_as_good_as_naive, assert_same_in_float64
+import torch.nn.functional as F
+from tolerance import SLACK, assert_as_good_as_naive, assert_same_in_float64, relative_error
 
+from rdn_fast import device as devices
 from rdn_fast import rdb
 from rdn_fast.config import Config
 from rdn_fast.errors import UserError
@@ -230,6 +234,48 @@ def test_arguments_are_not_changed(case, seed):
         row.module.rdb(given["x"], *lists, given["fuse_w"], given["fuse_b"])
     for name, tensor in given.items():
         assert torch.equal(tensor, copies[name]), f"{row.name} changes {name} (seed {seed})"
+
+
+def train(name, dtype, seed):
+    """32 steps of Adam on a small RDN that a row computes in `dtype` -> (losses, all weights), float64."""
+    torch.manual_seed(seed)
+    model = RDN(Config(num_features=16, growth_rate=12, num_blocks=2, num_layers=3), name).to(memory_format=torch.channels_last)
+    if dtype in LOW:
+        model.compute_dtype, model.output_dtype = dtype, FLOAT32
+    model.to(DEVICE if dtype is not torch.float64 else CPU, torch.float64 if dtype is torch.float64 else FLOAT32)
+    device = next(model.parameters()).device
+    optimizer = devices.adam(model.parameters(), device, 1e-3, 0.0)
+    losses = []
+    for _ in range(32):
+        hr = torch.rand(2, 3, 18, 14).to(device, torch.float64 if dtype is torch.float64 else FLOAT32)
+        optimizer.zero_grad()
+        loss = F.l1_loss(model(F.avg_pool2d(hr, 2)).to(hr.dtype), hr)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return torch.tensor(losses, dtype=torch.float64), torch.cat([p.detach().cpu().double().flatten() for p in model.parameters()])
+
+
+@functools.cache
+def trained(name, dtype, seed):
+    return train(name, dtype, seed)
+
+
+@pytest.mark.parametrize("dtype", [FLOAT32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("row", [row for row in IMPLS.values() if DEVICE.type in row.devices and row.name != "naive"], ids=lambda row: row.name)
+def test_32_steps_end_where_naive_ends(row, dtype):
+    """Errors against training in float64, for losses and weights, as the median of five runs: a ReLU or an Adam step whose sign
+    is decided by rounding alone now and then carries a single run away."""
+    if reason := refusal(row, DEVICE, dtype, True):
+        pytest.skip(f"{row.name} {reason}")
+    errors = {"naive": [], row.name: []}
+    for seed in range(5):
+        oracle = trained("naive", torch.float64, seed)
+        for name, seen in errors.items():
+            seen.append([relative_error(result, wanted) for result, wanted in zip(trained(name, dtype, seed), oracle, strict=True)])
+    for what, plain, own in zip(("losses", "weights"), zip(*errors["naive"], strict=True), zip(*errors[row.name], strict=True), strict=True):
+        bound = 2 * statistics.median(plain) + SLACK[dtype]
+        assert statistics.median(own) <= bound, f"{row.name}, {what}: {own}, naive: {plain}"
 
 
 def test_rows_declare_themselves():

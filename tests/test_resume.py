@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 from runs import TINY, cli, command, events, make_data, weights
+from tolerance import SLACK, relative_error
 
 from rdn_fast.cli import main
+from rdn_fast.rdb import able
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +73,29 @@ def test_stops_in_the_middle_of_an_epoch_and_resumes(data, tmp_path):
     assert [record["step"] for record in events(out, "resume")] == [8, 15, 16]
     assert [record["step"] for record in events(out, "step")] == list(range(1, 361))
     assert (out / "last.pth").read_bytes() == (whole / "last.pth").read_bytes()
+
+
+def test_auto_keeps_to_the_checkpoints_implementation(data, tmp_path):
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    assert main(run(data, whole, "--epochs", 4, "--opt-level", "O0", "--rdb", "summed")[3:]) == 0
+    assert main(run(data, out, "--epochs", 4, "--opt-level", "O0", "--rdb", "summed", "--max-steps", 8)[3:]) == 0
+    assert main(run(data, out, "--epochs", 4, "--opt-level", "O0", "--resume", "auto")[3:]) == 0
+    assert [record["rdb"]["training"] for kind in ("start", "resume") for record in events(out, kind)] == ["summed", "summed"]
+    assert (out / "last.pth").read_bytes() == (whole / "last.pth").read_bytes()
+
+
+@pytest.mark.parametrize("row", [row.name for row in able(torch.device("cpu"), torch.float32, True) if row.name != "naive"])
+def test_another_implementation_goes_on_with_the_same_losses(data, tmp_path, row, capsys):
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    flags = ("--epochs", 6, "--opt-level", "O0")
+    assert main(run(data, whole, *flags, "--rdb", "naive")[3:]) == 0
+    assert main(run(data, out, *flags, "--rdb", "naive", "--max-steps", 16)[3:]) == 0
+    capsys.readouterr()
+    assert main(run(data, out, *flags, "--rdb", row, "--resume", "auto")[3:]) == 0
+    assert f"--rdb for training was naive, now {row}" in capsys.readouterr().out
+    ours, theirs = (torch.tensor([record["loss"] for record in events(folder, "step")]) for folder in (out, whole))
+    assert ours.shape == theirs.shape == (36,)
+    assert relative_error(ours, theirs) <= SLACK[torch.float32]
 
 
 def kill_and_resume(data: Path, tmp_path: Path, kills: int, steps: int, *flags) -> None:

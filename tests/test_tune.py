@@ -124,6 +124,16 @@ def test_a_row_without_memory_is_out_and_the_others_go_on(folder, table):
     assert timing.fastest == "quick"
 
 
+def test_a_row_that_refuses_the_shape_is_out(folder, table):
+    def refuses(*arguments, out=None):
+        raise UserError("--rdb narrow: takes G up to 2")
+
+    table(row("narrow", refuses), row("quick"))
+    timing = renew(case())
+    assert timing.failed == {"narrow": "--rdb narrow: takes G up to 2"}
+    assert timing.fastest == "quick"
+
+
 def test_no_row_with_memory_is_the_users_to_know(folder, table):
     table(row("greedy", no_memory), row("greedier", no_memory))
     with pytest.raises(UserError, match="smaller --batch-size"):

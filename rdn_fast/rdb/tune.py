@@ -112,6 +112,9 @@ def measure(case: Case) -> Timing:
                 continue
             try:
                 taken = _time(name, case, arguments)
+            except UserError as error:  # a shape that the row was not made for
+                failed[name] = str(error)
+                continue
             except RuntimeError as error:
                 if not devices.out_of_memory(error):
                     raise
