@@ -37,6 +37,16 @@ def test_batches_in_several_parts_are_as_good_as_naive(monkeypatch, seed):
         assert_as_good_as_naive(result, oracle[name], plain[name], torch.float32, f"{name}, seed {seed}")
 
 
+def test_pictures_in_parts_are_whole(monkeypatch, seed):
+    monkeypatch.setattr(winograd, "_PART", 7)
+    arguments, _ = problem((2, 5, 6, 3, 23, 16), torch.float32, seed)
+    with torch.no_grad():
+        parts = call(winograd.rdb, arguments)
+        monkeypatch.setattr(winograd, "_PART", 64)
+        whole = call(winograd.rdb, arguments)
+    torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-5)
+
+
 def test_a_block_of_rdn_b_is_as_good_as_naive(seed):
     arguments, upstream = problem((2, 64, 64, 8, 32, 32), torch.float32, seed)
     oracle, plain = solve(block, *in_float64(arguments, upstream)), solve(naive.rdb, arguments, upstream)

@@ -20,6 +20,7 @@ from rdn_fast import native
 # 4x4 tiles computed at a time, for each thread: few enough for their transforms to stay in the cache, and in the backward pass
 # enough to pay for reading and writing the weights' gradients.
 _TILES, _TILES_BACKWARD = 64, 128
+_PART = 256  # pixels: pictures that are higher or wider are computed in parts, unless gradients are wanted
 
 
 class _Shape(ctypes.Structure):
@@ -44,19 +45,32 @@ def missing() -> str | None:
 
 
 def rdb(x, conv_w, conv_b, fuse_w, fuse_b, *, out=None):
-    """x: [B, G0, H, W] float32 on a CPU -> y, channels-last."""
+    """x: [B, G0, H, W] float32 on a CPU -> y, channels-last; `out` is ignored. Without gradients, pictures are computed in parts:
+    memory does not grow with them."""
     w = [w.contiguous(memory_format=torch.channels_last) for w in conv_w]
     b = [b.contiguous() for b in conv_b]
     if torch.is_grad_enabled() and any(t.requires_grad for t in (x, fuse_w, fuse_b, *w, *b)):
         return _Block.apply(x, fuse_w, fuse_b, *w, *b)
-    return _forward(x, w, b, fuse_w, fuse_b, _packed(_shape(x, w), w, backward=False), keep=False, out=out)[0]
+    u = _packed(_shape(x, w), w, backward=False)
+    height, width = x.shape[2:]
+    if max(height, width) <= _PART:
+        return _forward(x, w, b, fuse_w, fuse_b, u)
+    y = torch.empty_like(x, memory_format=torch.channels_last)
+    for top in range(0, height, _PART):
+        for left in range(0, width, _PART):
+            above, before = min(top, len(w)), min(left, len(w))  # each layer sees one pixel further
+            part = x[:, :, top - above : top + _PART + len(w), left - before : left + _PART + len(w)]
+            inner = _forward(part, w, b, fuse_w, fuse_b, u)[:, :, above : above + _PART, before : before + _PART]
+            y[:, :, top : top + _PART, left : left + _PART] = inner
+    return y
 
 
 class _Block(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, fuse_w, fuse_b, *wb):
         w, b = wb[: len(wb) // 2], wb[len(wb) // 2 :]
-        y, f = _forward(x, w, b, fuse_w, fuse_b, _packed(_shape(x, w), w, backward=False), keep=True)
+        f = x.new_empty(x.shape[0], *x.shape[2:], fuse_w.shape[1])
+        y = _forward(x, w, b, fuse_w, fuse_b, _packed(_shape(x, w), w, backward=False), f)
         ctx.save_for_backward(f, fuse_w, *w)
         return y
 
@@ -88,22 +102,21 @@ class _Block(torch.autograd.Function):
         return dx.permute(0, 3, 1, 2), dfuse_w, gy.sum(0), *dw, *db
 
 
-def _forward(x, w, b, fuse_w, fuse_b, u, keep, out=None):
-    """y and, if asked to keep it, f: [B, H, W, G0 + C*G]."""
+def _forward(x, w, b, fuse_w, fuse_b, u, kept=None):
+    """y; all maps go to `kept` [B, H, W, G0 + C*G] if it is given."""
     shape = _shape(x, w)
     channels = fuse_w.shape[1]
     x = x.permute(0, 2, 3, 1)  # [B, H, W, G0]
-    y = torch.empty_like(x, memory_format=torch.contiguous_format) if out is None else out.permute(0, 2, 3, 1)
-    kept = torch.empty(*x.shape[:3], channels) if keep else None
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
     fuse = _with_residual(fuse_w).t()
     for images in _chunks(shape, _TILES):
         part = _part(shape, images)
-        f = kept[images] if keep else _scratch("f", part.batch * shape.h * shape.w, channels).view(part.batch, shape.h, shape.w, channels)
+        f = _scratch("f", part.batch, shape.h, shape.w, channels) if kept is None else kept[images]
         f[..., : shape.g0] = x[images]
         work = _scratch("work", _library().rdn_workspace(ctypes.byref(part), 0))
         _call("rdn_forward", part, f, u, _pointers(b), work)
         torch.addmm(fuse_b, f.view(-1, channels), fuse, out=y[images].view(-1, shape.g0))
-    return y.permute(0, 3, 1, 2), kept
+    return y.permute(0, 3, 1, 2)
 
 
 def _shape(x, w):
