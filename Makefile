@@ -7,7 +7,7 @@ NPROC ?= 1
 bin := .venv/bin
 ready := .venv/ready
 
-.PHONY: setup demo test test-slow lint train-full bench-1p bench-8p bench report report-check
+.PHONY: setup demo test test-slow lint train-full bench-1p bench-8p bench profile report report-check gpu-check
 
 setup: $(ready)
 
@@ -58,8 +58,18 @@ bench-8p: $(ready)
 bench: $(ready)
 	$(bin)/python -m bench.run all
 
+# Where a training step's time goes: outputs/profile and profiling/roofline.*
+profile: $(ready)
+	$(bin)/python -m profiling.trace
+	$(bin)/python -m profiling.roofline
+	$(bin)/python -m profiling.flame
+
 report: $(ready)
 	$(bin)/python -m bench.report
 
 report-check: $(ready)
 	$(bin)/python -m bench.report --check
+
+# On a machine with a CUDA GPU, with the python that has torch there: nothing is installed. OUT=folder collects rows and log.
+gpu-check:
+	PYTHONPATH=$(CURDIR) $(PY) -m bench.gpu_check

@@ -7,8 +7,8 @@
  * appends its own. Backward is a dense block in reverse: the gradient D_j = A d_j A^T of each layer is transformed once, and
  * serves the gradients of all older maps and all of the layer's weights.
  *
- * Interpolation points 0, +-p, +-2p, infinity with p = 11/16: A and B are exact in float32, and the rounding errors about
- * half of those of the usual points 0, +-1, +-2 (measured: profiling/LOG.md).
+ * Interpolation points 0, +-5/8, +-3/2, infinity: A and B are exact in float32, and the rounding errors half of those of the
+ * usual points 0, +-1, +-2 (profiling/LOG.md).
  *
  * Maps are [pixel][channel] with `ldf` floats a pixel; V and D are [36][tile][channel], `plane` floats from one of the 36 to
  * the next and `ld` from tile to tile; tiles are numbered image by image, row by row. Results do not depend on
@@ -31,8 +31,8 @@ typedef int bits __attribute__((vector_size(VW * sizeof(int))));
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
 
-static const float p = 11 / 16.f, q = 11 / 8.f, p2 = 121 / 256.f, q2 = 121 / 64.f; /* points and their squares */
-static const float p3 = 1331 / 4096.f, q3 = 1331 / 512.f, pq = 14641 / 16384.f, pplusq = 605 / 256.f; /* p^2 q^2, p^2 + q^2 */
+static const float p = 5 / 8.f, q = 3 / 2.f, p2 = 25 / 64.f, q2 = 9 / 4.f; /* points and their squares */
+static const float p3 = 125 / 512.f, q3 = 27 / 8.f, pq = 225 / 256.f, pplusq = 169 / 64.f; /* p^2 q^2, p^2 + q^2 */
 
 typedef struct { long batch, h, w, g0, g, layers; } shape;
 
@@ -95,7 +95,7 @@ INLINE void output_adjoint_1d(const vec *x, int i, vec *y, int o) { /* A: 4 -> 6
 }
 
 
-static const float f0 = 16384 / 14641.f, fp = -65536 / (6 * 14641.f), fq = 65536 / (24 * 14641.f); /* G's row factors */
+static const float f0 = 256 / 225.f, fp = -2048 / 2975.f, fq = 128 / 1071.f; /* G's row factors: 1 / pq, 1 / (2 p^2 (p^2 - q^2)), 1 / (2 q^2 (q^2 - p^2)) */
 
 INLINE void weight_1d(const vec *x, int i, vec *y, int o) { /* G: 3 -> 6 */
     vec a = fp * (x[0] + p2 * x[2 * i]), b = (fp * p) * x[i], c = fq * (x[0] + q2 * x[2 * i]), d = (fq * q) * x[i];
