@@ -9,6 +9,7 @@ import importlib
 import os
 import platform
 import time
+import warnings
 from functools import cache
 from pathlib import Path
 
@@ -87,7 +88,8 @@ def low_precision(device: torch.device) -> torch.dtype:
 
 def low_precision_pays(device: torch.device) -> bool:
     """Whether low_precision() is faster than float32 here. On CPUs only matrix units (AMX) can outrun the float32 Winograd blocks:
-    AVX512-BF16 doubles float32's peak, where Winograd nearly triples it, and older CPUs emulate bf16, 10 to 100 times slower."""
+    AVX512-BF16 doubles float32's peak, where Winograd nearly triples it (expected, not measured: profiling/LOG.md), and older CPUs
+    emulate bf16, 10 to 100 times slower (measured)."""
     return device.type != "cpu" or bool(getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16"))
 
 
@@ -96,11 +98,14 @@ def memory_format(device: torch.device) -> torch.memory_format:
     return torch.contiguous_format if device.type == "npu" else torch.channels_last
 
 
-def adam(parameters, device: torch.device, lr: float, weight_decay: float) -> torch.optim.Optimizer:
-    """Adam in one fused pass over all parameters; on CUDA it can be captured in a graph."""
+def adam(parameters, device: torch.device, lr: float, weight_decay: float, captured: bool = False) -> torch.optim.Optimizer:
+    """Adam in one fused pass over all parameters; `captured`: its steps will be Replayed, on CUDA as a graph."""
     if device.type == "npu":
         return importlib.import_module("torch_npu").optim.NpuFusedAdam(parameters, lr=lr, weight_decay=weight_decay)
-    return torch.optim.Adam(parameters, lr=_rate(lr, device), weight_decay=weight_decay, fused=True, capturable=device.type == "cuda")
+    captured = captured and device.type == "cuda"
+    if captured:  # torch would warn of the first, uncaptured steps
+        warnings.filterwarnings("ignore", message="This instance was constructed with capturable=True")
+    return torch.optim.Adam(parameters, lr=_rate(lr, device), weight_decay=weight_decay, fused=True, capturable=captured)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float, device: torch.device) -> None:
@@ -117,13 +122,13 @@ def _rate(rate: float, device: torch.device):
 
 
 class Replayed:
-    """function(*tensors) -> tensors, launched as one CUDA graph from its call number `EAGER` on; elsewhere just called.
+    """function(*tensors) -> tensors, launched as one CUDA graph after `EAGER` calls; elsewhere just called.
 
     A graph replays what it recorded: every call takes tensors of the same shapes, and function must ask nothing of the host and
     keep no tensor of its own. What it returns is overwritten by the next call.
     """
 
-    EAGER = 3  # calls in which libraries choose their kernels and the optimizer makes its state
+    EAGER = 2  # calls in which libraries choose their kernels and the optimizer makes its state; capture too is in speed.WARM_UP
 
     def __init__(self, function, device: torch.device):
         self._function, self._capture, self._calls, self._graph = function, device.type == "cuda", 0, None

@@ -31,7 +31,7 @@ def library(source: Path) -> ctypes.CDLL:
     key = hashlib.sha256("\0".join([*command, source.read_text(), _processor()]).encode()).hexdigest()[:16]
     try:
         file = cache_folder() / f"{source.stem}-{key}.so"
-        if file.exists():
+        if file.exists() and _ours(file):
             try:
                 return ctypes.CDLL(str(file))
             except OSError:  # damaged: made anew
@@ -40,6 +40,12 @@ def library(source: Path) -> ctypes.CDLL:
         return ctypes.CDLL(str(file))
     except OSError as error:
         raise CannotBuild(f"could not be built or loaded: {error}") from None
+
+
+def _ours(file: Path) -> bool:
+    """Whether nobody else can have put the file there."""
+    state = file.stat()
+    return state.st_uid == os.getuid() and not state.st_mode & 0o022
 
 
 def _compile(command: list[str], file: Path) -> None:
@@ -58,10 +64,10 @@ def _compile(command: list[str], file: Path) -> None:
 def _openmp() -> list[str]:
     """torch's own OpenMP runtime, if it can be seen: a second one would fight it for the cores."""
     try:
-        mapped = Path("/proc/self/maps").read_text().split()
+        mapped = [line.split(maxsplit=5)[-1] for line in Path("/proc/self/maps").read_text().splitlines()]
     except OSError:
         return []
-    runtime = next((word for word in mapped if "libgomp" in word or "libiomp5" in word), None)
+    runtime = next((file for file in mapped if "libgomp" in file or "libiomp5" in file), None)
     return ["-Wl,--no-as-needed", runtime, "-Wl,--as-needed"] if runtime else []
 
 

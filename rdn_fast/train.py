@@ -118,7 +118,7 @@ class _Run:
         self.model.to(device, memory_format=devices.memory_format(device))
         self.precision.apply(self.model)
         self.average = copy.deepcopy(self.model) if config.ema else None
-        self.optimizer = devices.adam(self.model.parameters(), device, config.lr, config.weight_decay)
+        self.optimizer = devices.adam(self.model.parameters(), device, config.lr, config.weight_decay, captured=ranks.world == 1)
         self.progress = Progress()
         self.total_steps = min(config.max_steps or math.inf, config.num_epochs * self.loader.steps)
         metrics_bytes, rows = self._resume()
@@ -346,7 +346,7 @@ class _Run:
             self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         for group in self.optimizer.param_groups:
-            group["weight_decay"] = self.config.weight_decay
+            group |= {key: self.optimizer.defaults[key] for key in ("weight_decay", "capturable") if key in group}
         for parameter, slots in self.optimizer.state.items():
             for key, value in slots.items():
                 if isinstance(value, torch.Tensor) and value.shape == parameter.shape:  # in the parameter's memory format again

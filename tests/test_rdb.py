@@ -212,18 +212,6 @@ def test_the_check_itself_notices_faults(fault, dtype, seed):
 
 
 @pytest.mark.parametrize("case", CASES, indirect=True)
-def test_no_images_give_zero_gradients(case, seed):
-    """A rank whose share of the last batch is empty takes part with an empty batch."""
-    row, layout, dtype = case
-    arguments, upstream = problem(SHAPES[2], dtype, seed)
-    arguments["x"], upstream = arguments["x"][:0], upstream[:0]
-    results = solve(row.module.rdb, arguments, upstream, layout, row.trains, device=DEVICE)
-    assert results.pop("y").shape == upstream.shape
-    for name, result in results.items():
-        assert not result.any(), f"{row.name}: {name} (seed {seed})"
-
-
-@pytest.mark.parametrize("case", CASES, indirect=True)
 def test_arguments_are_not_changed(case, seed):
     row, layout, dtype = case
     arguments, _ = problem(SHAPES[1], dtype, seed)
@@ -306,7 +294,7 @@ def table(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "training", "reason"),
     [
-        ("nonsense", False, "nonsense: no such implementation"),
+        ("nonsense", False, "nonsense is no implementation"),
         ("elsewhere", False, "elsewhere runs on cuda, npu only"),
         ("narrow", False, "narrow computes in bfloat16, float16 only, not in float32"),
         ("poor", True, "poor needs a moon"),

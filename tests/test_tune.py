@@ -1,5 +1,6 @@
 """`--rdb auto`: what is timed, what is remembered, and what happens when neither works."""
 
+import errno
 import json
 from types import SimpleNamespace
 
@@ -130,7 +131,7 @@ def test_a_row_that_refuses_the_shape_is_out(folder, table):
 
     table(row("narrow", refuses), row("quick"))
     timing = renew(case())
-    assert timing.failed == {"narrow": "--rdb narrow: takes G up to 2"}
+    assert timing.failed == {"narrow": "fails: --rdb narrow: takes G up to 2"}
     assert timing.fastest == "quick"
 
 
@@ -140,13 +141,33 @@ def test_no_row_with_memory_is_the_users_to_know(folder, table):
         choose("auto", case())
 
 
-def test_other_errors_are_not_hidden(folder, table):
+def test_a_row_that_fails_is_out_and_said(folder, table, capsys):
     def broken(*arguments, out=None):
-        raise RuntimeError("a bug")
+        raise RuntimeError("no compiler\nand much more")
 
     table(row("broken", broken), row("quick"))
-    with pytest.raises(RuntimeError, match="a bug"):
-        choose("auto", case())
+    assert choose("auto", case()) == "quick"
+    assert capsys.readouterr().out == "note: --rdb auto leaves out broken, which fails: no compiler\n"
+
+
+def test_a_cache_that_cannot_be_written_costs_one_line(folder, table, timings, monkeypatch, capsys):
+    table(row("slow", slow), row("quick"))
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tune, "write_aside", full)
+    assert choose("auto", case()) == "quick"
+    out = capsys.readouterr().out
+    assert "cannot be written (No space left on device)" in out
+    assert out.count("\n") == 1
+
+
+def test_a_folder_in_the_files_place_costs_one_line_each(folder, table, capsys):
+    table(row("slow", slow), row("quick"))
+    (folder / "tuning.json").mkdir()
+    assert choose("auto", case()) == "quick"
+    assert all(line.startswith("note: ") for line in capsys.readouterr().out.splitlines())
 
 
 def test_a_single_row_is_not_timed(folder, table, timings):

@@ -66,11 +66,8 @@ def able(device: torch.device, dtype: torch.dtype, training: bool) -> list[Impl]
 
 def select(name: str, device: torch.device, dtype: torch.dtype, training: bool) -> Impl:
     """The row called `name`. Raises UserError with the reason when it cannot run; never falls back silently."""
-    names = ", ".join(row.name for row in able(device, dtype, training)) or "none"
-    where = f"on {device.type} in {str(dtype).removeprefix('torch.')}"
-    if name not in IMPLS:
-        raise UserError(f"--rdb {name}: no such implementation; {where} can run: {names}")
-    reason = refusal(IMPLS[name], device, dtype, training)
+    reason = refusal(IMPLS[name], device, dtype, training) if name in IMPLS else "is no implementation"
     if reason is not None:
-        raise UserError(f"--rdb {name} {reason}; {where} can run: {names}")
+        names = ", ".join(row.name for row in able(device, dtype, training)) or "none"
+        raise UserError(f"--rdb {name} {reason}; on {device.type} in {str(dtype).removeprefix('torch.')} can run: {names}")
     return IMPLS[name]

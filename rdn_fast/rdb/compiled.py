@@ -10,10 +10,10 @@ from rdn_fast.rdb import naive
 
 
 @cache
-def _compiled():
-    return torch.compile(naive.rdb, dynamic=False)
+def _compiled(dynamic: bool):
+    return torch.compile(naive.rdb, dynamic=dynamic)
 
 
 def rdb(x, conv_w, conv_b, fuse_w, fuse_b, *, out=None):
-    """x: [B, G0, H, W] -> y: [B, G0, H, W]; `out` is ignored."""
-    return _compiled()(x, conv_w, conv_b, fuse_w, fuse_b)
+    """x: [B, G0, H, W] -> y: [B, G0, H, W]; `out` is ignored. Training compiles for one shape, inference once for all pictures."""
+    return _compiled(dynamic=not torch.is_grad_enabled())(x, conv_w, conv_b, fuse_w, fuse_b)

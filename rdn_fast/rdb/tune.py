@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
-import os
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from rich.table import Table
 from rdn_fast import __version__, precision
 from rdn_fast import device as devices
 from rdn_fast.cache import cache_folder
+from rdn_fast.checkpoint import write_aside
 from rdn_fast.config import Config, TrainConfig
 from rdn_fast.errors import UserError
 from rdn_fast.rdb import IMPLS, able, refusal, select
@@ -91,17 +91,16 @@ def renew(case: Case) -> Timing:
     """Time the rows, and remember the fastest."""
     timing = measure(case)
     _winners[case] = timing.fastest
-    file = _file()
-    choices = _remembered() | {case.key(): timing.fastest}
-    handle, aside = tempfile.mkstemp(dir=file.parent)
-    with os.fdopen(handle, "w") as out:
-        json.dump(choices, out, indent=1)
-    os.replace(aside, file)
+    text = json.dumps(_remembered() | {case.key(): timing.fastest}, indent=1)
+    try:
+        write_aside(_file(), lambda file: file.write(text.encode()))
+    except OSError as error:
+        print(f"note: {_file()} cannot be written ({error.strerror}); the next run times the block's implementations again")
     return timing
 
 
 def measure(case: Case) -> Timing:
-    """Best of ROUNDS, the rows in turn; a row that runs out of memory is out. Raises UserError when none is left."""
+    """Best of ROUNDS, the rows in turn; a row that fails or runs out of memory is out, and that is said. UserError when none is left."""
     seconds, failed = {}, {}
     names = [row.name for row in able(case.device, case.dtype, case.training)]
     with torch.inference_mode(False):
@@ -112,20 +111,17 @@ def measure(case: Case) -> Timing:
                 continue
             try:
                 taken = _time(name, case, arguments)
-            except UserError as error:  # a shape that the row was not made for
-                failed[name] = str(error)
-                continue
-            except RuntimeError as error:
-                if not devices.out_of_memory(error):
-                    raise
-                failed[name] = "out of memory"
+            except (UserError, RuntimeError, ImportError, OSError) as error:  # a shape it was not made for, a compiler that fails, ...
+                lacks_memory = isinstance(error, RuntimeError) and devices.out_of_memory(error)
+                failed[name] = "out of memory" if lacks_memory else f"fails: {str(error).strip().splitlines()[0]}"
+                print(f"note: --rdb auto leaves out {name}, which {'runs ' if lacks_memory else ''}{failed[name]}")
                 seconds.pop(name, None)
                 gc.collect()
                 continue
             if turn:
                 seconds[name] = min(taken, seconds.get(name, taken))
     if not seconds:
-        raise UserError(f"no implementation of the block has room for {case.key()}; give a smaller --batch-size or --patch-size")
+        raise UserError(f"no implementation of the block can compute {case.key()} (the notes say why); give a smaller --batch-size or --patch-size")
     return Timing(seconds, failed)
 
 
@@ -195,6 +191,7 @@ def _remembered() -> dict[str, str]:
         return {}
     except (OSError, ValueError):
         print(f"note: {_file()} holds no tuning results of rdn-fast; it is made anew")
-        _file().unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            _file().unlink()
         return {}
     return choices

@@ -20,7 +20,7 @@ from rdn_fast import native
 # 4x4 tiles computed at a time, for each thread: few enough for their transforms to stay in the cache, and in the backward pass
 # enough to pay for reading and writing the weights' gradients.
 _TILES, _TILES_BACKWARD = 64, 128
-_PART = 256  # pixels: pictures that are higher or wider are computed in parts, unless gradients are wanted
+_PART = 192  # pixels: pictures that are higher or wider are computed in parts, unless gradients are wanted
 
 
 class _Shape(ctypes.Structure):
@@ -84,7 +84,7 @@ class _Block(torch.autograd.Function):
         u = _packed(shape, w, backward=True)
         du = _scratch("du", _library().rdn_gradients(ctypes.byref(shape)))
         dx = torch.empty_like(gy)
-        db = torch.empty(len(w), shape.g)
+        db = torch.empty(len(w), shape.g, dtype=torch.float32)
         fuse = _with_residual(fuse_w)
         for images in _chunks(shape, _TILES_BACKWARD):
             part = _part(shape, images)
@@ -158,7 +158,7 @@ def _scratch(name: str, *size: int):
     memory = getattr(_kept, name, None)
     if memory is None or memory.numel() < count:
         with torch.inference_mode(False):  # memory made in that mode could not be used outside it
-            memory = torch.empty(count)
+            memory = torch.empty(count, dtype=torch.float32)
         setattr(_kept, name, memory)
     return memory[:count].view(size)
 
