@@ -107,10 +107,9 @@ class _Model(Contender):
             assert all(p.isfinite().all() for p in self.recipe.model.parameters()), "the steps left weights that are not finite"
 
 
-@functools.cache
-def _model_problem(config: Config) -> Problem:
-    """Of the whole model on two patches: parameters and input in float32, whatever the recipe computes in."""
-    return Problem(baseline.RDN(config), torch.rand(2, 3, PATCH, PATCH), torch.float32)
+def _different(batch: int) -> int:
+    """How many different images a parity.Problem of this batch is made of; they divide it."""
+    return batch if batch < 4 else 2 - batch % 2
 
 
 def _model_case(name: str, config: Config, batch: int, height: int, width: int, device: torch.device, dtypes: list, rdb_name: str, rows: bool) -> Case:
@@ -125,14 +124,22 @@ def _model_case(name: str, config: Config, batch: int, height: int, width: int, 
     reference = torch.float32 if device.type == "cpu" else devices.low_precision(device)  # elsewhere: the reference under AMP
     entries = [entry("reference", reference, functools.partial(baseline.Reference, config, device, reference))]
     for dtype in dtypes:
-        for suffix, options in baseline.variants(device, training):
+        for suffix, options in baseline.variants(device, dtype, training):
             entries.append(entry("stock" + suffix, dtype, functools.partial(baseline.Stock, config, device, dtype, **options)))
         entries.append(entry("rdn_fast", dtype, functools.partial(chosen, dtype)))
         for row in rdb.able(device, dtype, training) if rows else ():
             entries.append(entry(f"row {row.name}", dtype, functools.partial(Ours, config, device, dtype, row.name)))
+
+    @functools.cache
+    def problem() -> Problem:  # parameters and input in float32, whatever the recipe computes in
+        return Problem(baseline.RDN(config), torch.rand(_different(batch), 3, height, width), torch.float32, batch, training)
+
+    def plain(dtype: torch.dtype) -> Contender:
+        return _Model(baseline.Reference(config, device, dtype), batch, height, width, config.scale, training)
+
     return Case(
         name, batch, f"{words(config)}, {height}x{width}", batch, batch * 2 * config.macs(height, width) * (3 if training else 1), entries,
-        lambda _: _model_problem(config), lambda dtype: _Model(baseline.Reference(config, device, dtype), batch, PATCH, PATCH, config.scale, True),
+        lambda _: problem(), plain,
     )  # fmt: skip
 
 
@@ -200,10 +207,10 @@ def block(training: bool, config: Config, shape: tuple, device: torch.device, dt
     @functools.cache
     def problem(dtype: torch.dtype) -> Problem:
         module = baseline.RDB(config.num_features, config.growth_rate, config.num_layers)
-        return Problem(module, torch.randn(min(batch, 2), config.num_features, height, width), dtype)
+        return Problem(module, torch.randn(_different(batch), config.num_features, height, width), dtype, batch, training)
 
     def plain(dtype: torch.dtype) -> Contender:
-        return _Block(config, shape, device, dtype, True, torch.contiguous_format)
+        return _Block(config, shape, device, dtype, training, torch.contiguous_format)
 
     name, factor = ("RDB training", 3) if training else ("RDB forward", 1)
     return Case(name, batch, f"{words(config)}, {height}x{width}", batch, batch * 2 * height * width * config.block_macs * factor, entries, problem, plain)

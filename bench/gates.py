@@ -106,11 +106,13 @@ SHORT = 0.85
 
 
 def honesty(rows: list[Row]) -> list[str]:
-    """A line for every baseline of the training step: whether it reaches what is known of its class of machine."""
-    lines = []
+    """A line for every baseline of the training step: whether it reaches what is known of its class of machine, and whether stock is worth its name."""
+    lines, stock = [], {}
     for row in rows:
         if row.case != "training step" or not row.shape.startswith(MODEL) or not row.recipe.startswith(("reference", "stock")) or row.gflops is None:
             continue
+        if row.recipe.startswith("stock") and row.vs_reference is not None:
+            stock.setdefault((row.dtype, row.batch), []).append(row)
         seen = [(least, most) for words, recipe, dtype, least, most in _SEEN
                 if all(word in row.device for word in words) and (row.recipe, row.dtype) == (recipe, dtype)]  # fmt: skip
         head = f"{row.recipe} {row.dtype} trains at {row.gflops:.0f} GFLOP/s"
@@ -120,6 +122,10 @@ def honesty(rows: list[Row]) -> list[str]:
             lines.append(f"{head}: MORE THAN 15% SHORT of the {seen[0][0]} to {seen[0][1]} seen on such a machine; ratios against it flatter, find out why")
         else:
             lines.append(f"{head}; {seen[0][0]} to {seen[0][1]} were seen on such a machine")
+    for (dtype, batch), variants in stock.items():
+        best = max(variants, key=lambda row: row.vs_reference)
+        if best.vs_reference < 1:
+            lines.append(f"the strongest stock in {dtype}, {best.recipe}, is SLOWER than the reference at batch {batch}: {best.vs_reference:.2f}x of its speed")
     return lines
 
 

@@ -55,6 +55,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--contiguous", action="store_true")
     parser.add_argument("--compiled", action="store_true")
     parser.add_argument("--graphed", action="store_true")
     options = parser.parse_args()
@@ -62,8 +63,9 @@ def main() -> None:
     ranks = Ranks()
     device = devices.pick(options.device, None, ranks.local_rank)
     ranks.connect(device)
+    torch.backends.cudnn.benchmark = True  # the reference's train.py does so; without cuDNN it means nothing
     config = settings({}, options.preset)[0]
-    given = {"compiled": options.compiled, "graphed": options.graphed} if options.recipe == "stock" else {}
+    given = {name: getattr(options, name) for name in ("contiguous", "compiled", "graphed")} if options.recipe == "stock" else {}
     wrap = DistributedDataParallel if ranks.world > 1 else lambda model: model
     recipe = {"reference": baseline.Reference, "stock": baseline.Stock}[options.recipe](config, device, getattr(torch, options.dtype), wrap, **given)
 

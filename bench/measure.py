@@ -29,6 +29,7 @@ class Bench:
         self.default = default_dtype(device)
         self.dtypes = [torch.float32, torch.bfloat16][: 1 + results.has_bf16(device)] if device.type == "cpu" else [self.default]
         self._ceilings: dict[str, float] = {}
+        torch.backends.cudnn.benchmark = True  # for every recipe, as the reference's train.py does; without cuDNN it means nothing
 
     def ceilings(self) -> None:
         for dtype, (what, times, gflops) in ceilings(self.device, self.dtypes).items():
@@ -44,7 +45,7 @@ class Bench:
             try:
                 contender = entry.make()
                 case.check(contender, what)
-                once(contender, self.device)  # warm-up: compilation, capture, first allocations
+                once(contender, self.device, _warm_ups(self.device))
             except AssertionError as error:
                 self._refuse(case, entry, f"wrong: {error}")
             except (UserError, RuntimeError, ImportError) as error:
@@ -150,11 +151,10 @@ class Bench:
 
     def _strongest_stock(self) -> tuple[str, str, dict]:
         """Name, dtype and options of the stock recipe that trained fastest in this run, whatever its dtype."""
-        variants = dict(baseline.variants(self.device, training=True))
         rows = [row for row in self.results.rows if row.case == "training step" and row.recipe.startswith("stock") and row.kind == "measured"]
         fastest = max(rows, key=lambda row: row.images_s, default=None)
         name, dtype = (fastest.recipe, fastest.dtype) if fastest else ("stock", _name(self.dtypes[-1]))
-        return name, dtype, variants[name.removeprefix("stock")]
+        return name, dtype, dict(baseline.variants(self.device, getattr(torch, dtype), training=True))[name.removeprefix("stock")]
 
     def _share(self, gflops: float, dtype: str) -> float | None:
         return gflops / self._ceilings[dtype] if dtype in self._ceilings else None
@@ -172,6 +172,11 @@ class Bench:
         default = values["recipe"] == "rdn_fast" and values["dtype"] == _name(self.default)
         row = self.results.add(precision="default" if default else "", **values)
         print(f"  {row.line()}", flush=True)
+
+
+def _warm_ups(device: torch.device) -> int:
+    """Runs before the clock: compilation, first allocations, and where a step is replayed as a graph, its capture."""
+    return 1 if device.type == "cpu" else devices.Replayed.EAGER + 1
 
 
 def _strongest(times: dict[cases.Entry, Times]) -> dict[torch.dtype, cases.Entry]:

@@ -37,9 +37,8 @@ class _Runtime(Contender):
 
     def solve(self, state: dict, x: torch.Tensor, upstream: torch.Tensor) -> Results:
         self.model.load_state_dict(state)
-        answer = torch.from_numpy(self._compile(x)(x.numpy()))
-        self._run = self._compile(torch.rand(self._size))
-        return {"output": answer}
+        self._run = self._compile(x)
+        return {"output": torch.from_numpy(self._run(x.numpy()))}
 
     def fresh(self) -> None:
         self._x = torch.rand(self._size).numpy()

@@ -30,6 +30,7 @@ class Ours:
         self.precision.apply(self.model)
         self.note = f"rdb {rdb}"
         self.optimizer = devices.adam(self.model.parameters(), device, LR, weight_decay=0.0)
+        self._full_step = devices.Replayed(self._work, device)
 
     def infer(self, lr: torch.Tensor) -> torch.Tensor:
         """lr: float32 [B, 3, H, W] in `memory_format` -> [B, 3, s*H, s*W] on the device."""
@@ -39,10 +40,13 @@ class Ours:
 
     def step(self, lr: torch.Tensor, hr: torch.Tensor) -> None:
         """One training step; lr: float32 [B, 3, p, p], hr: float32 [B, 3, s*p, s*p] on the device, in `memory_format`."""
+        self._full_step(lr, hr)
+
+    def _work(self, lr: torch.Tensor, hr: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         self.optimizer.zero_grad()
         loss = F.l1_loss(self.model(lr).float(), hr)
         (loss * self.precision.loss_scale).backward()
-        precision.step(self.optimizer, self.precision.loss_scale, clip=None)
+        return loss.detach(), precision.step(self.optimizer, self.precision.loss_scale, clip=None)
 
     def solve(self, state: dict, x: torch.Tensor, upstream: torch.Tensor) -> Results:
         """Load `state`; output and gradients for the parity check."""

@@ -58,10 +58,19 @@ class Problem:
 
     The biases before ReLUs are chosen so that no ReLU's input is near zero: a value there may come out on either side of the
     kink by rounding alone, which changes the gradients by far more than rounding does. The loss is linear for the same reason.
+    Few different images leave wider gaps there, and cost the oracle less, so a large batch consists of copies of them.
     """
 
-    def __init__(self, module: nn.Module, x: torch.Tensor, dtype: torch.dtype):
-        """x: [B, channels, H, W]. What the contenders are given, `state`, `x` and `upstream`, is rounded to `dtype`; so is what the oracle sees."""
+    def __init__(self, module: nn.Module, x: torch.Tensor, dtype: torch.dtype, batch: int | None = None, training: bool = True):
+        """x: [N, channels, H, W]. What the contenders are given, `state`, `x` and `upstream`, is rounded to `dtype`; so is what the oracle sees.
+
+        `batch` (None: N): how many images the contenders are given, copies of x's in random order, a multiple of N; the oracle computes
+        the N and knows the rest. Without `training` there are no gradients.
+        """
+        batch = batch or len(x)
+        copies, rest = divmod(batch, len(x))
+        if rest:
+            raise ValueError(f"batch {batch} is no multiple of {len(x)} images")
 
         def rounded(tensor):
             return tensor.detach().to(dtype).double()
@@ -79,10 +88,15 @@ class Problem:
             y = module(self.x)
         for hook in hooks:
             hook.remove()
-        self.upstream = rounded(torch.randn(y.shape, dtype=torch.float64))
-        self.oracle = solve_module(module, self.x, self.upstream)
+        self.upstream = rounded(torch.randn(y.shape, dtype=torch.float64) / copies)  # the parameters' gradients stay as large, in fp16 too
+        self.oracle = solve_module(module, self.x, self.upstream) if training else {"output": y}
+        order = torch.randperm(batch) % len(x)  # each image `copies` times
+        self.oracle = {
+            name: value[order] if name in ("output", "gradient of x") else copies * value  # the parameters' gradients are sums over the images
+            for name, value in self.oracle.items()
+        }
         self.state = {name: value.to(dtype) for name, value in module.state_dict().items()}
-        self.x, self.upstream = self.x.to(dtype), self.upstream.to(dtype)
+        self.x, self.upstream = self.x[order].to(dtype), self.upstream[order].to(dtype)
 
     def solved(self, solve: Solve) -> Results:
         return solve(self.state, self.x, self.upstream)

@@ -130,7 +130,7 @@ def place(device: torch.device) -> str:
 
 def has_bf16(device: torch.device) -> bool:
     """Whether a CPU has bf16 instructions; without them bf16 is emulated, 10 to 100 times slower."""
-    capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}  # older torch cannot tell
     return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 

@@ -5,6 +5,7 @@ import torch
 
 from bench import cases
 from bench.cases import RDN_B
+from bench.measure import _warm_ups
 from bench.results import has_bf16, name
 from rdn_fast import device as devices
 
@@ -44,7 +45,7 @@ def test_speed(benchmark, case, entry):
         contender.run()
         devices.synchronize(DEVICE)
 
-    benchmark.pedantic(run, setup=contender.fresh, rounds=3, warmup_rounds=1)
+    benchmark.pedantic(run, setup=contender.fresh, rounds=3, warmup_rounds=_warm_ups(DEVICE))
     contender.verify()
     seconds = benchmark.stats.stats.median
     speeds = {"GFLOP/s": round(case.flop / seconds / 1e9, 1), "images/s": round(case.images / seconds, 3)}

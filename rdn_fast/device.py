@@ -153,6 +153,12 @@ class Replayed:
         return self._outputs
 
 
+def expect_one_shape(device: torch.device) -> None:
+    """From now on let cuDNN time its kernels for each new shape: worth it where one shape comes again and again."""
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+
+
 def synchronize(device: torch.device) -> None:
     """Wait until the device has done all that was asked of it."""
     if device.type != "cpu":

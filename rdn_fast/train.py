@@ -111,6 +111,7 @@ class _Run:
         self.scale, self.loader, self.validation = model_config.scale, inputs.loader, inputs.validation
         self.precision = precision.choose(config.opt_level, config.amp_dtype, config.loss_scale, device)
 
+        devices.expect_one_shape(device)
         torch.manual_seed(config.seed)
         self.model = RDN(model_config)
         if inputs.weights is not None:

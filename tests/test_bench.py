@@ -19,7 +19,7 @@ from rdn_fast import rdb
 from rdn_fast.config import Config
 from rdn_fast.data.h5 import Pairs
 from rdn_fast.model import RDN
-from rdn_fast.rdb import Impl, naive
+from rdn_fast.rdb import Impl, naive, winograd
 
 CPU = torch.device("cpu")
 TINY = Config(num_features=6, growth_rate=4, num_blocks=2, num_layers=2)
@@ -55,7 +55,7 @@ def test_the_baselines_model_is_rdn_fasts_in_float64(config):
 def test_the_recipes_train_alike():
     recipes = [
         baseline.Reference(TINY, CPU),
-        baseline.Stock(TINY, CPU, torch.float32),
+        *(baseline.Stock(TINY, CPU, torch.float32, **options) for _, options in baseline.variants(CPU, torch.float32, True)),
         *(Ours(TINY, CPU, torch.float32, row.name) for row in rdb.able(CPU, torch.float32, True)),
     ]
     state = baseline.RDN(TINY).state_dict()
@@ -64,6 +64,7 @@ def test_the_recipes_train_alike():
         recipe.model.load_state_dict(state)
         for batch in batches:
             recipe.step(*(tensor.contiguous(memory_format=recipe.memory_format) for tensor in batch))
+    assert {recipe.memory_format for recipe in recipes[1:3]} == {torch.channels_last, torch.contiguous_format}
     first = recipes[0].model.state_dict()
     for recipe in recipes[1:]:
         for name, value in recipe.model.state_dict().items():
@@ -88,6 +89,23 @@ def test_the_problem_keeps_relus_from_their_kink():
     assert problem.x.dtype == problem.state["lff.weight"].dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_what_the_problem_says_of_copies_is_what_the_oracle_computes(training):
+    module = baseline.RDB(6, 4, 3)
+    problem = Problem(module, torch.randn(2, 6, 9, 7), torch.float32, batch=6, training=training)
+    expected = solve_module(module, problem.x.double(), problem.upstream.double())
+    assert problem.x.shape == problem.upstream.shape == (6, 6, 9, 7)
+    assert len(problem.x.unique(dim=0)) == 2
+    assert problem.oracle.keys() == (expected.keys() if training else {"output"})
+    for name, value in problem.oracle.items():
+        assert_same_in_float64(value, expected[name], name)
+
+
+def test_the_problem_has_whole_copies_only():
+    with pytest.raises(ValueError, match="batch 3 is no multiple of 2 images"):
+        Problem(baseline.RDB(6, 4, 3), torch.randn(2, 6, 9, 7), torch.float32, batch=3)
+
+
 def three_percent_off(x, *rest, out=None):
     return 1.03 * naive.rdb(x, *rest)
 
@@ -103,16 +121,27 @@ def unwritten(x, *rest, out=None):
     return y * hole
 
 
-@pytest.fixture(params=[three_percent_off, gradient_lost, unwritten], ids=lambda fault: fault.__name__)
-def faulty_row(request, monkeypatch):
-    """A row that any use of the table finds, and that is wrong."""
+def last_chunk_lost(x, *weights, out=None):
+    """Computes in chunks of two images; the parameters' gradients miss those of the last one."""
+    *chunks, last = x.split(2)
+    if not chunks:
+        return naive.rdb(x, *weights)
+    detached = [[w.detach() for w in group] if isinstance(group, (list, tuple)) else group.detach() for group in weights]
+    return torch.cat([*(naive.rdb(chunk, *weights) for chunk in chunks), naive.rdb(last, *detached)])
+
+
+def add_row(monkeypatch, function):
+    """A row that any use of the table finds."""
 
     class Module:
-        rdb = staticmethod(request.param)
+        rdb = staticmethod(function)
 
-    row = Impl("faulty", Module, ("cpu",), (torch.float32, torch.bfloat16), "any", True, "for tests")
-    monkeypatch.setitem(rdb.IMPLS, "faulty", row)
-    return row
+    monkeypatch.setitem(rdb.IMPLS, "faulty", Impl("faulty", Module, ("cpu",), (torch.float32, torch.bfloat16), "any", True, "for tests"))
+
+
+@pytest.fixture(params=[three_percent_off, gradient_lost, unwritten], ids=lambda fault: fault.__name__)
+def faulty_row(request, monkeypatch):
+    add_row(monkeypatch, request.param)
 
 
 @pytest.mark.parametrize("make", [
@@ -132,6 +161,22 @@ def test_a_wrong_row_is_refused_and_the_right_ones_are_not(faulty_row, make):
     assert "relative error" in verdicts.pop("row faulty")
     assert {"reference", "stock", "row naive"} <= verdicts.keys()
     assert set(verdicts.values()) == {"right"}
+
+
+@pytest.mark.parametrize("make", [
+    lambda batch: cases.block(True, TINY, (batch, 7, 5), CPU, torch.float32),
+    lambda batch: cases.training_step(TINY, batch, CPU, [torch.float32], "naive", rows=True),
+], ids=["block", "training step"])  # fmt: skip
+def test_the_timed_batch_is_what_is_checked(make, monkeypatch):
+    add_row(monkeypatch, last_chunk_lost)
+    for batch in (2, 8):
+        case = make(batch)
+        entry = next(entry for entry in case.entries if entry.recipe == "row faulty")
+        if batch == 2:  # one chunk: right
+            case.check(entry.make(), entry.recipe)
+        else:
+            with pytest.raises(AssertionError, match=r"row faulty, gradient of .*weight: relative error"):
+                case.check(entry.make(), entry.recipe)
 
 
 def test_what_is_wrong_gets_no_speed_and_fails_the_run(faulty_row, out, capsys):
@@ -277,6 +322,29 @@ def test_ascends_targets():
 def test_baselines_are_held_against_what_was_seen(gflops, device, words):
     (line,) = gates.honesty([make_row(), make_row(recipe="reference", gflops=gflops, device=device)])
     assert words in line
+
+
+def test_a_stock_slower_than_the_reference_is_named():
+    def lines(*ratios):
+        rows = [make_row(recipe=recipe, vs_reference=ratio) for recipe, ratio in zip(("stock", "stock NCHW"), ratios, strict=True)]
+        return [line for line in gates.honesty(rows) if "SLOWER" in line]
+
+    (line,) = lines(0.97, 0.984)
+    assert line.startswith("the strongest stock in float32, stock NCHW, is SLOWER than the reference at batch 8: 0.98x")
+    assert not lines(0.97, 1.01)
+
+
+def test_the_strongest_stock_of_a_run_goes_end_to_end(out):
+    bench = measure.Bench("bench-test", CPU, "naive")
+    step = {"case": "training step", "dtype": "float32", "precision": "", "batch": 8, "shape": f"{gates.MODEL}, 32x32"}
+    bench.results.add(**step, recipe="stock", images_s=1.0)
+    bench.results.add(**step, recipe="stock NCHW", images_s=1.02)
+    assert bench._strongest_stock() == ("stock NCHW", "float32", {"contiguous": True})
+
+
+def test_an_older_torch_cannot_tell_of_bf16(monkeypatch):
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert not results.has_bf16(CPU)
 
 
 def test_unsteady_rounds_are_named():
@@ -435,6 +503,16 @@ def test_end_to_end_on_one_rank_and_two(out, monkeypatch):
         assert (row.efficiency is None) == (ranks == 1)
         assert "not comparable" in row.note
     assert rows["reference", 1].vs_reference == 1
+
+
+@pytest.mark.skipif(winograd.missing() is not None, reason="no C compiler")
+def test_memory_that_a_row_keeps_is_counted(monkeypatch):
+    kept = []
+    monkeypatch.setattr(memory, "RDN_B", TINY)
+    monkeypatch.setattr(memory, "_resident", lambda _: kept.append(set(vars(winograd._kept))) or 0)
+    monkeypatch.setattr(memory, "_peak", lambda _: len(vars(winograd._kept)))
+    assert memory._measure("winograd", torch.float32, 2, CPU) > 0  # it does keep some
+    assert kept[-1] == set()  # and has none before the step that counts
 
 
 @pytest.mark.slow
