@@ -1,0 +1,66 @@
+"""`python -m profiling.flame`: a flame graph of a real `rdn-fast train` run of a few seconds, sampled from outside by py-spy.
+
+It shows Python's frames, also those of the loader's thread: what the loop costs beside the kernels that it calls.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+from bench import end_to_end
+from bench.cases import PATCH, RDN_B
+from bench.ours import default_dtype
+from profiling.step import options
+from profiling.trace import FOLDER
+from rdn_fast.errors import UserError
+from rdn_fast.rdb import tune
+
+STEPS = 6
+
+
+class CannotSample(Exception):
+    """Why there is no flame graph, in one line."""
+
+
+def flame(preset: str, batch: int, device: torch.device, picture: Path) -> None:
+    """Write the SVG of a run of STEPS steps of `preset`. Raises CannotSample."""
+    spy = shutil.which("py-spy", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
+    if spy is None:
+        raise CannotSample("needs py-spy: pip install py-spy, or use `make profile`")
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    picture.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        data, out = Path(folder) / "data.h5", Path(folder) / "out"
+        end_to_end.write_data(data, batch * STEPS, RDN_B.scale)
+        flags = {
+            "preset": preset, "train-file": data, "outputs-dir": out, "device": device, "batch-size": batch, "patch-size": PATCH, "max-steps": STEPS,
+        }  # fmt: skip
+        train = [sys.executable, "-m", "rdn_fast", "train", *(str(word) for name, value in flags.items() for word in (f"--{name}", value))]
+        done = subprocess.run([spy, "record", "--output", picture, "--", *train], capture_output=True, text=True, check=False)
+        if not (out / "last.pth").is_file() or not picture.is_file():
+            last = (done.stderr.strip().splitlines() or ["no word"])[-1]
+            raise CannotSample(f"py-spy ended with {done.returncode}: {last}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    picture = FOLDER / "flame.svg"
+    try:
+        device, batch = options(__doc__, argv)
+        tune.choose("auto", tune.Case.of(RDN_B, (batch, 3, PATCH, PATCH), device, default_dtype(device), True))  # remembered: no timing of rows in the picture
+        flame("rdn-b", batch, device, picture)
+    except (UserError, CannotSample) as error:
+        print(f"flame: error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UserError) else 1
+    print(f"written: {picture}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
