@@ -126,7 +126,7 @@ def kill_and_resume(data: Path, tmp_path: Path, kills: int, steps: int, *flags) 
 
 
 def test_two_kills(data, tmp_path):
-    kill_and_resume(data, tmp_path, 2, 1000)
+    kill_and_resume(data, tmp_path, 2, 600)
 
 
 @pytest.mark.slow
