@@ -35,7 +35,7 @@ def _all_cores():
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize(("case", "entry"), _parameters())
+@pytest.mark.parametrize(("case", "entry"), list(_parameters()))
 def test_speed(benchmark, case, entry):
     contender = entry.make()
     case.check(contender, entry.recipe)
