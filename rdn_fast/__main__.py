@@ -9,8 +9,7 @@ def run() -> None:
         code = main()
     except SystemExit as end:
         code = end.code or 0
-    if code and "RANK" in os.environ:
-        # A rank that ends in the middle of a conversation: gloo's threads would abort the interpreter's orderly exit.
+    if "RANK" in os.environ:  # gloo's threads may abort the interpreter's orderly exit when another rank has left before
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

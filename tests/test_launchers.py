@@ -55,6 +55,7 @@ def test_eight_cards_on_a_smaller_machine(data):
     assert re.fullmatch(r"rdn-fast: error: --nproc 8: this machine has .*; ask for that many with --nproc \d+\n", result.stderr)
 
 
+@pytest.mark.slow
 def test_fine_tuning_takes_weights(data, tmp_path):
     assert cli("train", "--data-path", data, "--outputs-dir", tmp_path / "a", *TINY, "--max-steps", 1).returncode == 0
     result = launch(

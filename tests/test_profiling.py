@@ -6,7 +6,6 @@ import csv
 import gzip
 import json
 import re
-import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -159,7 +158,6 @@ def test_what_cannot_be_is_a_users_error(capsys):
         assert capsys.readouterr().err.count("\n") == 1
 
 
-@pytest.mark.skipif(shutil.which("py-spy") is None, reason="needs py-spy")
 def test_flame_graph_shows_the_training_loop(tmp_path):
     try:
         flame.flame("demo", 2, CPU, tmp_path / "new" / "flame.svg")

@@ -62,6 +62,7 @@ def initial():
     return RDN(Config(2, 6, 4, 2, 2)).state_dict()
 
 
+@pytest.mark.slow
 def test_plain_torchrun_works_as_well(data, two_ranks, tmp_path):
     words = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *command()[1:], "train", "--data-path", data, "--outputs-dir", tmp_path)
     flags = ("--batch-size", 4, "--epochs", 4, "--max-steps", 10, "--lr", "1e-4", "--opt-level", "O0", "--rdb", "winograd")
@@ -146,7 +147,7 @@ def test_a_killed_launcher_leaves_no_rank_behind(data, tmp_path):
     process.communicate()
 
 
-@pytest.mark.parametrize(("number", "to_all"), [(signal.SIGTERM, False), (signal.SIGTERM, True), (signal.SIGINT, True)])
+@pytest.mark.parametrize(("number", "to_all"), [(signal.SIGTERM, False), pytest.param(signal.SIGTERM, True, marks=pytest.mark.slow), (signal.SIGINT, True)])
 def test_a_stopped_launcher_saves(data, tmp_path, number, to_all):
     process, ranks = started(data, tmp_path)
     for pid in (process.pid, *(ranks if to_all else ())):  # a terminal or a container's end reaches all, and the launcher tells its ranks again

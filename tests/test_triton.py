@@ -123,16 +123,11 @@ def assembled(kernel, folder):
 
 HALF = (torch.float16, 64, 64)
 BUILDS = [  # number of the configuration, dtype, G0, G
-    (0, *HALF),
-    *(
-        pytest.param(number, *build, marks=pytest.mark.slow)
-        for build in (HALF, (torch.bfloat16, 64, 64), (torch.float16, 70, 37), (torch.float16, 64, 32))
-        for number in NUMBERS
-        if number or build is not HALF
-    ),
+    (number, *build) for build in (HALF, (torch.bfloat16, 64, 64), (torch.float16, 70, 37), (torch.float16, 64, 32)) for number in NUMBERS
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "dtype", "g0", "g"), BUILDS)
 def test_kernels_for_hopper_fit_and_use_its_matrix_units(number, dtype, g0, g, compiled, monkeypatch, tmp_path):
     monkeypatch.setattr(triton_planes, "CONFIGS", {name: (configs[min(number, len(configs) - 1)],) for name, configs in CONFIGS.items()})
