@@ -41,7 +41,7 @@ CONFIGS = {
         {"M": 64, "N": 256, "DEPTH": 64, "CACHE": ".ca", "num_warps": 4, "num_stages": 2},
     ),
     "fusion": (
-        {"P": 128, "num_warps": 4, "num_stages": 4},
+        {"P": 128, "num_warps": 8, "num_stages": 4},
         {"P": 64, "num_warps": 4, "num_stages": 4},
     ),
 }
