@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -20,24 +21,31 @@ PATCH = 32  # LR pixels, the reference's
 RDN_A, RDN_B = (settings({}, preset)[0] for preset in ("rdn-a", "rdn-b"))
 
 
-class Contender:
-    """What a clock can be put to: fresh() makes new random inputs, run() is timed; the rest serves the checks around it."""
+class Contender(ABC):
+    """What a clock can be put to."""
 
     dtype: torch.dtype
     note = ""  # for its result row
 
+    @abstractmethod
+    def fresh(self) -> None:
+        """Make new random inputs; outside the clock."""
+
+    @abstractmethod
+    def run(self) -> None:
+        """Do once what is timed."""
+
+
+class Checked(Contender):
+    """A contender whose answers are compared with the oracle's before it is timed."""
+
+    @abstractmethod
     def solve(self, state: dict, x: torch.Tensor, upstream: torch.Tensor) -> Results:
         """The answers to a parity.Problem, by the code that run() times."""
-        raise NotImplementedError
-
-    def fresh(self) -> None:
-        raise NotImplementedError
-
-    def run(self) -> None:
-        raise NotImplementedError
 
     def verify(self) -> None:
         """AssertionError when what was timed has not done its work."""
+        return
 
 
 @dataclass(frozen=True)
@@ -46,7 +54,7 @@ class Entry:
 
     recipe: str
     dtype: torch.dtype
-    make: Callable[[], Contender]
+    make: Callable[[], Checked]
 
     @property
     def ours(self) -> bool:
@@ -64,10 +72,10 @@ class Case:
     flop: int
     entries: list[Entry]
     problem: Callable[[torch.dtype], Problem]
-    plain: Callable[[torch.dtype], Contender]
+    plain: Callable[[torch.dtype], Checked]
     _yardsticks: dict = field(default_factory=dict)
 
-    def check(self, contender: Contender, what: str) -> None:
+    def check(self, contender: Checked, what: str) -> None:
         """AssertionError unless the contender's answers are as good as bench/parity.py asks."""
         dtype = contender.dtype
         problem = self.problem(dtype)
@@ -76,7 +84,7 @@ class Case:
         problem.check(problem.solved(contender.solve), self._yardsticks[dtype], dtype, what)
 
 
-class _Model(Contender):
+class _Model(Checked):
     """A recipe of baseline.py or ours.py at work on random patches or pictures."""
 
     def __init__(self, recipe, batch: int, height: int, width: int, scale: int, training: bool):
@@ -134,7 +142,7 @@ def _model_case(name: str, config: Config, batch: int, height: int, width: int, 
     def problem() -> Problem:  # parameters and input in float32, whatever the recipe computes in
         return Problem(baseline.RDN(config), torch.rand(_different(batch), 3, height, width), torch.float32, batch, training)
 
-    def plain(dtype: torch.dtype) -> Contender:
+    def plain(dtype: torch.dtype) -> Checked:
         return _Model(baseline.Reference(config, device, dtype), batch, height, width, config.scale, training)
 
     return Case(
@@ -153,7 +161,7 @@ def inference(config: Config, height: int, width: int, device: torch.device, dty
     return _model_case("inference", config, 1, height, width, device, dtypes, rdb_name, rows)
 
 
-class _Block(Contender):
+class _Block(Checked):
     """One RDB: the plain module, or a row of the table on the module's parameters."""
 
     def __init__(self, config: Config, shape: tuple, device: torch.device, dtype: torch.dtype, training: bool, layout: torch.memory_format, row=None):
@@ -209,7 +217,7 @@ def block(training: bool, config: Config, shape: tuple, device: torch.device, dt
         module = baseline.RDB(config.num_features, config.growth_rate, config.num_layers)
         return Problem(module, torch.randn(_different(batch), config.num_features, height, width), dtype, batch, training)
 
-    def plain(dtype: torch.dtype) -> Contender:
+    def plain(dtype: torch.dtype) -> Checked:
         return _Block(config, shape, device, dtype, training, torch.contiguous_format)
 
     name, factor = ("RDB training", 3) if training else ("RDB forward", 1)

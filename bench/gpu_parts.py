@@ -157,7 +157,6 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     try:
         bench = Bench(f"gpu-{options.part}", devices.pick(options.device), "auto")
-        bench.results._run["command"] = f"python -m bench.gpu_parts {options.part} --device {options.device}"
         if options.part == "convolutions":
             convolutions(bench, RDN_B, BATCH, [torch.float16, torch.bfloat16])
         elif options.part == "rows":

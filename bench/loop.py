@@ -63,7 +63,7 @@ def main() -> None:
     ranks = Ranks()
     device = devices.pick(options.device, None, ranks.local_rank)
     ranks.connect(device)
-    torch.backends.cudnn.benchmark = True  # the reference's train.py does so; without cuDNN it means nothing
+    devices.expect_one_shape(device)  # as the reference's train.py does
     config = settings({}, options.preset)[0]
     given = {name: getattr(options, name) for name in ("contiguous", "compiled", "graphed")} if options.recipe == "stock" else {}
     wrap = DistributedDataParallel if ranks.world > 1 else lambda model: model

@@ -29,7 +29,7 @@ class Bench:
         self.default = default_dtype(device)
         self.dtypes = [torch.float32, torch.bfloat16][: 1 + results.has_bf16(device)] if device.type == "cpu" else [self.default]
         self._ceilings: dict[str, float] = {}
-        torch.backends.cudnn.benchmark = True  # for every recipe, as the reference's train.py does; without cuDNN it means nothing
+        devices.expect_one_shape(device)  # for every recipe: the reference's train.py asks cuDNN for it, too
 
     def ceilings(self) -> None:
         for dtype, (what, times, gflops) in ceilings(self.device, self.dtypes).items():

@@ -6,26 +6,28 @@ import importlib
 import logging
 import tempfile
 import warnings
+from abc import abstractmethod
 from pathlib import Path
 
 import torch
 
 from bench import baseline
-from bench.cases import Contender, Entry
+from bench.cases import Checked, Entry
 from bench.parity import Results
 from bench.results import has_bf16
 from rdn_fast.config import Config
 
 
-class _Runtime(Contender):
+class _Runtime(Checked):
     """A model exported for the shape of its input; `load` makes a function numpy -> numpy from the ONNX file."""
 
     def __init__(self, config: Config, height: int, width: int, dtype: torch.dtype):
         self.model, self.dtype = baseline.RDN(config).eval(), dtype
         self._size = (1, 3, height, width)
 
+    @abstractmethod
     def load(self, file: Path):
-        raise NotImplementedError
+        """The function."""
 
     def _compile(self, x: torch.Tensor):
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)

@@ -29,7 +29,7 @@ class Ours:
         self.model = RDN(config, rdb).to(device, memory_format=self.memory_format)
         self.precision.apply(self.model)
         self.note = f"rdb {rdb}"
-        self.optimizer = devices.adam(self.model.parameters(), device, LR, weight_decay=0.0)
+        self.optimizer = devices.adam(self.model.parameters(), device, LR, weight_decay=0.0, captured=True)
         self._full_step = devices.Replayed(self._work, device)
 
     def infer(self, lr: torch.Tensor) -> torch.Tensor:

@@ -103,7 +103,7 @@ class Results:
         now = datetime.now()
         self.rows: list[Row] = []
         self._run = {
-            "date": now.isoformat(timespec="seconds"), "commit": _commit(), "command": shlex.join(["python", "-m", "bench.run", *sys.argv[1:]]),
+            "date": now.isoformat(timespec="seconds"), "commit": commit(), "command": command_line(),
             "place": place(device), "device": name(device), "threads": torch.get_num_threads(), "torch": torch.__version__, "rdn_fast": __version__,
         }  # fmt: skip
         folder = Path(os.environ.get("OUT") or HERE / "results")
@@ -119,6 +119,11 @@ class Results:
         self._csv.writerow(dataclasses.asdict(row))
         self._file.flush()
         return row
+
+
+def command_line() -> str:
+    """What was typed to get here."""
+    return shlex.join(["python", *sys.orig_argv[1:]])
 
 
 def place(device: torch.device) -> str:
@@ -143,7 +148,7 @@ def name(device: torch.device) -> str:
     return words + (", bf16" if has_bf16(device) else "") + (f", family {family[1]}" if family else "")
 
 
-def _commit() -> str:
+def commit() -> str:
     """The commit that is measured, with + where files were changed since; empty outside of git."""
     try:
         head, changes = (subprocess.run(["git", *words], cwd=HERE, capture_output=True, text=True, check=True).stdout.strip()

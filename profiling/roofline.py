@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -141,7 +140,7 @@ def measure(config: Config, batch: int, device: torch.device, rounds: int = ROUN
     seconds = {name: measured.median for name, measured in times.items()}
     seconds["RDB backward"] = seconds["RDB"] - seconds["RDB forward"]
     conditions = {
-        "date": date.today().isoformat(), "commit": results._commit(), "command": shlex.join(["python", "-m", "profiling.roofline", *sys.argv[1:]]),
+        "date": date.today().isoformat(), "commit": results.commit(), "command": results.command_line(),
         "device": results.name(device), "torch": torch.__version__, "rdn_fast": __version__,
         "model": words(config), "batch": str(batch), "dtype": str(ours.dtype).removeprefix("torch."), "rdb": row.name, "kind": "measured",
     }  # fmt: skip

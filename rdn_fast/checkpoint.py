@@ -1,6 +1,6 @@
 """Weights (bare state dicts, the reference's names) and training checkpoints, written aside, synced and renamed.
 
-OUT/checkpoints/step_XXXXXXXX.pt holds all that a run needs to go on exactly; the newest two are kept.
+OUT/checkpoints/step_*.pt holds all that a run needs to go on exactly; the newest two are kept.
 """
 
 from __future__ import annotations

@@ -113,7 +113,7 @@ def measure(case: Case) -> Timing:
                 taken = _time(name, case, arguments)
             except (UserError, RuntimeError, ImportError, OSError) as error:  # a shape it was not made for, a compiler that fails, ...
                 lacks_memory = isinstance(error, RuntimeError) and devices.out_of_memory(error)
-                failed[name] = "out of memory" if lacks_memory else f"fails: {str(error).strip().splitlines()[0]}"
+                failed[name] = "out of memory" if lacks_memory else f"fails: {(str(error).strip() or repr(error)).splitlines()[0]}"
                 print(f"note: --rdb auto leaves out {name}, which {'runs ' if lacks_memory else ''}{failed[name]}")
                 seconds.pop(name, None)
                 gc.collect()
