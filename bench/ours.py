@@ -1,9 +1,8 @@
-"""rdn_fast as a recipe: exactly what `rdn-fast train` computes in a step (train.py), between the benchmark's clocks."""
+"""rdn_fast as a recipe: the very step of `rdn-fast train` (rdn_fast/step.py), between the benchmark's clocks."""
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
 from bench.baseline import LOSS_SCALE, LR
 from bench.parity import Results, solve_module
@@ -11,6 +10,7 @@ from rdn_fast import device as devices
 from rdn_fast import precision
 from rdn_fast.config import Config
 from rdn_fast.model import RDN
+from rdn_fast.step import Step
 
 LEVELS = {torch.float32: ("O0", "auto"), torch.float16: ("O1", "fp16"), torch.bfloat16: ("O1", "bf16")}
 
@@ -30,7 +30,7 @@ class Ours:
         self.precision.apply(self.model)
         self.note = f"rdb {rdb}"
         self.optimizer = devices.adam(self.model.parameters(), device, LR, weight_decay=0.0, captured=True)
-        self._full_step = devices.Replayed(self._work, device)
+        self._step = Step(self.model, self.optimizer, self.precision, device)
 
     def infer(self, lr: torch.Tensor) -> torch.Tensor:
         """lr: float32 [B, 3, H, W] in `memory_format` -> [B, 3, s*H, s*W] on the device."""
@@ -40,13 +40,7 @@ class Ours:
 
     def step(self, lr: torch.Tensor, hr: torch.Tensor) -> None:
         """One training step; lr: float32 [B, 3, p, p], hr: float32 [B, 3, s*p, s*p] on the device, in `memory_format`."""
-        self._full_step(lr, hr)
-
-    def _work(self, lr: torch.Tensor, hr: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        self.optimizer.zero_grad()
-        loss = F.l1_loss(self.model(lr).float(), hr)
-        (loss * self.precision.loss_scale).backward()
-        return loss.detach(), precision.step(self.optimizer, self.precision.loss_scale, clip=None)
+        self._step(lr, hr, torch.full((), 1 / hr.numel(), device=self.device))
 
     def solve(self, state: dict, x: torch.Tensor, upstream: torch.Tensor) -> Results:
         """Load `state`; output and gradients for the parity check."""

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from rdn_fast import __version__, metrics, precision
@@ -35,6 +34,7 @@ from rdn_fast.ranks import Ranks
 from rdn_fast.rdb import able
 from rdn_fast.rdb.tune import Case, choose
 from rdn_fast.speed import WARM_UP, Speed, per_second
+from rdn_fast.step import Step
 
 MAX_SKIPS = 20  # consecutive steps without a finite gradient before a run is given up
 _FLUSH_STEPS = 64  # losses kept on the device at most before the host reads them
@@ -127,10 +127,8 @@ class _Run:
         for model in filter(None, (self.model, self.average)):
             model.rdb = self.rows["training"]
 
-        self.replica = self.model
-        if ranks.world > 1:
-            self.replica = DistributedDataParallel(self.model, gradient_as_bucket_view=True, static_graph=True)
-        self.full_step = self._work if ranks.world > 1 else devices.Replayed(self._work, device)
+        replica = DistributedDataParallel(self.model, gradient_as_bucket_view=True, static_graph=True) if ranks.world > 1 else self.model
+        self.step = Step(replica, self.optimizer, self.precision, device, config.clip_grad, ranks.world)
         self.read_back = torch.zeros(_FLUSH_STEPS, 2, device=device)  # loss share and skip flag of the steps since the last flush
         self.unread: list[dict] = []
         self.flushed = self.saved = time.monotonic()
@@ -179,22 +177,15 @@ class _Run:
         lr, hr = to_float(batch.lr, self.device), to_float(batch.hr, self.device)  # [b, 3, p, p], [b, 3, s*p, s*p]
         rate = learning_rate(self.config, self.progress.epoch, self.progress.step, self.total_steps)
         devices.set_rate(self.optimizer, rate, self.device)
-        work = self.full_step if batch.total == self.loader.global_batch else self._work  # a graph has one shape
-        share, skipped = work(lr, hr, torch.full((), 1 / (batch.total * hr[0].numel()) if batch.count else 0.0, device=self.device))
+        # This rank's share of the mean over all ranks' patches.
+        weight = torch.full((), 1 / (batch.total * hr[0].numel()) if batch.count else 0.0, device=self.device)
+        share, skipped = self.step(lr, hr, weight, usual=batch.total == self.loader.global_batch)
         if self.average:
             decay = min(self.config.ema, (1 + self.progress.step) / (10 + self.progress.step))  # forgets the initial weights
             with torch.no_grad():
                 torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
         self.read_back[len(self.unread)] = torch.stack([share, skipped])
         self.unread.append({"event": "step", "step": self.progress.step + 1, "epoch": self.progress.epoch, "lr": rate})
-
-    def _work(self, lr, hr, weight):
-        """What a step asks of the device: forward, backward, optimizer. Returns this rank's share of the loss, and if it was skipped."""
-        self.optimizer.zero_grad()
-        # The share of the mean over all ranks' patches; DDP divides gradients by the number of ranks.
-        share = F.l1_loss(self.replica(lr).float(), hr, reduction="sum") * weight
-        (share * (self.ranks.world * self.precision.loss_scale)).backward()
-        return share.detach(), precision.step(self.optimizer, self.precision.loss_scale, self.config.clip_grad)
 
     def _attend(self) -> None:
         """Between two steps: agree with the other ranks whether to stop, to save, to read the losses back."""

@@ -1,0 +1,32 @@
+"""A training step as the device sees it: forward, L1, backward, optimizer; `rdn-fast train` and the benchmarks run this one."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from rdn_fast import device as devices
+from rdn_fast import precision as precisions
+
+
+class Step:
+    """step(lr, hr, weight) -> (this rank's share of the loss, whether the step was skipped: 0 or 1), both float32 [] on the device.
+
+    lr: float32 [b, 3, p, p], hr: [b, 3, s*p, s*p], in 0..1; weight: float32 [], by which the sum of absolute errors is multiplied.
+    `replica` is the model, or DDP around it. With one rank the whole step is Replayed, for batches of one shape; the optimizer, from
+    devices.adam, must have been made for that.
+    """
+
+    def __init__(self, replica, optimizer, precision: precisions.Precision, device: torch.device, clip: float | None = None, world: int = 1):
+        self._replica, self._optimizer, self._precision, self._clip, self._world = replica, optimizer, precision, clip, world
+        self._replayed = devices.Replayed(self._work, device) if world == 1 else self._work
+
+    def __call__(self, lr: torch.Tensor, hr: torch.Tensor, weight: torch.Tensor, usual: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+        """`usual`: the batch has the shape that all others have. What is returned holds until the next call."""
+        return (self._replayed if usual else self._work)(lr, hr, weight)
+
+    def _work(self, lr, hr, weight):
+        self._optimizer.zero_grad()
+        share = F.l1_loss(self._replica(lr).float(), hr, reduction="sum") * weight
+        (share * (self._world * self._precision.loss_scale)).backward()  # DDP divides gradients by the number of ranks
+        return share.detach(), precisions.step(self._optimizer, self._precision.loss_scale, self._clip)
