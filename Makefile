@@ -30,7 +30,7 @@ demo: $(ready)
 	$(bin)/rdn-fast demo
 
 test: $(ready)
-	$(bin)/python -m pytest
+	$(bin)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(ready)
 	$(bin)/python -m pytest -m slow

@@ -32,6 +32,6 @@ setup(
         "log": ["tensorboard"],  # curves in a browser
         "demo": ["scikit-image"],  # photographs in its wheel; SSIM oracle of the tests
         "bench": ["onnx", "onnxscript", "onnxruntime", "openvino"],  # other runtimes' rows in `make bench`
-        "dev": ["pytest", "pytest-benchmark", "py-spy", "ruff", "hypothesis", "matplotlib", triton],
+        "dev": ["pytest", "pytest-xdist", "pytest-benchmark", "py-spy", "ruff", "hypothesis", "matplotlib", triton],
     },
 )

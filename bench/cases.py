@@ -35,6 +35,10 @@ class Contender(ABC):
     def run(self) -> None:
         """Do once what is timed."""
 
+    def verify(self) -> None:
+        """AssertionError when what was timed has not done its work."""
+        return
+
 
 class Checked(Contender):
     """A contender whose answers are compared with the oracle's before it is timed."""
@@ -43,10 +47,6 @@ class Checked(Contender):
     def solve(self, state: dict, x: torch.Tensor, upstream: torch.Tensor) -> Results:
         """The answers to a parity.Problem, by the code that run() times."""
 
-    def verify(self) -> None:
-        """AssertionError when what was timed has not done its work."""
-        return
-
 
 @dataclass(frozen=True)
 class Entry:
@@ -54,7 +54,7 @@ class Entry:
 
     recipe: str
     dtype: torch.dtype
-    make: Callable[[], Checked]
+    make: Callable[[], Contender]
 
     @property
     def ours(self) -> bool:
@@ -62,15 +62,25 @@ class Entry:
 
 
 @dataclass
-class Case:
-    """`images` and `flop` are those of one run. Entries answer `problem(dtype)`; `plain(dtype)` is the formulation whose error is the yardstick."""
+class Case(ABC):
+    """`images` and `flop` are those of one run; None: there are none that count."""
 
     name: str
     batch: int
     shape: str
-    images: int
-    flop: int
+    images: int | None
+    flop: int | None
     entries: list[Entry]
+
+    @abstractmethod
+    def check(self, contender: Contender, what: str) -> None:
+        """AssertionError unless what the contender does is right."""
+
+
+@dataclass
+class Computing(Case):
+    """Entries answer `problem(dtype)`; `plain(dtype)` is the formulation whose error is the yardstick."""
+
     problem: Callable[[torch.dtype], Problem]
     plain: Callable[[torch.dtype], Checked]
     _yardsticks: dict = field(default_factory=dict)
@@ -145,7 +155,7 @@ def _model_case(name: str, config: Config, batch: int, height: int, width: int, 
     def plain(dtype: torch.dtype) -> Checked:
         return _Model(baseline.Reference(config, device, dtype), batch, height, width, config.scale, training)
 
-    return Case(
+    return Computing(
         name, batch, f"{words(config)}, {height}x{width}", batch, batch * 2 * config.macs(height, width) * (3 if training else 1), entries,
         lambda _: problem(), plain,
     )  # fmt: skip
@@ -221,7 +231,8 @@ def block(training: bool, config: Config, shape: tuple, device: torch.device, dt
         return _Block(config, shape, device, dtype, training, torch.contiguous_format)
 
     name, factor = ("RDB training", 3) if training else ("RDB forward", 1)
-    return Case(name, batch, f"{words(config)}, {height}x{width}", batch, batch * 2 * height * width * config.block_macs * factor, entries, problem, plain)
+    flop = batch * 2 * height * width * config.block_macs * factor
+    return Computing(name, batch, f"{words(config)}, {height}x{width}", batch, flop, entries, problem, plain)
 
 
 def words(c: Config) -> str:

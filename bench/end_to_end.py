@@ -19,7 +19,7 @@ from rdn_fast import device as devices
 from rdn_fast.speed import WARM_UP
 
 LR_SIZE = 351, 510  # DIV2K's five crops at x2, at most
-DIFFERENT = 16  # images; the others are hard links to them
+DIFFERENT = 16  # images unless asked for more; the others are hard links to them
 
 
 class Plan(NamedTuple):
@@ -65,16 +65,19 @@ def interleave(loops: list[Loop], plans: list[Plan], scale: int, rounds: int) ->
     return speeds
 
 
-def write_data(path: Path, images: int, scale: int) -> None:
-    """An h5 file as the reference's prepare.py writes it, of `images` pairs of noise of DIV2K's size."""
-    rng = np.random.default_rng()
+def write_data(path: Path, images: int, scale: int, different: int = DIFFERENT, size: tuple[int, int] | None = None) -> None:
+    """An h5 file as the reference's prepare.py writes it, of `images` pairs of noise, `different` of them with pixels of their own.
+
+    `size`: height and width of the LR images; None: DIV2K's, LR_SIZE.
+    """
+    rng, (height, width) = np.random.default_rng(), size or LR_SIZE
     with h5py.File(path, "w") as file:
         for name, factor in (("lr", 1), ("hr", scale)):
             group = file.create_group(name)
-            for i in range(min(images, DIFFERENT)):
-                group[str(i)] = rng.integers(0, 256, (factor * LR_SIZE[0], factor * LR_SIZE[1], 3), np.uint8)
-            for i in range(DIFFERENT, images):
-                group[str(i)] = group[str(i % DIFFERENT)]
+            for i in range(min(images, different)):
+                group[str(i)] = rng.integers(0, 256, (factor * height, factor * width, 3), np.uint8)
+            for i in range(different, images):
+                group[str(i)] = group[str(i % different)]
 
 
 def run_baseline(data: Path, plan: Plan, recipe: str, dtype: str, options: dict) -> Speeds:

@@ -1,4 +1,4 @@
-"""Bar charts of GFLOP/s as SVG: the same bytes for the same rows, and a digest in the file that tells whether they are stale."""
+"""Bar charts of speeds as SVG: the same bytes for the same rows, and a digest in the file that tells whether they are stale."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ OTHER = "#7aa37a"
 
 
 class Bar(NamedTuple):
-    """A recipe's GFLOP/s: the median, and the slowest and fastest round."""
+    """A recipe's speed: the median, and the slowest and fastest round."""
 
     label: str
     recipe: str
-    gflops: float
+    value: float
     least: float
     most: float
 
 
 class Panel(NamedTuple):
-    """One case: its bars, and the ceilings of their dtypes in GFLOP/s."""
+    """One case: its bars, their unit, and the ceilings of their dtypes in that unit."""
 
     title: str
     bars: list[Bar]
+    unit: str
     ceilings: dict[str, float]
 
 
@@ -71,14 +72,14 @@ def draw(path: Path, figure: Figure) -> None:
 
 
 def _panel(panel: Panel, ax) -> None:
-    values = [bar.gflops for bar in panel.bars]
-    spread = [[bar.gflops - bar.least for bar in panel.bars], [bar.most - bar.gflops for bar in panel.bars]]
+    values = [bar.value for bar in panel.bars]
+    spread = [[bar.value - bar.least for bar in panel.bars], [bar.most - bar.value for bar in panel.bars]]
     colours = [COLOURS.get(bar.recipe.split()[0], OTHER) for bar in panel.bars]
     places = range(len(values))
     ax.barh(places, values, color=colours, height=0.72, xerr=spread, error_kw={"ecolor": "#333333", "elinewidth": 0.9, "capsize": 2})
     limit = 1.16 * max(*values, *(bar.most for bar in panel.bars), *panel.ceilings.values(), 0)
     for place, bar in zip(places, panel.bars, strict=True):
-        ax.text(bar.most + 0.012 * limit, place, f"{bar.gflops:,.0f}", va="center", fontsize=8.5, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8})
+        ax.text(bar.most + 0.012 * limit, place, f"{bar.value:,.0f}", va="center", fontsize=8.5, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8})
     for dtype, ceiling in panel.ceilings.items():
         ax.axvline(ceiling, color="#333333", linewidth=0.9, linestyle=(0, (4, 3)), zorder=0)
         words = f" ceiling, {dtype}" if len(panel.ceilings) > 1 else " ceiling"
@@ -86,7 +87,8 @@ def _panel(panel: Panel, ax) -> None:
     ax.set_yticks(list(places), [bar.label for bar in panel.bars])
     ax.set_ylim(len(values) - 0.5, -0.9)
     ax.set_xlim(0, limit)
-    ax.set_xlabel("GFLOP/s, counted as direct convolutions")
+    ax.locator_params(axis="x", nbins=7)  # six-digit labels, too, keep their distance
+    ax.set_xlabel(panel.unit)
     ax.set_title(panel.title, fontsize=9.5, loc="left")
     ax.spines[["top", "right"]].set_visible(False)
     ax.tick_params(axis="y", length=0)

@@ -9,11 +9,12 @@ from bench.results import Row
 
 CPUS = ("cpu", "cpu+bf16")
 MODEL = "x2 D16 C8 G64 G0 64"  # rdn-b, as rows' shapes begin
+ANY = ""
 
 
 @dataclass(frozen=True)
 class Gate:
-    """A floor (or, with `at_most`, a roof) for the rdn-b row of recipe rdn_fast that case, dtype and batch name.
+    """A floor (or, with `at_most`, a roof) for the row of recipe rdn_fast that case, dtype, batch and the beginning of its shape name.
 
     `measure` is a column of results.Row. `dtype` None: the device's default precision. `batch` None: whichever was run.
     """
@@ -29,12 +30,13 @@ class Gate:
     batch: int | None = None
     at_most: bool = False
     ranks: int = 1
+    shape: str = MODEL
 
     def row(self, rows: list[Row]) -> Row | None:
         """The row that decides, if it was measured."""
 
         def decides(row: Row) -> bool:
-            mine = row.recipe == "rdn_fast" and row.case == self.case and row.shape.startswith(MODEL) and row.ranks == self.ranks
+            mine = row.recipe == "rdn_fast" and row.case == self.case and row.shape.startswith(self.shape) and row.ranks == self.ranks
             dtype = row.dtype == self.dtype if self.dtype else row.precision == "default"
             return mine and dtype and self.batch in (None, row.batch) and row.kind == "measured" and getattr(row, self.measure) is not None
 
@@ -54,6 +56,9 @@ GATES = (
     Gate("CPU, training step, fp32 / strongest stock fp32", _1P, CPUS, "training step", "vs_stock", 1.05, 1.2, "float32", 8),
     Gate("CPU, inference, default precision / reference (fp32)", _1P, CPUS, "inference", "vs_reference", 2.1, 2.5, batch=1),
     Gate("memory of a training step / naive", _1P, (), "memory", "vs_naive", 0.40, 0.25, batch=16, at_most=True),
+    Gate("loader, patches/s / reference's best loader", _1P, (), "loading", "vs_reference", 30, 60, "float32", 64, shape=ANY),
+    Gate("loader at one batch of 64 every 15 ms: share of time waited", _1P, (), "paced loading", "waited", 0.01, None, "float32", 64, at_most=True, shape=ANY),
+    Gate("opening a training file of 4,000 pairs, seconds", _1P, (), "opening", "seconds", 1, None, "uint8", at_most=True, shape=ANY),
     Gate("H100, end to end, fp16 O1 / reference under AMP", _1P, ("h100",), "end to end", "vs_reference", 2.0, None, "float16", 64),
     Gate("H100, end to end, fp16 O1, images/s", _1P, ("h100",), "end to end", "images_s", 3200, 4337, "float16", 64),
     Gate("H100, training step, fp16 O1 / strongest stock", _1P, ("h100",), "training step", "vs_stock", 1.25, 2.0, "float16", 64),

@@ -46,7 +46,7 @@ PARTS = (
     Part("convolutions", ("-m", "bench.gpu_parts", "convolutions"), 20, 50),
     Part("rows", ("-m", "bench.gpu_parts", "rows"), 40, 150),
     Part("kernels", ("-m", "bench.gpu_parts", "kernels"), 25, 80),
-    Part("bench 1p", ("-m", "bench.run", "1p"), 150, 320),
+    Part("bench 1p", ("-m", "bench.run", "1p"), 180, 350),
     Part("training", ("-m", "bench.gpu_parts", "training"), 30, 60),
 )
 

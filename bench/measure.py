@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import gc
 import statistics
+import tempfile
 import time
+from contextlib import ExitStack
+from pathlib import Path
 
 import torch
 
-from bench import baseline, cases, end_to_end, memory, others, results
+from bench import baseline, cases, end_to_end, loading, memory, others, results
 from bench.end_to_end import Loop, Plan, Speeds
 from bench.gates import honesty, judge, unsteady
 from bench.ours import default_dtype
@@ -36,8 +39,8 @@ class Bench:
             self._ceilings[_name(dtype)] = gflops
             self._row(case="ceiling", recipe=what, dtype=_name(dtype), batch=0, shape="", gflops=gflops, **_seconds(times))
 
-    def case(self, case: cases.Case, rounds: int) -> None:
-        """Check every contender, time those that are right in turn, write their rows."""
+    def case(self, case: cases.Case, rounds: int, **clock: float) -> None:
+        """Check every contender, time those that are right in turn, write their rows. `clock`: options of timing.interleave."""
         print(f"\n{case.name}, batch {case.batch}, {case.shape}")
         ready = {}
         for entry in case.entries:
@@ -53,7 +56,7 @@ class Bench:
                 self._refuse(case, entry, f"cannot run: {reason}")
             else:
                 ready[entry] = contender
-        times = interleave(ready, self.device, rounds)
+        times = interleave(ready, self.device, rounds, **clock)
         for entry in list(times):
             try:
                 ready[entry].verify()
@@ -61,12 +64,14 @@ class Bench:
                 del times[entry]
                 self._refuse(case, entry, f"wrong: {error}")
         stock = _strongest(times)
-        reference = next((times[entry] for entry in times if entry.recipe == "reference"), None)
+        references = [measured for entry, measured in times.items() if entry.recipe.startswith("reference")]
+        reference = min(references, key=lambda measured: measured.median, default=None)
         for entry, measured in times.items():
-            gflops, dtype = case.flop / measured.median / 1e9, _name(entry.dtype)
+            images, gflops = (count and count / measured.median for count in (case.images, case.flop and case.flop / 1e9))
+            dtype = _name(entry.dtype)
             self._row(
-                case=case.name, recipe=entry.recipe, dtype=dtype, batch=case.batch, shape=case.shape, images_s=case.images / measured.median, gflops=gflops,
-                ceiling_share=self._share(gflops, dtype), vs_reference=reference and measured.over(reference),
+                case=case.name, recipe=entry.recipe, dtype=dtype, batch=case.batch, shape=case.shape, images_s=images, gflops=gflops,
+                ceiling_share=gflops and self._share(gflops, dtype), vs_reference=reference and measured.over(reference),
                 vs_stock=measured.over(times[stock[entry.dtype]]) if entry.dtype in stock else None, note=ready[entry].note, **_seconds(measured),
             )  # fmt: skip
         ready.clear()
@@ -91,6 +96,23 @@ class Bench:
             how = "kernel's VmHWM less VmRSS" if self.device.type == "cpu" else "torch's allocator"
             self._row(case="memory", recipe=recipe, dtype=_name(self.default), batch=batch, shape=shape, peak_mb=peak / 1e6, vs_naive=peak / naive,
                       rounds=1, note=f"rdb {row}; {how}")  # fmt: skip
+
+    def loading(self, rounds: int) -> None:
+        """Patches per second on the device, of rdn_fast and of the reference's best loader; how long a steady consumer waits; opening a large file."""
+        with tempfile.TemporaryDirectory() as folder:
+            with ExitStack() as running:
+                case = loading.loading(Path(folder), self.device, running)
+                self.case(case, rounds, span=loading.SPAN)
+                speeds = {row.recipe: row for row in self.results.rows if row.case == case.name and row.kind == "measured"}
+                self._best_reference([row for row in speeds.values() if row.recipe.startswith("reference")])
+                print(f"\npaced loading, batch {case.batch}, {case.shape}")
+                for entry in case.entries:
+                    if entry.ours and entry.recipe in speeds:
+                        waited, seconds = loading.paced(entry.make())
+                        note = f"{loading.STEADY} batches, one every {1e3 * loading.PERIOD:.0f} ms"
+                        self._row(case="paced loading", recipe=entry.recipe, dtype=_name(entry.dtype), batch=case.batch, shape=case.shape,
+                                  images_s=case.batch / seconds, waited=waited, note=note, **_seconds(Times([seconds])))  # fmt: skip
+            self.case(loading.opening(Path(folder)), rounds)
 
     def end_to_end(self, plans: list[Plan], rounds: int) -> None:
         """Whole training runs in turn: reference, strongest stock and rdn_fast; with several numbers of ranks also how they scale from one."""
@@ -155,6 +177,13 @@ class Bench:
         fastest = max(rows, key=lambda row: row.images_s, default=None)
         name, dtype = (fastest.recipe, fastest.dtype) if fastest else ("stock", _name(self.dtypes[-1]))
         return name, dtype, dict(baseline.variants(self.device, getattr(torch, dtype), training=True))[name.removeprefix("stock")]
+
+    def _best_reference(self, rows: list[results.Row]) -> None:
+        """A row `reference` that repeats the fastest of these."""
+        if rows:
+            best = max(rows, key=lambda row: row.images_s)
+            same = ("case", "dtype", "batch", "shape", "rounds", "seconds", "seconds_min", "seconds_max", "images_s", "vs_reference")
+            self._row(recipe="reference", note=best.recipe.removeprefix("reference "), **{column: getattr(best, column) for column in same})
 
     def _share(self, gflops: float, dtype: str) -> float | None:
         return gflops / self._ceilings[dtype] if dtype in self._ceilings else None

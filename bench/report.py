@@ -33,6 +33,8 @@ CHINESE = {
     "recipe": "方案",
     "dtype": "精度",
     "images/s": "图像/秒",
+    "patches/s": "图像块/秒",
+    "time waited": "等待时间占比",
     "seed window": "种子口径",
     "of the ceiling": "占上限",
     "vs reference": "对参考实现",
@@ -42,14 +44,20 @@ CHINESE = {
     "inference": "推理",
     "end to end": "端到端",
     "memory": "内存",
+    "loading": "数据加载",
+    "paced loading": "定速加载",
     "RDB forward": "RDB 前向",
     "RDB training": "RDB 训练",
     "GFLOP/s of the recipes": "各方案的 GFLOP/s",
+    "patches/s of the loaders": "各加载器的图像块/秒",
     "CPU, training step, default precision / reference (fp32)": "CPU，训练步，默认精度 / 参考实现（fp32）",
     "CPU, training step, bf16 / strongest stock bf16": "CPU，训练步，bf16 / 最强原生 bf16",
     "CPU, training step, fp32 / strongest stock fp32": "CPU，训练步，fp32 / 最强原生 fp32",
     "CPU, inference, default precision / reference (fp32)": "CPU，推理，默认精度 / 参考实现（fp32）",
     "memory of a training step / naive": "训练步内存 / naive",
+    "loader, patches/s / reference's best loader": "数据加载，图像块/秒 / 参考实现最快的加载器",
+    "loader at one batch of 64 every 15 ms: share of time waited": "数据加载，每 15 毫秒取一批（64 块）：等待时间占比",
+    "opening a training file of 4,000 pairs, seconds": "打开含 4,000 对图像的训练文件，秒",
     "H100, end to end, fp16 O1 / reference under AMP": "H100，端到端，fp16 O1 / AMP 下的参考实现",
     "H100, end to end, fp16 O1, images/s": "H100，端到端，fp16 O1，图像/秒",
     "H100, training step, fp16 O1 / strongest stock": "H100，训练步，fp16 O1 / 最强原生",
@@ -57,6 +65,8 @@ CHINESE = {
     "eight Ascend cards, images/s in the seed window": "八张昇腾卡，种子口径，图像/秒",
     "eight Ascend cards, scaling efficiency": "八张昇腾卡，扩展效率",
 }
+
+_CHARTS = {"training step": "model", "inference": "model", "RDB forward": "rdb", "RDB training": "rdb", "loading": "loading"}  # {case: figure}
 
 
 def translate(words: str, language: str) -> str:
@@ -120,39 +130,78 @@ def speeds_tables(runs: list[list[Row]], language: str) -> str:
                 translate(row.case, language), str(row.batch), f"{bold}{row.recipe}{bold}", row.dtype, images, _number(row.gflops, "{:.0f}"),
                 _number(row.ceiling_share, "{:.0%}"), _number(row.vs_reference, "{:.2f}x"), _number(row.vs_stock, "{:.2f}x"), memory,
             ]  # fmt: skip
-            run = f"**{row.device}**, torch {row.torch}, rdn_fast {row.rdn_fast}, {row.date[:10]}, `{row.command}`:"
-            tables.setdefault((row.device, row.torch), [run, "", *_head(columns, language)]).append(_line(cells))
+            tables.setdefault((row.device, row.torch), [_run(row), "", *_head(columns, language)]).append(_line(cells))
+    return _together(tables, language)
+
+
+def loading_tables(runs: list[list[Row]], language: str) -> str:
+    """For every device how fast patches arrive from rdn_fast and from the reference's best loader, and how long a steady consumer waits for them."""
+    columns = ("case", "recipe", "patches/s", "vs reference", "time waited")
+    tables: dict[tuple, list[str]] = {}
+    for group in newest(runs):
+        for row in sorted(group, key=lambda row: row.recipe != "reference"):
+            if row.case not in ("loading", "paced loading") or row.kind != "measured" or row.recipe.startswith("reference "):
+                continue
+            recipe = f"{row.recipe} ({row.note})" if row.recipe == "reference" else f"**{row.recipe}**"
+            cells = [
+                translate(row.case, language), recipe, _number(row.images_s, "{:,.0f}"), _number(row.vs_reference, "{:.2f}x"), _number(row.waited, "{:.2%}"),
+            ]  # fmt: skip
+            tables.setdefault((row.device, row.torch), [_run(row), "", *_head(columns, language)]).append(_line(cells))
+    return _together(tables, language)
+
+
+def _run(row: Row) -> str:
+    """What was run to get the row, as a table's first words."""
+    return f"**{row.device}**, torch {row.torch}, rdn_fast {row.rdn_fast}, {row.date[:10]}, `{row.command}`:"
+
+
+def _together(tables: dict[tuple, list[str]], language: str) -> str:
     return "\n\n".join("\n".join(lines) for lines in tables.values()) or translate("not measured", language)
 
 
 def charts(runs: list[list[Row]]) -> dict[str, Figure]:
-    """{file name: figure}: for every device one of the whole model, one of the RDB."""
-    groups = [[row for row in group if row.kind == "measured"] for group in newest(runs)]
+    """{file name: figure}: for every device one of the whole model, one of the RDB, one of the loaders."""
+    groups = [
+        [row for row in group if row.kind == "measured" and (row.case, row.recipe) != ("loading", "reference")]  # that is the best of the others
+        for group in newest(runs)
+    ]
     ceilings = {(row.device, row.dtype): row.gflops for group in groups for row in group if row.case == "ceiling"}
     found: dict[tuple[str, str], list[Panel]] = {}
     for group in groups:
-        first = next((row for row in group if row.case in ("training step", "inference", "RDB forward", "RDB training")), None)
-        if first is None or not first.shape.startswith(MODEL) or (first.case.startswith("RDB") and not first.shape.endswith(", 32x32")):
+        first = next((row for row in group if row.case in _CHARTS), None)
+        if first is None:
             continue
+        kind = _CHARTS[first.case]
+        if kind == "loading":
+            speed, unit, roof = "images_s", "patches/s on the device", {}
+        elif not first.shape.startswith(MODEL) or (kind == "rdb" and not first.shape.endswith(", 32x32")):
+            continue
+        else:
+            speed, unit = "gflops", "GFLOP/s, counted as direct convolutions"
+            roof = {row.dtype: ceilings[row.device, row.dtype] for row in group if (row.device, row.dtype) in ceilings}
         several = len({row.dtype for row in group}) > 1
         bars = [
-            Bar(
-                f"{row.recipe} {row.dtype}" if several else row.recipe, row.recipe, row.gflops,
-                row.gflops * row.seconds / row.seconds_max, row.gflops * row.seconds / row.seconds_min,
-            ) for row in group
+            Bar(f"{row.recipe} {row.dtype}" if several else row.recipe, row.recipe, value, value * row.seconds / row.seconds_max,
+                value * row.seconds / row.seconds_min) for row in group for value in [getattr(row, speed)]
         ]  # fmt: skip
         dtypes = ", ".join(dict.fromkeys(row.dtype for row in group))
         title = f"{first.case}, {dtypes}, batch {first.batch}, {first.shape.rsplit(', ', 1)[1]}"
-        roof = {row.dtype: ceilings[row.device, row.dtype] for row in group if (row.device, row.dtype) in ceilings}
-        found.setdefault((first.device, "rdb" if first.case.startswith("RDB") else "model"), []).append(Panel(title, bars, roof))
-    words = {"model": "rdn-b", "rdb": "one residual dense block of rdn-b"}
+        found.setdefault((first.device, kind), []).append(Panel(title, bars, unit, roof))
+    words = {"model": "rdn-b", "rdb": "one residual dense block of rdn-b", "loading": "loaders"}
     return {f"{kind}_{_slug(device)}.svg": Figure(f"{words[kind]} on {device}", panels) for (device, kind), panels in found.items()}
 
 
 def render(text: str, runs: list[list[Row]], language: str, folder: str) -> str:
     """The README with every block between markers made anew. ValueError for a marker that nothing is known of."""
-    links = "\n\n".join(f"![{translate('GFLOP/s of the recipes', language)}]({folder}/{name})" for name in charts(runs))
-    blocks = {"gates": gates_table(runs, language), "speeds": speeds_tables(runs, language), "figures": links or translate("not measured", language)}
+    links: dict[str, list[str]] = {"GFLOP/s of the recipes": [], "patches/s of the loaders": []}
+    for name in charts(runs):
+        words = "patches/s of the loaders" if name.startswith("loading_") else "GFLOP/s of the recipes"
+        links[words].append(f"![{translate(words, language)}]({folder}/{name})")
+    blocks = {
+        "gates": gates_table(runs, language), "speeds": speeds_tables(runs, language),
+        "figures": "\n\n".join(links["GFLOP/s of the recipes"]) or translate("not measured", language),
+        "loading": "\n\n".join([loading_tables(runs, language), *links["patches/s of the loaders"]]),
+    }  # fmt: skip
 
     def block(match: re.Match) -> str:
         if match[1] not in blocks:

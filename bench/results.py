@@ -57,6 +57,7 @@ class Row:
     peak_mb: float | None = None  # of a step, less what was resident before it; 10^6 bytes
     vs_naive: float | None = None  # that, as a share of the naive row's
     efficiency: float | None = None  # images/s over (ranks x images/s of one rank)
+    waited: float | None = None  # share of the time in which a steady consumer waited for data
     kind: str = "measured"
     note: str = ""
 
@@ -71,7 +72,7 @@ class Row:
         for column, form in (
             ("images_s", "{:.4g} img/s"), ("seed_images_s", "{:.4g} img/s in the seed window"), ("gflops", "{:.0f} GFLOP/s"),
             ("ceiling_share", "{:.0%} of the ceiling"), ("vs_reference", "{:.2f}x reference"), ("vs_stock", "{:.2f}x stock"), ("peak_mb", "{:.0f} MB"),
-            ("vs_naive", "{:.1%} of naive"), ("efficiency", "{:.1%} scaling efficiency"),
+            ("vs_naive", "{:.1%} of naive"), ("efficiency", "{:.1%} scaling efficiency"), ("waited", "{:.2%} of the time waited"),
         ):  # fmt: skip
             if getattr(self, column) is not None:
                 words.append(form.format(getattr(self, column)))

@@ -30,6 +30,7 @@ def one_device(bench: Bench, full: bool = False) -> None:
     pictures.entries.extend(bench.others(96, 96) if full else ())
     bench.case(pictures, rounds)
     bench.memory(16)
+    bench.loading(rounds=3)
     bench.end_to_end([Plan("rdn-b", 2 if cpu else 64, 3 if cpu else 60, 1, str(bench.device), end_to_end.threads(1))], rounds=2)
 
 

@@ -27,16 +27,16 @@ def main(argv: list[str] | None = None) -> int:
         options = _parser().parse_args(arguments)
         return options.run(options, arguments) or 0
     except UserError as error:
-        print(f"{who}: error: {error}", file=sys.stderr)
+        sys.stderr.write(f"{who}: error: {error}\n")  # in one piece: other ranks speak, too
         return 2
     except TrainingError as error:
-        print(f"{who}: failed: {error}", file=sys.stderr)
+        sys.stderr.write(f"{who}: failed: {error}\n")
         return 1
     except RuntimeError as error:
         if not out_of_memory(error):
             raise
         remedy = "a smaller --batch-size, --patch-size or model, or smaller images"
-        print(f"{who}: failed: out of memory; give {remedy} (a run goes on with --resume auto)", file=sys.stderr)
+        sys.stderr.write(f"{who}: failed: out of memory; give {remedy} (a run goes on with --resume auto)\n")
         return 1
     except BrokenPipeError:  # whoever read our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -82,14 +82,16 @@ def _parser() -> _Parser:
     evaluate.add_argument("--device", default="auto", help="auto, cpu, cuda[:i] or npu[:i]")
     evaluate.add_argument("--json", metavar="FILE", help="write the table there, too")
 
-    prepare = commands.add_parser("prepare", help="make an h5 file from a folder of images")
+    prepare = commands.add_parser("prepare", help="make an h5 file from a folder of images, or one that can be mapped from another h5 file")
     prepare.set_defaults(run=_prepare)
-    prepare.add_argument("--images-dir", required=True, help="folder of HR images")
-    prepare.add_argument("--output-path", required=True, help="the h5 file to write")
+    prepare.add_argument("--images-dir", help="folder of HR images")
+    prepare.add_argument("--output-path", help="the h5 file to write")
     prepare.add_argument("--scale", type=int, default=2, choices=(2, 3, 4), help="up-scaling factor")
     prepare.add_argument("--eval", action="store_true", help="whole images for evaluation instead of five half-size crops")
     prepare.add_argument("--yjn870-compat", action="store_true", help="resize HR to multiples of the scale, as yjn870's code does, instead of cropping")
     prepare.add_argument("--strict", action="store_true", help="stop at a file that cannot be read instead of skipping it")
+    repack_help = "instead of all these: rewrite a chunked, compressed or float h5 file as the uint8 file that training maps"
+    prepare.add_argument("--repack", nargs=2, metavar=("OLD.h5", "NEW.h5"), help=repack_help)
 
     demo = commands.add_parser("demo", help="train a small model on photographs, compare it with bicubic and draw the result")
     demo.set_defaults(run=_demo)
@@ -103,11 +105,11 @@ def _add_fields(parser: argparse.ArgumentParser, cls) -> None:
     for field in dataclasses.fields(cls):
         hint = hints[field.name]
         kinds = [kind for kind in typing.get_args(hint) if kind is not types.NoneType] or [hint]
-        shown = "" if field.default is None or "default" in field.metadata["help"] else f" (default: {field.default})"
+        shown = "" if field.default in (None, False) or "default" in field.metadata["help"] else f" (default: {field.default})"
         names = (field.name.replace("_", "-"), *field.metadata["aliases"])
+        value = {"action": "store_true"} if hint is bool else {"type": kinds[0], "choices": field.metadata["choices"]}
         parser.add_argument(
-            *(f"--{name}" for name in names), dest=field.name, type=kinds[0], choices=field.metadata["choices"],
-            help=field.metadata["help"] + shown, default=argparse.SUPPRESS,
+            *(f"--{name}" for name in names), dest=field.name, help=field.metadata["help"] + shown, default=argparse.SUPPRESS, **value,
         )  # fmt: skip
 
 
@@ -163,7 +165,18 @@ def _eval(options: argparse.Namespace, _) -> None:
     evaluate(options.weights_file, options.eval_file, options.scale, options.device, options.json)
 
 
-def _prepare(options: argparse.Namespace, _) -> None:
+def _prepare(options: argparse.Namespace, arguments: list[str]) -> None:
+    if options.repack:
+        for word in arguments:
+            if word.startswith("--") and word != "--repack":
+                raise UserError(f"{word}: does not go with --repack, which takes OLD.h5 and NEW.h5 alone; leave it out")
+        from rdn_fast.data.repack import repack
+
+        repack(*options.repack)
+        return
+    for flag, value in (("--images-dir FOLDER", options.images_dir), ("--output-path FILE.h5", options.output_path)):
+        if value is None:
+            raise UserError(f"{flag} is missing; give it, or --repack OLD.h5 NEW.h5 to rewrite a file; `rdn-fast prepare --help` lists the flags")
     from rdn_fast.data.prepare import prepare
 
     prepare(options.images_dir, options.output_path, options.scale, options.eval, options.yjn870_compat, options.strict)

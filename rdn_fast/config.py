@@ -65,6 +65,7 @@ class TrainConfig:
 
     data_path: str | None = _flag(None, "folder with DIV2K_x{scale}.h5 and Set5_x{scale}.h5 (instead of the two files)")
     train_file: str | None = _flag(None, "training h5, made by `rdn-fast prepare`")
+    train_dir: str | None = _flag(None, "folder of HR images to train on; an h5 file is made of it beside it, once")
     eval_file: str | None = _flag(None, "validation h5 or folder of HR images; without it there is no validation")
     outputs_dir: str = _flag("outputs/train", "where weights, checkpoints and metrics.jsonl go")
     weights_file: str | None = _flag(None, "start from these weights (fine-tuning)", "pth-path")
@@ -83,6 +84,13 @@ class TrainConfig:
     ema: float | None = _flag(None, "decay of an exponential moving average of the weights, say 0.999; it is what is validated and saved")
     seed: int = _flag(123, "decides initial weights, order and augmentation")
     num_workers: int = _flag(1, "threads that cut patches ahead of the step; 0: cut them in the training thread")
+    data_mode: str = _flag(
+        "auto",
+        "mmap: patches are cut out of the mapped file by threads; resident: the whole file is kept in the device's memory; h5py: read "
+        "through h5py, for chunked or compressed files (slow); auto: resident where it fits well and pays, else mmap, and says why",
+        choices=("auto", "mmap", "resident", "h5py"),
+    )
+    drop_last: bool = _flag(False, "leave out an epoch's last batch when it is not full")
 
     opt_level: str = _flag(
         "auto",
@@ -115,14 +123,18 @@ class TrainConfig:
             raise UserError(f"--ema {self.ema}: give a decay between 0 and 1, for example 0.999")
 
     def files(self, scale: int) -> tuple[Path, Path | None]:
-        """The training h5 and the validation set (None: no validation), from data_path or the two flags."""
+        """The training set (an h5, or with train_dir the folder) and the validation set (None: no validation), from data_path or the flags."""
         folder = Path(self.data_path) if self.data_path else None
         if folder and not folder.is_dir():
             raise UserError(f"--data-path {folder}: no such folder")
-        train = Path(self.train_file) if self.train_file else folder and folder / f"DIV2K_x{scale}.h5"
+        if self.train_file and self.train_dir:
+            raise UserError(f"--train-file {self.train_file} and --train-dir {self.train_dir}: give one of them")
+        given = self.train_file or self.train_dir
+        train = Path(given) if given else folder and folder / f"DIV2K_x{scale}.h5"
         evaluation = Path(self.eval_file) if self.eval_file else folder and folder / f"Set5_x{scale}.h5"
         if train is None:
-            raise UserError("no training data: give --train-file FILE.h5, or --data-path with DIV2K_x2.h5 and Set5_x2.h5 in it")
+            remedy = "give --train-file FILE.h5, --train-dir FOLDER_OF_HR_IMAGES, or --data-path with DIV2K_x2.h5 and Set5_x2.h5 in it"
+            raise UserError(f"no training data: {remedy}")
         return train, evaluation
 
 

@@ -31,8 +31,8 @@ def demo(outputs_dir: str, device: str) -> None:
     model_config, config = settings(given, "demo")
     print(f"training on {', '.join(_TRAIN)}; held out: {', '.join(_HELD_OUT)}", flush=True)
     tiles = [tile for name in _TRAIN for tile in _tiles(photographs / name, model_config.scale)]
-    write_pairs(train_file, tiles)
-    write_pairs(eval_file, [degrade(Path(name).stem, read_image(photographs / name), model_config.scale) for name in _HELD_OUT])
+    write_pairs(train_file, tiles, "--outputs-dir")
+    write_pairs(eval_file, [degrade(Path(name).stem, read_image(photographs / name), model_config.scale) for name in _HELD_OUT], "--outputs-dir")
     train(model_config, config)
 
     weights, picture = str(outputs / "best.pth"), outputs / "compare.png"

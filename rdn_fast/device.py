@@ -10,6 +10,7 @@ import os
 import platform
 import time
 import warnings
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -157,6 +158,45 @@ def expect_one_shape(device: torch.device) -> None:
     """From now on let cuDNN time its kernels for each new shape: worth it where one shape comes again and again."""
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that may still be taken: of the accelerator, or of the host as its kernel estimates it."""
+    if device.type != "cpu":
+        return torch.accelerator.get_memory_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+
+
+def pinned(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Host memory that the device can copy from by itself: page-locked; for a CPU, plain memory."""
+    return torch.empty(shape, dtype=dtype, pin_memory=device.type != "cpu")
+
+
+class Lane:
+    """A queue of work on an accelerator beside the one that computes (the current stream)."""
+
+    def __init__(self, device: torch.device):
+        self._device, self._stream = device, torch.Stream(device)
+
+    def run(self, work: Callable[[], None]) -> torch.Event:
+        """Ask for what work() asks for, behind all that both queues have been asked for so far. The event: when it is done."""
+        self._stream.wait_stream(torch.accelerator.current_stream(self._device))
+        with self._stream:
+            work()
+        return self._stream.record_event()
+
+    def join(self, done: torch.Event) -> None:
+        """What the computing queue is asked for from now on waits for the event."""
+        torch.accelerator.current_stream(self._device).wait_event(done)
+
+
+def lane(device: torch.device) -> Lane | None:
+    """A lane of the device; None for a CPU, which has nothing to copy."""
+    return None if device.type == "cpu" else Lane(device)
 
 
 def synchronize(device: torch.device) -> None:

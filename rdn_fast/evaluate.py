@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from rich.table import Table
 from rdn_fast import metrics
 from rdn_fast.checkpoint import load_weights, write_aside
 from rdn_fast.data.h5 import Pairs
-from rdn_fast.data.loader import to_float
+from rdn_fast.data.patches import to_float
 from rdn_fast.data.prepare import Pair, degrade, image_files, read_image
 from rdn_fast.device import memory_format, pick
 from rdn_fast.errors import UserError
@@ -58,7 +59,21 @@ def evaluate(weights_file: str, eval_file: str, scale: int | None = None, device
     return report
 
 
-def load_pairs(path: str | Path, scale: int) -> list[Pair]:
+class _Mapped(Sequence):
+    """The pairs of an h5 file, which must stay what it was while they are used."""
+
+    def __init__(self, pairs: Pairs):
+        self._pairs, self._names = pairs, list(pairs.names)
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __getitem__(self, i: int) -> Pair:
+        self._pairs.check()
+        return Pair(self._names[i], self._pairs.lr[i], self._pairs.hr[i])
+
+
+def load_pairs(path: str | Path, scale: int) -> Sequence[Pair]:
     """The pairs of an evaluation h5, or of a folder of HR images (cropped to multiples of scale, LR by PIL's bicubic)."""
     if Path(path).is_dir():
         pairs = []
@@ -68,8 +83,7 @@ def load_pairs(path: str | Path, scale: int) -> list[Pair]:
             except ValueError as error:
                 raise UserError(f"{file}: not an image that can be evaluated ({error}); remove it from the folder") from None
     else:
-        file = Pairs(path, scale)
-        pairs = [Pair(*pair) for pair in zip(file.names, file.lr, file.hr, strict=True)]
+        pairs = _Mapped(Pairs(path, scale))
     smallest = metrics.smallest_side(scale)
     for pair in pairs:
         if min(pair.hr.shape[:2]) < smallest:

@@ -30,7 +30,7 @@ def launch(model_config: Config, config: TrainConfig, nproc: int, arguments: lis
         have = f"{there} CPU core{'s' * (there > 1)} and no accelerator" if kind == "cpu" else f"{there} {kind} device{'s' * (there > 1)}"
         raise UserError(f"--nproc {nproc}: this machine has {have}; ask for that many with --nproc {there}")
     devices.check_shared(config.device, config.device_id)
-    open_inputs(model_config, config)
+    open_inputs(model_config, config, world=nproc)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, devices.count("cpu") // nproc)))
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "300")  # seconds that a rank has to finish its step and save
     logging.disable(logging.ERROR)  # the agent's own remarks; the ranks speak for themselves

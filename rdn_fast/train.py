@@ -11,6 +11,7 @@ import dataclasses
 import math
 import signal
 import time
+from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -22,8 +23,10 @@ from rdn_fast import __version__, metrics, precision
 from rdn_fast import device as devices
 from rdn_fast.checkpoint import Writer, checkpoint_path, host_copy, load_checkpoint, load_weights
 from rdn_fast.config import Config, TrainConfig
+from rdn_fast.data.feed import Batch, Feed, refuse
+from rdn_fast.data.folder import training_pairs
 from rdn_fast.data.h5 import Pairs
-from rdn_fast.data.loader import Batch, Loader, to_float
+from rdn_fast.data.loader import Loader
 from rdn_fast.data.prepare import Pair
 from rdn_fast.errors import Stopped, TrainingError, UserError
 from rdn_fast.evaluate import load_pairs, predict
@@ -55,6 +58,7 @@ class Progress:
     best_epoch: int | None = None
     best_psnr: float = -math.inf  # reference-compatible
     best_psnr_canonical: float = -math.inf
+    waited: float = 0.0  # seconds of the epoch without a batch
     epoch_speed: list | None = None  # speed.Speed.totals
     run_speed: list = dataclasses.field(default_factory=lambda: [0, 0.0, 0.0])
     seconds: float = 0.0
@@ -65,7 +69,7 @@ class Inputs(NamedTuple):
     """What a run reads, opened and checked."""
 
     loader: Loader
-    validation: list[Pair]
+    validation: Sequence[Pair]
     weights: dict[str, torch.Tensor] | None
 
 
@@ -73,7 +77,9 @@ def open_inputs(model_config: Config, config: TrainConfig, rank: int = 0, world:
     """Everything that can be wrong with files is found here, before anything is written or started. Raises UserError."""
     scale = model_config.scale
     train_file, eval_file = config.files(scale)
-    loader = Loader(Pairs(train_file, scale), scale, config.patch_size, config.batch_size, config.seed, rank, world, config.num_workers)
+    pairs = training_pairs(train_file, scale) if config.train_dir else Pairs(train_file, scale)
+    refuse(config.data_mode, pairs)
+    loader = Loader(pairs, config.patch_size, config.batch_size, config.seed, rank, world, config.drop_last)
     validation = load_pairs(eval_file, scale) if eval_file is not None else []
     weights = load_weights(config.weights_file) if config.weights_file is not None else None
     if weights is not None:
@@ -131,6 +137,8 @@ class _Run:
         self.step = Step(replica, self.optimizer, self.precision, device, config.clip_grad, ranks.world)
         self.read_back = torch.zeros(_FLUSH_STEPS, 2, device=device)  # loss share and skip flag of the steps since the last flush
         self.unread: list[dict] = []
+        self.feed = Feed(self.loader, device, config.data_mode, config.num_workers, self.progress.step, self.total_steps)
+        self.waited = 0.0  # of feed.waited, what is in the progress
         self.flushed = self.saved = time.monotonic()
         self.due = False
         self.news = ""
@@ -142,13 +150,16 @@ class _Run:
     def run(self) -> None:
         p = self.progress
         try:
-            with Bar("step", self.total_steps, p.step, quiet=not self.ranks.first) as self.bar:
+            with Bar("step", self.total_steps, p.step, quiet=not self.ranks.first) as self.bar, self.feed:
                 while p.step < self.total_steps or p.ended != p.step:
                     self._epoch()
         except Stopped as stopped:
             self._close()
             if self.ranks.first:
                 print(f"{stopped}: saved at step {p.step}; go on with --resume auto")
+            raise
+        except Exception:
+            self._close()  # a checkpoint on its way is written
             raise
         self._close()
         if p.skipped == p.step and self.ranks.first:
@@ -159,27 +170,23 @@ class _Run:
     def _epoch(self) -> None:
         p = self.progress
         self.speed = Speed(self.device, p.epoch_speed)
-        batches = self.loader.epoch(p.epoch, p.position, p.position + self.total_steps - p.step)
-        try:
-            for batch in batches:
-                self.speed.arrived()
-                self._step(batch)
-                self.speed.stepped(batch.total)
-                p.step += 1
-                p.position += 1
-                self._attend()
-        finally:
-            batches.close()
+        for _ in range(min(self.loader.steps - p.position, self.total_steps - p.step)):
+            batch = next(self.feed)
+            self.speed.arrived()
+            self._step(batch)
+            self.speed.stepped(batch.total)
+            p.step += 1
+            p.position += 1
+            self._attend()
         self._flush()
         self._end_epoch()
 
     def _step(self, batch: Batch) -> None:
-        lr, hr = to_float(batch.lr, self.device), to_float(batch.hr, self.device)  # [b, 3, p, p], [b, 3, s*p, s*p]
         rate = learning_rate(self.config, self.progress.epoch, self.progress.step, self.total_steps)
         devices.set_rate(self.optimizer, rate, self.device)
         # This rank's share of the mean over all ranks' patches.
-        weight = torch.full((), 1 / (batch.total * hr[0].numel()) if batch.count else 0.0, device=self.device)
-        share, skipped = self.step(lr, hr, weight, usual=batch.total == self.loader.global_batch)
+        weight = torch.full((), 1 / (batch.total * batch.hr[0].numel()) if batch.count else 0.0, device=self.device)
+        share, skipped = self.step(batch.lr, batch.hr, weight, usual=batch.total == self.loader.global_batch)
         if self.average:
             decay = min(self.config.ema, (1 + self.progress.step) / (10 + self.progress.step))  # forgets the initial weights
             with torch.no_grad():
@@ -208,6 +215,8 @@ class _Run:
     def _flush(self) -> None:
         """Read the losses of the last steps, log them, and give the run up when none of its steps counts any more."""
         self.flushed = time.monotonic()
+        self.progress.waited += self.feed.waited - self.waited
+        self.waited = self.feed.waited
         if not self.unread:
             return
         rows = self.read_back[: len(self.unread)].cpu().double()
@@ -231,7 +240,6 @@ class _Run:
         self.unread.clear()
 
     def _give_up(self, step: int, loss: float) -> None:
-        self._close()
         if not self.ranks.first:
             raise SystemExit(1)  # the first rank speaks for all
         cause = "the loss itself is not finite" if not math.isfinite(loss) else f"the loss is {loss:.4g}"
@@ -250,14 +258,14 @@ class _Run:
         record = {
             "event": "epoch", "step": p.step, "epoch": p.epoch, "loss": p.loss_sum / p.loss_steps if p.loss_steps else None, "skipped": p.skipped,
             "fps_end_to_end": per_second(images, seconds), "fps_seed_window": per_second(images, window),
-            "gflops_end_to_end": per_second(images, seconds) * self.flop / 1e9,
+            "gflops_end_to_end": per_second(images, seconds) * self.flop / 1e9, "data_wait_s": p.waited,
         }  # fmt: skip
         if first:
             self.bar.say(f"epoch:{p.epoch} FPS: {record['fps_seed_window']:.3f}")
             note = "" if self.speed.totals[1][0] else f" (all steps counted: there were no more than {WARM_UP})"
             loss = f"loss {record['loss']:.5f}" if p.loss_steps else "no step counted"
             rate = f"{record['fps_end_to_end']:.4g} img/s end-to-end ({record['gflops_end_to_end']:.0f} GFLOP/s)"
-            speeds = f"{rate}, {record['fps_seed_window']:.4g} in the seed window{note}"
+            speeds = f"{rate}, {record['fps_seed_window']:.4g} in the seed window{note}, waited {p.waited:.2f} s for data"
             self.bar.say(f"epoch {p.epoch}: {loss}, {speeds}" + (f", {p.skipped} steps skipped so far" if p.skipped else ""))
         if self.validation and (over or (p.epoch + 1) % self.config.eval_every == 0):
             psnr, compatible = self._validate()
@@ -272,7 +280,7 @@ class _Run:
             self.log.write(record)
         if p.position >= self.loader.steps:
             p.epoch, p.position = p.epoch + 1, 0
-        p.loss_sum, p.loss_steps, p.epoch_speed, p.ended = 0.0, 0, None, p.step
+        p.loss_sum, p.loss_steps, p.waited, p.epoch_speed, p.ended = 0.0, 0, 0.0, None, p.step
         if busy and not over:
             self.due = True  # a disk slower than the epochs must not stop the device
         elif first and (over or not p.skips_in_a_row):
@@ -375,7 +383,7 @@ class _Run:
         c = self.config
         return {
             **dataclasses.asdict(self.model.config), "patch_size": c.patch_size, "global_batch": self.loader.global_batch, "seed": c.seed,
-            "patches_per_epoch": len(self.loader), "precision": str(self.precision), "ema": c.ema,
+            "patches_per_epoch": len(self.loader), "drop_last": c.drop_last, "precision": str(self.precision), "ema": c.ema,
         }  # fmt: skip
 
     def _recipe(self) -> dict:
@@ -400,7 +408,7 @@ class _Run:
     def _news(self, loss: float, rate: float) -> str:
         images, seconds, window = self.speed.counted()
         speeds = f"{per_second(images, seconds):.4g} img/s ({per_second(images, window):.4g} seed)  " if seconds else ""
-        return f"epoch {self.progress.epoch}  loss {loss:.4f}  {speeds}lr {rate:.1e}"
+        return f"epoch {self.progress.epoch}  loss {loss:.4f}  {speeds}waited {self.progress.waited:.2f} s  lr {rate:.1e}"
 
     def _introduce(self) -> None:
         if not self.ranks.first:
@@ -412,7 +420,8 @@ class _Run:
         print(f"on {devices.describe(self.device)}: {world} x {c.batch_size} patches of {c.patch_size}x{c.patch_size} per step")
         if self.precision.level != "O0" and not devices.low_precision_pays(self.device):
             print("note: on this CPU --opt-level O0 (float32) is faster")
-        print(f"{self.loader.path}: {len(self.loader)} patches per epoch, {self.loader.steps} steps")
+        print(f"{self.loader.pairs.path}: {len(self.loader)} patches per epoch, {self.loader.steps} steps")
+        print(self.feed.about)
         if self.loader.left_out:
             print(f"left out {len(self.loader.left_out)} images smaller than the patch: {', '.join(self.loader.left_out)}")
         if not self.validation:

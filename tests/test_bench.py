@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import json
+import multiprocessing
+import threading
+from contextlib import ExitStack
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -12,17 +17,17 @@ import pytest
 import torch
 from tolerance import assert_same_in_float64
 
-from bench import baseline, cases, end_to_end, figures, gates, loop, measure, memory, report, results, run, timing
+from bench import baseline, cases, end_to_end, figures, gates, loading, loop, measure, memory, report, results, run, timing
 from bench.ours import Ours
 from bench.parity import Problem, solve_module
 from rdn_fast import rdb
-from rdn_fast.config import Config
+from rdn_fast.config import Config, TrainConfig
 from rdn_fast.data.h5 import Pairs
 from rdn_fast.model import RDN
 from rdn_fast.rdb import Impl, naive, winograd
 
 CPU = torch.device("cpu")
-TINY = Config(num_features=6, growth_rate=4, num_blocks=2, num_layers=2)
+TINY = Config(num_features=24, growth_rate=16, num_blocks=2, num_layers=2)  # enough channels for the errors of a gradient to average
 
 
 @pytest.fixture(autouse=True)
@@ -301,6 +306,19 @@ def test_gates_look_at_their_own_rows():
     assert verdict("CPU, training step, bf16", [make_row()], "cpu").word == "not this device"
 
 
+@pytest.mark.parametrize(("what", "row", "words"), [
+    ("loader, patches/s", {"case": "loading", "batch": 64}, {("vs_reference", 29.9): "missed", ("vs_reference", 30.0): "held", ("vs_reference", 60.0): "goal"}),
+    ("loader at one batch", {"case": "paced loading", "batch": 64}, {("waited", 0.0101): "missed", ("waited", 0.01): "held"}),
+    ("opening", {"case": "opening", "batch": 0, "dtype": "uint8"}, {("seconds", 1.01): "missed", ("seconds", 1.0): "held"}),
+])  # fmt: skip
+def test_loaders_are_judged_on_every_device(what, row, words):
+    rows = make_row(**row, precision="", shape="DIV2K-sized, 32x32")
+    for (column, value), word in words.items():
+        for place in ("cpu", "h100", "npu"):
+            assert verdict(what, [dataclasses.replace(rows, **{column: value})], place).word == word
+    assert verdict(what, [dataclasses.replace(rows, recipe="rdn_fast resident", vs_reference=99.0, waited=0.0, seconds=0.1)]).word == "not measured"
+
+
 def test_ascends_targets():
     card = make_row(case="end to end", batch=64, dtype="float16", place="npu", seed_images_s=543.0)
     assert verdict("one Ascend", [card], "npu").word == "missed"
@@ -374,7 +392,10 @@ def test_too_many_ranks_are_the_users_mistake(out, capsys):
 
 # ---- report
 
-MARKED = "before\n<!-- bench:gates -->\nold\n<!-- /bench -->\nbetween <!-- bench:speeds --><!-- /bench -->\n<!-- bench:figures --><!-- /bench -->\nafter\n"
+MARKED = (
+    "before\n<!-- bench:gates -->\nold\n<!-- /bench -->\nbetween <!-- bench:speeds --><!-- /bench -->\n<!-- bench:figures --><!-- /bench -->\n"
+    "<!-- bench:loading --><!-- /bench -->\nafter\n"
+)
 
 
 @pytest.mark.parametrize(("language", "words"), [("en", "not measured"), ("zh", "未测")])
@@ -383,7 +404,7 @@ def test_without_rows_everything_is_not_measured(language, words):
     assert text.startswith("before\n")
     assert text.endswith("after\n")
     assert "old" not in text
-    assert text.count(words) == len(gates.GATES) + 2
+    assert text.count(words) == len(gates.GATES) + 3
     assert report.render(text, [], language, "bench/figures") == text
 
 
@@ -406,11 +427,39 @@ def test_tables_and_figures_show_the_newest_run_of_a_device():
     assert "row naive" not in text  # that is for the figure
     ((name, figure),) = report.charts([old, new]).items()
     assert f"![GFLOP/s of the recipes](bench/figures/{name})" in text
-    assert [bar.gflops for bar in figure.panels[0].bars] == [120, 333, 121]
+    assert [bar.value for bar in figure.panels[0].bars] == [120, 333, 121]
     assert figure.panels[0].bars[1].least == pytest.approx(333 / 2)
     assert figure.panels[0].ceilings == {"float32": 200.0}
     assert figure.title == "rdn-b on Some CPU, 2 threads, AVX2"
     assert figure.panels[0].title == "training step, float32, batch 8, 32x32"
+
+
+def loading_run() -> list[results.Row]:
+    given = {"case": "loading", "precision": "", "batch": 64, "shape": "DIV2K-sized, 32x32", "gflops": None, "vs_stock": None}
+    slow = make_row(**given, recipe="reference 2 workers", images_s=1000.4, vs_reference=1.0)
+    fast = make_row(**given, recipe="rdn_fast resident", images_s=61234.0, vs_reference=61.2)
+    paced = make_row(**given | {"case": "paced loading"}, images_s=4266.0, vs_reference=None, waited=0.00123)
+    return [slow, dataclasses.replace(slow, recipe="reference", note="2 workers"), fast, paced]
+
+
+def test_loaders_have_a_table_and_a_figure_of_their_own():
+    text = report.render(MARKED, [sample_run(), loading_run()], "en", "bench/figures")
+    alone = report.render(MARKED, [sample_run()], "en", "bench/figures")
+    assert text.split("<!-- bench:loading -->")[1].split("\n\n")[2:4] == [
+        "\n".join([
+            "| case | recipe | patches/s | vs reference | time waited |", "| --- | --- | --- | --- | --- |",
+            "| loading | reference (2 workers) | 1,000 | 1.00x |  |", "| loading | **rdn_fast resident** | 61,234 | 61.20x |  |",
+            "| paced loading | **rdn_fast** | 4,266 |  | 0.12% |",
+        ]),
+        "![patches/s of the loaders](bench/figures/loading_Some-CPU-2-threads-AVX2.svg)",
+    ]  # fmt: skip
+    for name in ("speeds", "figures"):
+        block = f"<!-- bench:{name} -->.*?<!-- /bench -->"
+        assert report.re.findall(block, text, report.re.DOTALL) == report.re.findall(block, alone, report.re.DOTALL)
+    figure = report.charts([sample_run(), loading_run()])["loading_Some-CPU-2-threads-AVX2.svg"]
+    assert [(bar.recipe, bar.value) for bar in figure.panels[0].bars] == [("reference 2 workers", 1000.4), ("rdn_fast resident", 61234.0)]
+    assert figure.panels[0].unit.startswith("patches/s")
+    assert "| 定速加载 | **rdn_fast** | 4,266 |  | 0.12% |" in report.render(MARKED, [loading_run()], "zh", "bench/figures")
 
 
 def test_a_missed_gate_is_shown_as_missed():
@@ -428,7 +477,7 @@ def test_unknown_markers_are_named():
 def test_the_real_readmes_have_the_same_markers():
     found = [report.re.findall(r"<!-- (/?bench\S*) -->", path.read_text(encoding="utf-8")) for path in report.READMES.values()]
     assert found[0] == found[1]
-    assert {"bench:gates", "bench:speeds", "bench:figures"} <= set(found[0])
+    assert {"bench:gates", "bench:speeds", "bench:figures", "bench:loading"} <= set(found[0])
 
 
 def test_figures_are_the_same_bytes_every_time(tmp_path):
@@ -464,6 +513,177 @@ def test_report_check_fails_until_the_report_is_made(tmp_path, monkeypatch, caps
     assert {line.split(";")[0] for line in capsys.readouterr().out.splitlines()} == {
         "stale: README.md", "stale: README.zh.md", f"stale: bench/figures/{svg.name}",
     }  # fmt: skip
+
+
+# ---- loading
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """The loaders' cases on small files, each in a moment."""
+    monkeypatch.setattr(end_to_end, "LR_SIZE", (34, 37))
+    for name, value in {"IMAGES": 130, "BATCH": 16, "BATCHES": 2, "WORKERS": (0, 2), "SPAN": 0.02, "STEADY": 10, "OPENED": 120}.items():
+        monkeypatch.setattr(loading, name, value)
+
+
+@pytest.fixture
+def contenders(small, tmp_path):
+    """{recipe: contender}."""
+    with ExitStack() as running:
+        yield {entry.recipe: entry.make() for entry in loading.loading(tmp_path, CPU, running).entries}
+
+
+def at_work() -> tuple[int, int]:
+    """How many worker processes and fill threads there are."""
+    return len(multiprocessing.active_children()), sum("rdn-fast fill" in thread.name for thread in threading.enumerate())
+
+
+def test_loaders_are_checked_and_timed(small, out):
+    bench = measure.Bench("bench-test", CPU, "naive")
+    bench.loading(rounds=2)
+    rows = {(row.case, row.recipe): row for row in bench.results.rows}
+    assert bench.failures == []
+    assert list(rows) == [
+        *(("loading", recipe) for recipe in ("reference 0 workers", "reference 2 workers", "rdn_fast", "rdn_fast resident", "reference")),
+        ("paced loading", "rdn_fast"), ("paced loading", "rdn_fast resident"), ("opening", "rdn_fast"),
+    ]  # fmt: skip
+    best = max((rows["loading", f"reference {n} workers"] for n in (0, 2)), key=lambda row: row.images_s)
+    assert rows["loading", "reference"] == dataclasses.replace(best, recipe="reference", note=best.recipe.removeprefix("reference "))
+    assert best.vs_reference == 1
+    for (case, _), row in rows.items():
+        assert 0 < row.seconds_min <= row.seconds <= row.seconds_max
+        if case == "loading":
+            assert row.images_s == pytest.approx(loading.BATCHES * loading.BATCH / row.seconds, rel=1e-4)
+            assert best.seconds_min / row.seconds_max * 0.999 <= row.vs_reference <= best.seconds_max / row.seconds_min * 1.001
+        elif case == "paced loading":
+            assert 0 <= row.waited < 1
+            assert 0 < row.images_s < loading.BATCH / loading.PERIOD
+    assert "mmap" in rows["loading", "rdn_fast"].note
+    assert "resident" in rows["loading", "rdn_fast resident"].note
+    assert results.read(bench.results.path) == bench.results.rows
+    assert at_work() == (0, 0)
+
+
+def test_only_one_loader_is_at_work(contenders):
+    contenders["rdn_fast"].fresh()
+    assert at_work() == (0, TrainConfig().num_workers)
+    contenders["reference 2 workers"].fresh()
+    assert at_work() == (2, 0)
+    contenders["reference 0 workers"].fresh()
+    assert at_work() == (0, 0)
+
+
+def shifted(lr, hr):
+    return lr, hr.roll(1, dims=3)
+
+
+def hr_not_mirrored(lr, hr):
+    return lr.flip(2), hr
+
+
+def hr_of_the_next(lr, hr):
+    return lr, hr.roll(1, dims=0)
+
+
+def repeated(lr, hr):
+    return tuple(torch.cat([part[:1], part[:-1]]) for part in (lr, hr))
+
+
+def invented(lr, hr):
+    return torch.cat([torch.randint(256, lr[:1].shape) / 255, lr[1:]]), hr
+
+
+def rounded(lr, hr):
+    return lr.bfloat16().float(), hr
+
+
+def not_scaled(lr, hr):
+    return lr * 255, hr * 255
+
+
+@pytest.mark.parametrize(("fault", "words"), [
+    (shifted, "HR patch is not that"), (hr_not_mirrored, "HR patch is not that"), (hr_of_the_next, "HR patch is not that"),
+    (repeated, "the first epoch's 128 patches come from 120 images"), (invented, "16 of 256 LR patches are not in the file"), (rounded, "off k/255"),
+    (not_scaled, "values are"),
+], ids=lambda value: getattr(value, "__name__", ""))  # fmt: skip
+def test_a_wrong_feed_is_noticed(contenders, fault, words):
+    ours = contenders["rdn_fast"]
+    with pytest.raises(AssertionError, match=words):
+        loading.check((fault(lr, hr) for lr, hr in ours.start()), ours.path, CPU)
+
+
+def test_a_feed_that_comes_again_is_noticed(contenders):
+    ours = contenders["rdn_fast"]
+    first = [(lr.clone(), hr.clone()) for lr, hr in itertools.islice(ours.start(), 8)]
+    with pytest.raises(AssertionError, match="128 of 256 patches had come before"):
+        loading.check(itertools.cycle(first), ours.path, CPU)
+
+
+def test_a_feed_that_turns_nothing_is_noticed(contenders):
+    path = contenders["rdn_fast"].path
+    pairs = Pairs(path, 2)
+
+    def upright(step):
+        images = range(16 * step % 128, 16 * step % 128 + 16)
+        places = {i: np.random.randint(3, size=2) for i in images}
+        cut = lambda image, y, x, size: torch.from_numpy(image[y : y + size, x : x + size].copy()).permute(2, 0, 1) / 255  # noqa: E731
+        return (torch.stack([cut(part[i], *(factor * places[i]), factor * 32) for i in images]) for part, factor in ((pairs.lr, 1), (pairs.hr, 2)))
+
+    with pytest.raises(AssertionError, match="turned in 1 of 8 ways"):
+        loading.check(map(upright, itertools.count()), path, CPU)
+
+
+def test_a_wrong_feed_gets_no_speed(small, out, monkeypatch):
+    class Shifted(loading.Feed):
+        def __next__(self):
+            batch = super().__next__()
+            return batch._replace(hr=batch.hr.roll(1, dims=2))
+
+    monkeypatch.setattr(loading, "Feed", Shifted)
+    monkeypatch.setattr(loading, "WORKERS", (0,))
+    bench = measure.Bench("bench-test", CPU, "naive")
+    bench.loading(rounds=1)
+    kinds = {(row.case, row.recipe): row.kind for row in bench.results.rows}
+    assert kinds["loading", "rdn_fast"] == kinds["loading", "rdn_fast resident"] == "not measured"
+    assert kinds["loading", "reference"] == kinds["opening", "rdn_fast"] == "measured"
+    assert not any(case == "paced loading" for case, _ in kinds)
+    assert all("wrong: the HR patch is not that of its LR patch" in failure for failure in bench.failures)
+    assert len(bench.failures) == 2
+
+
+@pytest.mark.parametrize(("known", "share"), [(0.0, 0.25), (0.01, 0.5)])
+def test_the_steady_consumers_wait_is_the_larger_of_two_clocks(monkeypatch, known, share):
+    now = [0.0]
+
+    class Feeding:
+        device, feed = CPU, SimpleNamespace(waited=7.0)
+
+        def fresh(self):
+            now[0] += 100  # is not on the clock
+
+        def take(self):
+            now[0] += 0.005
+            self.feed.waited += known
+
+    monkeypatch.setattr(loading, "time", SimpleNamespace(perf_counter=lambda: now[0], sleep=lambda seconds: now.__setitem__(0, now[0] + seconds)))
+    waited, seconds = loading.paced(Feeding())
+    assert seconds == pytest.approx(0.005 + loading.PERIOD)
+    assert waited == pytest.approx(share)
+
+
+def test_a_file_opened_wrongly_is_noticed(small, tmp_path, monkeypatch):
+    case = loading.opening(tmp_path)
+    contender = case.entries[0].make()
+    case.check(contender, "right")
+
+    class Swapped(Pairs):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            self.hr = list(self.hr)[::-1]
+
+    monkeypatch.setattr(loading, "Pairs", Swapped)
+    with pytest.raises(AssertionError, match="hr 0 has other pixels"):
+        case.check(contender, "wrong")
 
 
 # ---- end to end, memory

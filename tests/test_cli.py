@@ -108,7 +108,7 @@ NONSENSE = [
     ("--lr", "-1"), ("--scale", "5"), ("--scale", "1"), ("--num-blocks", "0"), ("--growth-rate", "-3"), ("--weight-decay", "-1"), ("--clip-grad", "0"),
     ("--ema", "1"), ("--num-workers", "-1"), ("--seed", "-1"), ("--loss-scale", "inf"), ("--checkpoint-every", "0"), ("--eval-every", "0"),
     ("--num-epochs", "many"), ("--opt-level", "O5"), ("--preset", "none"), ("--device", "tpu"), ("--device", "cpu:1"), ("--rdb", "magic"), ("--nproc", "0"),
-    ("--no-such-flag", "1"),
+    ("--data-mode", "tape"), ("--no-such-flag", "1"),
 ]  # fmt: skip
 
 
@@ -123,15 +123,29 @@ def test_nonsense_is_one_line(data, tmp_path, capsys, flag, value):
     assert not list(tmp_path.rglob("*.pth"))
 
 
-def h5(path, lr, hr):
+def h5(path, lr, hr, **options):
     with h5py.File(path, "w") as file:
         for group, images in (("lr", lr), ("hr", hr)):
             for i, image in enumerate(images):
-                file.create_dataset(f"{group}/{i}", data=image)
+                file.create_dataset(f"{group}/{i}", data=image, **options)
     return path
 
 
-@pytest.mark.parametrize("what", ["missing", "text", "no groups", "counts", "sizes", "float", "patch", "eval set"])
+BAD_FILES = {
+    "missing": ("no such file", "rdn-fast prepare"),
+    "text": ("not a readable HDF5 file",),
+    "truncated": ("truncated",),
+    "no groups": ("no group `lr`",),
+    "counts": ("1 lr and 2 hr images", "has no partner"),
+    "sizes": ("hr 40x40 is not 2 times lr 40x40", "--scale"),
+    "float": ("/lr/0 is float64", "not uint8", "rdn-fast prepare --repack"),
+    "patch": ("the largest is 40x7", "--patch-size"),
+    "compressed": ("--data-mode mmap", "/lr/0 is compressed (gzip)", "rdn-fast prepare --repack", "--data-mode h5py"),
+    "eval set": ("image 0 is smaller than the 15 pixels",),
+}
+
+
+@pytest.mark.parametrize("what", BAD_FILES)
 def test_bad_files_are_one_line_and_write_nothing(data, tmp_path, capsys, what):
     lr, hr = np.zeros((40, 40, 3), np.uint8), np.zeros((80, 80, 3), np.uint8)
     path = tmp_path / "bad.h5"
@@ -139,21 +153,42 @@ def test_bad_files_are_one_line_and_write_nothing(data, tmp_path, capsys, what):
         path.write_text("not h5")
     elif what == "no groups":
         h5py.File(path, "w").close()
+    elif what == "truncated":
+        path.write_bytes((data / "DIV2K_x2.h5").read_bytes()[:-1000])
     elif what != "missing":
         pairs = {
             "counts": ([lr], [hr, hr]),
             "sizes": ([lr], [lr]),
             "float": ([lr / 2], [hr / 2]),
             "patch": ([lr[:7]], [hr[:14]]),
+            "compressed": ([lr], [hr]),
             "eval set": ([lr[:7]], [hr[:14]]),
         }
-        h5(path, *pairs[what])
-    files = ("--train-file", data / "DIV2K_x2.h5", "--eval-file", path) if what == "eval set" else ("--train-file", path)
+        h5(path, *pairs[what], compression="gzip" if what == "compressed" else None)
+    files = ("--train-file", data / "DIV2K_x2.h5", "--eval-file", path) if what == "eval set" else ("--train-file", path, "--data-mode", "mmap")
     assert command_line.main(["train", *map(str, files), "--outputs-dir", str(tmp_path / "o"), *TINY]) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert str(path) in err
+    assert all(words in err for words in BAD_FILES[what]), err
     assert not list(tmp_path.rglob("*.pth"))
+
+
+def test_bad_folders_are_one_line_and_write_nothing(data, tmp_path, capsys):
+    file, empty = data / "DIV2K_x2.h5", tmp_path / "empty"
+    empty.mkdir()
+    for flags, words in (
+        (("--train-dir", tmp_path / "none"), (f"--train-dir {tmp_path / 'none'}: no such folder",)),
+        (("--train-dir", file), (f"--train-dir {file}: ", "folder of images")),
+        (("--train-dir", empty), (f"--train-dir {empty}: holds no files",)),
+        (("--train-dir", empty, "--train-file", file), (f"--train-file {file} ", f"--train-dir {empty}: ", "one of them")),
+    ):
+        assert command_line.main(["train", *map(str, flags), "--outputs-dir", str(tmp_path / "o"), *TINY]) == 2
+        err = capsys.readouterr().err
+        assert err.startswith("rdn-fast: error: ")
+        assert err.count("\n") == 1
+        assert all(word in err for word in words), err
+    assert list(tmp_path.iterdir()) == [empty]
 
 
 def test_weights_of_another_shape_print_the_difference(data, tmp_path, capsys):

@@ -1,11 +1,14 @@
-"""data/h5.py: a memory map that equals h5py's reads, and a clear line for every file that cannot be used."""
+"""data/h5.py: a memory map that equals h5py's reads, h5py's reads where there is none, and a clear line for every file that cannot be used."""
+
+import os
+import pickle
 
 import h5py
 import numpy as np
 import pytest
 
-from rdn_fast.data.h5 import Pairs
-from rdn_fast.errors import UserError
+from rdn_fast.data.h5 import HR, LR, Pairs
+from rdn_fast.errors import TrainingError, UserError
 
 SCALE = 2
 
@@ -71,14 +74,14 @@ def test_views_cannot_change_the_file(tmp_path, make_h5, pairs):
 def test_keys_are_in_numeric_order(tmp_path, make_h5, pairs):
     shuffled = [10, 2, 0, 11, 9, 1, 5, 3, 8, 4, 7, 6]  # by name, "10" and "11" would come before "2"
     mapped = Pairs(make_h5(tmp_path / "a.h5", {str(i): pairs[i] for i in shuffled}), SCALE)
-    assert mapped.names == [str(i) for i in range(12)]
+    assert list(mapped.names) == [str(i) for i in range(12)]
     for i, (lr, _) in enumerate(pairs):
         np.testing.assert_array_equal(mapped.lr[i], lr)
 
 
 def test_keys_that_are_no_numbers_come_last(tmp_path, make_h5, pairs):
     mapped = Pairs(make_h5(tmp_path / "a.h5", {"butterfly": pairs[0], "10": pairs[1], "baby": pairs[2], "9": pairs[3]}), SCALE)
-    assert mapped.names == ["9", "10", "baby", "butterfly"]
+    assert list(mapped.names) == ["9", "10", "baby", "butterfly"]
     np.testing.assert_array_equal(mapped.lr[3], pairs[0][0])
 
 
@@ -86,7 +89,100 @@ def test_names_are_the_attributes_where_there_are_any(tmp_path, make_h5, pairs):
     path = make_h5(tmp_path / "a.h5", pairs[:3])
     with h5py.File(path, "r+") as file:
         file["hr/1"].attrs["name"] = "zebra"
-    assert Pairs(path, SCALE).names == ["0", "zebra", "2"]
+    assert list(Pairs(path, SCALE).names) == ["0", "zebra", "2"]
+
+
+def test_the_last_image_is_the_last(tmp_path, make_h5, pairs):
+    mapped = Pairs(make_h5(tmp_path / "a.h5", pairs), SCALE)
+    assert sum(1 for _ in mapped.lr) == len(pairs)
+    with pytest.raises(IndexError):
+        mapped.hr[len(pairs)]
+
+
+def test_bytes_are_the_file_and_offsets_where_its_images_begin(tmp_path, make_h5, pairs):
+    path = make_h5(tmp_path / "a.h5", pairs)
+    mapped = Pairs(path, SCALE)
+    assert mapped.unmappable is None
+    assert mapped.bytes.numpy().tobytes() == path.read_bytes()
+    assert mapped.size == path.stat().st_size
+    for i, pair in enumerate(pairs):
+        assert mapped.sizes[i].tolist() == list(pair[LR].shape[:2])
+        for group in (LR, HR):
+            start = mapped.offset[group, i]
+            assert path.read_bytes()[start : start + pair[group].nbytes] == pair[group].tobytes()
+
+
+def test_the_byte_order_of_single_bytes_is_all_one(tmp_path, pairs):
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        for group, image in zip(("lr", "hr"), pairs[0], strict=True):
+            space = h5py.h5s.create_simple(image.shape)
+            h5py.h5d.create(file.create_group(group).id, b"0", h5py.h5t.STD_U8BE, space).write(h5py.h5s.ALL, h5py.h5s.ALL, image)
+    np.testing.assert_array_equal(Pairs(path, SCALE).hr[0], pairs[0][HR])
+
+
+def test_read_into_gives_any_part_of_the_file(tmp_path, make_h5, pairs):
+    path = make_h5(tmp_path / "a.h5", pairs)
+    whole, mapped = path.read_bytes(), Pairs(path, SCALE)
+    for start, stop in ((0, len(whole)), (0, 1), (5, 1000), (len(whole) - 3, len(whole))):
+        buffer = np.zeros(stop - start, np.uint8)
+        mapped.read_into(buffer, start)
+        assert buffer.tobytes() == whole[start:stop]
+
+
+def test_read_into_says_when_bytes_are_missing(tmp_path, make_h5, pairs):
+    path = make_h5(tmp_path / "a.h5", pairs)
+    mapped = Pairs(path, SCALE)
+    os.truncate(path, mapped.size - 100)
+    with pytest.raises(TrainingError, match="cut short") as caught:
+        mapped.read_into(np.zeros(mapped.size, np.uint8), 0)
+    assert str(caught.value).startswith(f"{path}: ")
+
+
+def aged(path):
+    """The file, last changed long ago: file systems count time in steps of milliseconds."""
+    os.utime(path, ns=(10**18, 10**18))
+    return path
+
+
+def overwrite(path):
+    with path.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"!")
+
+
+@pytest.mark.parametrize("change", [overwrite, lambda path: os.truncate(path, path.stat().st_size - 1), os.utime], ids=["overwritten", "cut", "touched"])
+def test_check_sees_that_the_file_was_changed(tmp_path, make_h5, pairs, change):
+    path = aged(make_h5(tmp_path / "a.h5", pairs))
+    mapped = Pairs(path, SCALE)
+    mapped.check()
+    change(path)
+    with pytest.raises(TrainingError, match="was changed while it was in use") as caught:
+        mapped.check()
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("options", [{}, {"chunks": True}], ids=["mapped", "h5py"])
+def test_a_file_put_in_its_place_changes_nothing(tmp_path, make_h5, pairs, options):
+    path = make_h5(tmp_path / "a.h5", pairs, **options)
+    opened = Pairs(path, SCALE)
+    make_h5(tmp_path / "b.h5", pairs[::-1], **options).replace(path)
+    opened.check()
+    for i, (lr, hr) in enumerate(pairs):
+        np.testing.assert_array_equal(opened.lr[i], lr)
+        np.testing.assert_array_equal(opened.hr[i], hr)
+
+
+@pytest.mark.parametrize("options", [{}, {"chunks": True}], ids=["mapped", "h5py"])
+def test_sent_to_another_process_it_opens_the_file_again(tmp_path, make_h5, pairs, options):
+    opened = Pairs(make_h5(tmp_path / "a.h5", pairs, **options), SCALE)
+    np.testing.assert_array_equal(opened.hr[0], pairs[0][HR])
+    sent = pickle.loads(pickle.dumps(opened))
+    assert len(sent) == len(pairs)
+    for i, (lr, hr) in enumerate(pairs):
+        np.testing.assert_array_equal(sent.lr[i], lr)
+        np.testing.assert_array_equal(sent.hr[i], hr)
 
 
 def test_missing_file(tmp_path, refused):
@@ -206,21 +302,59 @@ def test_group_in_a_datasets_place(tmp_path, make_h5, pairs, refused):
     assert "/hr/2 is a group, not uint8 [H, W, 3]" in refused(path)
 
 
-@pytest.mark.parametrize(
-    ("options", "word"),
-    [({"chunks": True}, "chunked"), ({"compression": "gzip"}, "compressed (gzip)"), ({"chunks": True, "shuffle": True}, "chunked")],
-    ids=["chunked", "compressed", "filtered"],
-)
-def test_dataset_that_cannot_be_mapped(tmp_path, make_h5, pairs, refused, options, word):
-    path = make_h5(tmp_path / "a.h5", pairs, **options)
+@pytest.mark.parametrize("kind", [np.uint16, np.int64, np.float64, bool])
+def test_other_numbers_can_be_repacked(tmp_path, make_h5, pairs, refused, kind):
+    path = make_h5(tmp_path / "a.h5", [(lr.astype(kind), hr.astype(kind)) for lr, hr in pairs])
     message = refused(path)
-    assert f"/lr/0 is {word}" in message
-    assert f"h5repack -l CONTI -f NONE {path} NEW.h5" in message
+    assert f"/lr/0 is {np.dtype(kind)} [8, 6, 3], not uint8" in message
+    assert f"`rdn-fast prepare --repack {path} NEW.h5`" in message
 
 
-def test_dataset_whose_values_were_never_written(tmp_path, make_h5, pairs, refused):
+UNMAPPABLE = [({"chunks": True}, "chunked"), ({"compression": "gzip"}, "compressed (gzip)"), ({"chunks": True, "shuffle": True}, "chunked")]
+
+
+@pytest.mark.parametrize(("options", "word"), UNMAPPABLE, ids=["chunked", "compressed", "filtered"])
+def test_images_that_cannot_be_mapped_are_read_through_h5py(tmp_path, make_h5, pairs, options, word):
+    path = make_h5(tmp_path / "a.h5", pairs, **options)
+    opened = Pairs(path, SCALE)
+    assert opened.unmappable == f"/lr/0 is {word}"
+    assert list(opened.names) == [str(i) for i in range(12)]
+    for i, pair in enumerate(pairs):
+        assert opened.sizes[i].tolist() == list(pair[LR].shape[:2])
+        for group, images in ((LR, opened.lr), (HR, opened.hr)):
+            assert images[i].dtype == np.uint8
+            np.testing.assert_array_equal(images[i], pair[group])
+            np.testing.assert_array_equal(opened.part(group, i, 2, 1, 5), pair[group][2:7, 1:6])
+
+
+def test_one_image_that_cannot_be_mapped_is_named(tmp_path, make_h5, pairs):
+    path = make_h5(tmp_path / "a.h5", pairs)
+    with h5py.File(path, "r+") as file:
+        del file["hr/7"]
+        file["hr"].create_dataset("7", data=pairs[7][HR], compression="lzf")
+    opened = Pairs(path, SCALE)
+    assert opened.unmappable == "/hr/7 is compressed (lzf)"
+    for i in (6, 7):
+        np.testing.assert_array_equal(opened.hr[i], pairs[i][HR])
+
+
+def test_an_image_inside_its_header_is_read_through_h5py(tmp_path, pairs):
+    path = tmp_path / "a.h5"
+    compact = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    compact.set_layout(h5py.h5d.COMPACT)
+    with h5py.File(path, "w") as file:
+        for group, image in zip(("lr", "hr"), pairs[0], strict=True):
+            space = h5py.h5s.create_simple(image.shape)
+            h5py.h5d.create(file.create_group(group).id, b"0", h5py.h5t.STD_U8LE, space, compact).write(h5py.h5s.ALL, h5py.h5s.ALL, image)
+    opened = Pairs(path, SCALE)
+    assert opened.unmappable == "/lr/0 is not contiguous"
+    np.testing.assert_array_equal(opened.hr[0], pairs[0][HR])
+
+
+@pytest.mark.parametrize("options", [{}, {"chunks": True}], ids=["contiguous", "chunked"])
+def test_dataset_whose_values_were_never_written(tmp_path, make_h5, pairs, refused, options):
     path = make_h5(tmp_path / "a.h5", pairs[:1])
     with h5py.File(path, "r+") as file:
         del file["hr/0"]
-        file["hr"].create_dataset("0", pairs[0][1].shape, np.uint8)
-    assert "/hr/0 " in refused(path)
+        file["hr"].create_dataset("0", pairs[0][HR].shape, np.uint8, **options)
+    assert refused(path) == "/hr/0 was never written; prepare the file from the images again"

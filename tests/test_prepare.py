@@ -281,7 +281,7 @@ def test_file_that_cannot_be_used_is_named_and_skipped(spoilt, prepare, tmp_path
     (line,) = [line for line in ended.out.splitlines() if line.startswith("skipped ")]
     assert re.fullmatch(rf"skipped {re.escape(str(path))}: .{{5,}}", line)
     assert ended.out.endswith("5 pairs from 1 images at x4, 1 files skipped\n")
-    assert Pairs(tmp_path / "out.h5", 4).names == [f"picture_0 (crop {k})" for k in range(5)]
+    assert list(Pairs(tmp_path / "out.h5", 4).names) == [f"picture_0 (crop {k})" for k in range(5)]
 
 
 @KINDS

@@ -13,7 +13,9 @@ import torch
 from runs import TINY, assert_user_error, cli, command, events, make_data, weights
 
 from rdn_fast import device as devices
+from rdn_fast import launch
 from rdn_fast.cli import main
+from rdn_fast.data.h5 import Pairs
 from rdn_fast.rdb import able
 
 
@@ -88,6 +90,24 @@ def test_mistakes_are_found_before_ranks_start(data, tmp_path):
     assert_user_error(cli("train", "--data-path", tmp_path, "--nproc", 2), "DIV2K_x2.h5", "no such file")
     assert_user_error(cli("train", "--data-path", data, "--patch-size", 99, "--nproc", 2), "--patch-size")
     assert_user_error(cli("train", "--data-path", data, "--device-id", 0, "--nproc", 2), "--device-id 0", "give no index")
+
+
+def test_mistakes_in_the_data_are_found_before_ranks_start(data, tmp_path, make_h5, monkeypatch, capsys):
+    pairs = Pairs(data / "DIV2K_x2.h5", 2)
+    compressed = make_h5(tmp_path / "compressed.h5", zip(pairs.lr, pairs.hr, strict=True), compression="gzip")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setattr(launch, "elastic_launch", None)  # not called
+    for flags, words in (
+        (("--train-file", compressed, "--data-mode", "mmap"), (str(compressed), "--data-mode mmap", "prepare --repack")),
+        (("--train-dir", tmp_path / "empty"), (f"--train-dir {tmp_path / 'empty'}: ", "holds no files")),
+        (("--data-path", data, "--drop-last", "--batch-size", 9), ("--drop-last", "batch of 18", "--batch-size")),
+    ):
+        assert main(["train", *map(str, flags), "--outputs-dir", str(tmp_path / "out"), *TINY, "--nproc", "2"]) == 2
+        err = capsys.readouterr().err
+        assert err.startswith("rdn-fast: error: ")
+        assert err.count("\n") == 1
+        assert all(word in err for word in words), err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("mistake", ["damaged", "unwritable", "other settings"])

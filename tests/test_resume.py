@@ -49,19 +49,25 @@ def end(process: subprocess.Popen, number: int) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_signal_saves_and_says_how_to_go_on(data, tmp_path, number):
-    flags = ("--epochs", 100_000, "--checkpoint-every", 1000)
-    process = subprocess.Popen(run(data, tmp_path, *flags), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    flags = ("--epochs", 100_000, "--checkpoint-every", 1000, "--num-workers", 3, "--opt-level", "O0", "--rdb", "naive")
+    process = subprocess.Popen(run(data, out, *flags), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     while "epoch:1 " not in process.stdout.readline():
         assert process.poll() is None
     process.send_signal(number)
-    out, err = process.communicate(timeout=60)
+    told, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number
     assert err == ""
-    saved = int(out.split("saved at step ")[1].split(";")[0])
-    assert "--resume auto" in out
-    assert [record["step"] for record in events(tmp_path, "step")] == list(range(1, saved + 1))
-    state = torch.load(max(tmp_path.glob("checkpoints/*")), weights_only=True)
+    assert not subprocess.run(["ps", "-o", "pid=", "--sid", str(process.pid)], capture_output=True, check=False).stdout
+    saved = int(told.split("saved at step ")[1].split(";")[0])
+    assert "--resume auto" in told
+    assert [record["step"] for record in events(out, "step")] == list(range(1, saved + 1))
+    state = torch.load(max(out.glob("checkpoints/*")), weights_only=True)
     assert state["step"] == saved
+    for folder in (whole, out):
+        assert main(run(data, folder, *flags, "--max-steps", saved + 8, "--resume", "auto")[3:]) == 0
+    assert [record["step"] for record in events(out, "resume")] == [saved]
+    assert (out / "last.pth").read_bytes() == (whole / "last.pth").read_bytes()
 
 
 def test_stops_in_the_middle_of_an_epoch_and_resumes(data, tmp_path):

@@ -32,15 +32,22 @@ def plan(seed: int, epoch: int, index: np.ndarray, sizes: np.ndarray, patch: int
     return Plan(top, left, *((bits >> np.uint64(60 + k)) & np.uint64(1) == 1 for k in range(3)))
 
 
-def cut(image: np.ndarray, plan: Plan, k: int, patch: int, factor: int) -> np.ndarray:
-    """Patch k of the plan as a view of image [H, W, 3]: [patch*factor, patch*factor, 3]; factor 1 for LR, the scale for HR."""
-    size, top, left = patch * factor, plan.top[k] * factor, plan.left[k] * factor
-    view = image[top : top + size, left : left + size]
-    if plan.flip_vertical[k]:
-        view = view[::-1]
-    if plan.flip_horizontal[k]:
-        view = view[:, ::-1]
-    return view.transpose(1, 0, 2) if plan.transpose[k] else view
+def corner(plan: Plan, offset: np.ndarray, pitch: np.ndarray, factor: int) -> np.ndarray:
+    """The addresses [B] of the planned crops' first bytes in images whose bytes begin at offset [B], rows pitch [B] bytes apart.
+
+    factor: 1 for LR, the scale for HR.
+    """
+    return offset + plan.top * factor * pitch + plan.left * (3 * factor)
+
+
+def walk(plan: Plan, start: np.ndarray, pitch: np.ndarray, size: int) -> np.ndarray:
+    """How to turn crops as planned: [3, B] int64 (start, down, right); pixel (y, x) of a turned crop lies at start + y * down + x * right.
+
+    start [B]: the addresses of the crops as they lie, size x size pixels of 3 bytes, rows pitch [B] bytes apart.
+    """
+    start = start + plan.flip_vertical * (size - 1) * pitch + plan.flip_horizontal * (size - 1) * 3
+    down, right = np.where(plan.flip_vertical, -pitch, pitch), np.where(plan.flip_horizontal, -3, 3)
+    return np.stack([start, np.where(plan.transpose, right, down), np.where(plan.transpose, down, right)])
 
 
 def _hash(seed: int, epoch: int, index: np.ndarray, stream: int) -> np.ndarray:

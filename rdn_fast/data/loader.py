@@ -1,87 +1,65 @@
-"""Augmented uint8 batches from memory-mapped pairs, the same whatever the number of threads or ranks, from any step on."""
+"""Which patches make which batch: a pure function of the step, the same for every mode of delivery (data/feed.py)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from rdn_fast.data import augment
 from rdn_fast.data.h5 import Pairs
-from rdn_fast.data.ordered import ordered_map
-from rdn_fast.device import memory_format
 from rdn_fast.errors import UserError
 
 
-class Batch(NamedTuple):
-    """One rank's share of a step.
+class Share(NamedTuple):
+    """One rank's patches of a step: the images' numbers in the file [b], how they are cut; `count` and `total` as in feed.Batch."""
 
-    lr: uint8 [b, p, p, 3], hr: uint8 [b, s*p, s*p, 3]; `count` of the b patches are this rank's (0 or b: a rank with an
-    empty share computes one patch that does not count), `total` is the step's count over all ranks.
-    """
-
-    lr: torch.Tensor
-    hr: torch.Tensor
+    images: np.ndarray
+    plan: augment.Plan
     count: int
     total: int
 
 
 class Loader:
-    """Cuts one patch from every image in every epoch, `batch_size` per rank and step; the last partial batch is kept."""
+    """Cuts one patch from every image in every epoch, `batch_size` per rank and step; `drop_last`: leaves out the last, partial batch."""
 
-    def __init__(self, pairs: Pairs, scale: int, patch_size: int, batch_size: int, seed: int, rank: int = 0, world: int = 1, workers: int = 1):
+    def __init__(self, pairs: Pairs, patch_size: int, batch_size: int, seed: int, rank: int = 0, world: int = 1, drop_last: bool = False):
         """Raises UserError when no image is as large as the patch; smaller ones are left out and named in `left_out`."""
-        sizes = np.array([lr.shape[:2] for lr in pairs.lr])  # [N, 2]
-        keep = np.flatnonzero((sizes >= patch_size).all(axis=1))
-        if not len(keep):
-            largest = max(sizes, key=min)
+        large = (pairs.sizes >= patch_size).all(axis=1)
+        if not large.any():
+            largest = max(pairs.sizes, key=min)
             raise UserError(
                 f"{pairs.path}: no image is as large as the patch ({patch_size}x{patch_size} LR pixels; the largest is "
                 f"{largest[1]}x{largest[0]}): give a smaller --patch-size, or prepare larger images"
             )
-        self.left_out = [pairs.names[i] for i in np.setdiff1d(np.arange(len(pairs)), keep)]
-        self._lr = [pairs.lr[i] for i in keep]
-        self._hr = [pairs.hr[i] for i in keep]
-        self._sizes = sizes[keep]
-        self.path, self._scale, self._patch, self._seed = pairs.path, scale, patch_size, seed
-        self._rank, self._world, self._workers = rank, world, workers
+        self.left_out = [pairs.names[i] for i in np.flatnonzero(~large)]
+        self.pairs, self.patch_size, self.batch_size = pairs, patch_size, batch_size
+        self.rank, self._images, self._seed, self._world = rank, np.flatnonzero(large), seed, world
         self.global_batch = batch_size * world
+        self.steps = len(self) // self.global_batch if drop_last else -(-len(self) // self.global_batch)  # in an epoch
+        if not self.steps:
+            raise UserError(f"--drop-last: {len(self)} images do not make one batch of {self.global_batch}; give a smaller --batch-size")
+        self._plans: dict[int, tuple[np.ndarray, augment.Plan]] = {}
 
     def __len__(self) -> int:
-        """Patches in an epoch, over all ranks."""
-        return len(self._lr)
+        """Images, and so patches in an epoch over all ranks, those of a dropped last batch included."""
+        return len(self._images)
 
-    @property
-    def steps(self) -> int:
-        """Steps in an epoch; the last one may be partial."""
-        return -(-len(self) // self.global_batch)
+    def share(self, step: int) -> Share:
+        """This rank's share of `step`, counted from 0 through all epochs."""
+        epoch, position = divmod(step, self.steps)
+        order, plan = self._epoch(epoch)
+        chosen = order[position * self.global_batch : (position + 1) * self.global_batch]
+        mine = np.array_split(chosen, self._world)[self.rank]
+        index = mine if len(mine) else chosen[:1]
+        return Share(self._images[index], augment.Plan(*(field[index] for field in plan)), len(mine), len(chosen))
 
-    def epoch(self, epoch: int, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
-        """This rank's batches of `epoch` from step `start` to before `stop` (None: the end), cut ahead of time by the fill threads."""
-        order = augment.order(self._seed, epoch, len(self))
-
-        def fill(step: int) -> Batch:
-            chosen = order[step * self.global_batch : (step + 1) * self.global_batch]
-            mine = np.array_split(chosen, self._world)[self._rank]
-            lr, hr = self._cut(epoch, mine if len(mine) else chosen[:1])
-            return Batch(lr, hr, len(mine), len(chosen))
-
-        return ordered_map(fill, range(start, self.steps if stop is None else min(stop, self.steps)), self._workers, ahead=self._workers + 2)
-
-    def _cut(self, epoch: int, index: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        plan = augment.plan(self._seed, epoch, index, self._sizes[index], self._patch)
-        p, s = self._patch, self._scale
-        lr = np.empty((len(index), p, p, 3), np.uint8)
-        hr = np.empty((len(index), s * p, s * p, 3), np.uint8)
-        for k, i in enumerate(index):
-            lr[k] = augment.cut(self._lr[i], plan, k, p, 1)
-            hr[k] = augment.cut(self._hr[i], plan, k, p, s)
-        return torch.from_numpy(lr), torch.from_numpy(hr)
-
-
-def to_float(batch: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """uint8 [B, H, W, 3] on the host -> float32 [B, 3, H, W] in 0..1 on the device, in the device's memory format."""
-    floats = batch.to(device).permute(0, 3, 1, 2).float().div_(255)
-    return floats.contiguous(memory_format=memory_format(device))
+    def _epoch(self, epoch: int) -> tuple[np.ndarray, augment.Plan]:
+        """The images' order in the epoch, and every image's patch."""
+        plans = self._plans
+        if epoch not in plans:
+            index = np.arange(len(self))
+            plan = augment.plan(self._seed, epoch, index, self.pairs.sizes[self._images], self.patch_size)
+            before = {e: plans[e] for e in (epoch - 1,) if e in plans}  # other threads may still fill its last batches
+            plans = self._plans = {**before, epoch: (augment.order(self._seed, epoch, len(self)), plan)}
+        return plans[epoch]

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import tempfile
+import threading
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,10 +33,20 @@ class Pair(NamedTuple):
     hr: np.ndarray
 
 
-def prepare(images_dir: str, output_path: str, scale: int, evaluation: bool = False, compat: bool = False, strict: bool = False) -> None:
+def prepare(
+    images_dir: str | Path,
+    output_path: str | Path,
+    scale: int,
+    evaluation: bool = False,
+    compat: bool = False,
+    strict: bool = False,
+    flags: tuple[str, str] = ("--images-dir", "--output-path"),
+    attributes: Mapping[str, str] | None = None,
+) -> None:
     """Write `output_path` from the images of a folder: five half-size crops per image, or with `evaluation` the whole image.
 
     Unreadable files are named and skipped; with `strict`, or when nothing is left, they are a UserError and nothing is written.
+    `flags` are what the user gave for the two paths; `attributes` go to the root of the file.
     """
     paths = image_files(images_dir)
     skipped = []
@@ -60,43 +73,81 @@ def prepare(images_dir: str, output_path: str, scale: int, evaluation: bool = Fa
                 else:
                     yield from result
         if len(skipped) == len(paths):
-            raise UserError(f"--images-dir {images_dir}: none of its {len(paths)} files is an image that can be used")
+            raise UserError(f"{flags[0]} {images_dir}: none of its {len(paths)} files is an image that can be used")
 
-    written = write_pairs(output_path, pairs())
+    written = write_pairs(output_path, pairs(), flags[1], attributes)
     print(f"{output_path}: {written} pairs from {len(paths) - len(skipped)} images at x{scale}, {len(skipped)} files skipped")
 
 
-def write_pairs(path: str | Path, pairs: Iterable[Pair]) -> int:
-    """Write pairs as an h5 file, aside and then renamed. Returns how many."""
-    path = Path(path)
+def write_pairs(path: str | Path, pairs: Iterable[Pair], flag: str = "--output-path", attributes: Mapping[str, str] | None = None) -> int:
+    """Write pairs as an h5 file whose root has these `attributes`, aside and then renamed. Returns how many."""
     n = 0
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another --output-path") from None
-    try:
-        with _HeldErrors(temporary) as raw:
-            with h5py.File(raw, "w") as file:
-                groups = file.create_group("lr"), file.create_group("hr")
-                for pair in pairs:
-                    for group, image in zip(groups, (pair.lr, pair.hr), strict=True):
-                        group.create_dataset(str(n), data=image)
-                    groups[1][str(n)].attrs["name"] = pair.name
-                    raw.check()
-                    n += 1
-            raw.check()
-            os.fsync(raw.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp's files are private
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error}); free some space or choose another --output-path") from None
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    with new_file(path, flag) as (file, check):
+        file.attrs.update(attributes or {})
+        groups = file.create_group("lr"), file.create_group("hr")
+        for pair in pairs:
+            for group, image in zip(groups, (pair.lr, pair.hr), strict=True):
+                group.create_dataset(str(n), data=image)
+            groups[1][str(n)].attrs["name"] = pair.name
+            check()
+            n += 1
     return n
+
+
+@contextmanager
+def new_file(path: str | Path, flag: str) -> Iterator[tuple[h5py.File, Callable[[], None]]]:
+    """An empty h5 file to fill, and check() to call between its images: it ends the writing early when the disk is full.
+
+    It is written aside, synced and renamed to `path` at the end; after an error nothing of it is left. UserError, with the
+    `flag` that chooses the path, when it cannot be written: any OSError of the body is taken for that. Ctrl-C is heard by check().
+    """
+    path = Path(path)
+    with _interrupts_held() as interrupted:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+            os.close(handle)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written ({error.strerror}); choose another {flag}") from None
+        try:
+            with _HeldErrors(temporary) as raw:
+
+                def check() -> None:
+                    interrupted()
+                    raw.check()
+
+                with h5py.File(raw, "w") as file:
+                    yield file, check
+                raw.check()
+                os.fsync(raw.fileno())
+            umask = os.umask(0)
+            os.umask(umask)
+            os.chmod(temporary, 0o666 & ~umask)  # mkstemp's files are private
+            os.replace(temporary, path)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written ({error.strerror or error}); free some space or choose another {flag}") from None
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[Callable[[], None]]:
+    """Ctrl-C waits for the next call of what is yielded, which raises KeyboardInterrupt: in the midst of HDF5 it would break the file's closing."""
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    came: list[int] = []
+
+    def interrupted() -> None:
+        if came:
+            raise KeyboardInterrupt
+
+    if ours:
+        signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    try:
+        yield interrupted
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+    interrupted()
 
 
 class _HeldErrors(io.FileIO):
@@ -147,7 +198,11 @@ def read_image(path: str | Path) -> np.ndarray:
     try:
         return _decode(path)
     except Exception as error:  # Pillow raises nearly anything for a broken file
-        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from None
+        raise ValueError(one_line(error)) from None
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _decode(path: str | Path) -> np.ndarray:

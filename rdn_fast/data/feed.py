@@ -1,0 +1,271 @@
+"""Delivers batches before they are asked for, as floats on the device, in one of three ways that give the same bits.
+
+mmap: threads cut patches out of the memory map into a ring of page-locked slots; a copy stream takes them to the device and turns
+them there. resident: the whole file is in the device's memory, and only addresses cross. h5py: like mmap, read through h5py, for
+files that cannot be mapped. On a CPU there is nothing to cross: the threads turn the patches on the way into the slot.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from rdn_fast import device as devices
+from rdn_fast.data import augment
+from rdn_fast.data.h5 import HR, LR, Pairs
+from rdn_fast.data.loader import Loader, Share
+from rdn_fast.data.patches import CutShort, crop, develop, expect
+from rdn_fast.data.ring import Ring
+from rdn_fast.errors import UserError
+from rdn_fast.progress import Bar
+
+RESIDENT_SHARE = 0.4  # of the device's free memory, at most, that `auto` fills with data
+AHEAD = 3  # slots beside those that are being filled
+_SLOW = 5e-5  # seconds a patch: longer takes only what comes from a disk
+
+
+class Batch(NamedTuple):
+    """One rank's share of a step; valid until the next is asked for.
+
+    lr: float32 [b, 3, p, p], hr: float32 [b, 3, s*p, s*p], in 0..1, on the device in its memory format. `count` of the b patches
+    are this rank's (0 or b: a rank with an empty share computes one patch that does not count), `total` is the step's over all ranks.
+    """
+
+    lr: torch.Tensor
+    hr: torch.Tensor
+    count: int
+    total: int
+
+
+def refuse(mode: str, pairs: Pairs) -> None:
+    """UserError when the file cannot be delivered in this mode."""
+    if mode in ("mmap", "resident") and pairs.unmappable is not None:
+        remedy = f"repack it with `rdn-fast prepare --repack {pairs.path} NEW.h5`, or give --data-mode h5py, which is slow"
+        raise UserError(f"{pairs.path}: --data-mode {mode} needs contiguous pixels, but {pairs.unmappable}; {remedy}")
+
+
+def choose(mode: str, loader: Loader, device: torch.device, steps: int) -> tuple[str, str]:
+    """The mode that `mode` stands for in a run of so many steps, and why. Raises UserError when it cannot be had."""
+    pairs = loader.pairs
+    refuse(mode, pairs)
+    if mode == "auto" and pairs.unmappable is not None:
+        return "h5py", f"{pairs.unmappable}; `rdn-fast prepare --repack {pairs.path} NEW.h5` makes it fast"
+    if mode in ("mmap", "h5py"):
+        return mode, "as asked"
+    free, size = devices.free_memory(device), _bytes(pairs.size)
+    if mode == "resident":
+        if pairs.size > free:
+            raise UserError(f"--data-mode resident: {pairs.path} holds {size}, and {_bytes(free)} of memory are free; give --data-mode mmap")
+        return mode, "as asked"
+    if device.type == "cpu":
+        return "mmap", "the page cache keeps what is used"
+    if pairs.size > RESIDENT_SHARE * free:
+        return "mmap", f"its {size} are more than {RESIDENT_SHARE:.0%} of the device's free {_bytes(free)}"
+    used = steps * loader.batch_size * 3 * loader.patch_size**2 * (1 + pairs.scale**2)
+    if used < pairs.size:
+        return "mmap", f"this run needs {_bytes(used)} of its {size}"
+    return "resident", f"its {size} are less than {RESIDENT_SHARE:.0%} of the device's free {_bytes(free)}"
+
+
+class _Slot:
+    """Host memory of one batch: `pixels` (of LR and HR; none in resident mode) and how to walk them; on a CPU, the batch itself."""
+
+    def __init__(self, batch: int, sizes: tuple[int, int], device: torch.device, here: bool, resident: bool):
+        self.walk = devices.pinned((2, 3, batch), torch.int64, device)
+        if here:
+            self.pixels = _floats(batch, sizes, device)
+        else:
+            self.pixels = [] if resident else [devices.pinned((batch, size, size, 3), torch.uint8, device) for size in sizes]
+        self.share: Share | None = None
+        self.here: Batch | None = None
+
+    def batch(self, floats: list[torch.Tensor]) -> Batch:
+        return Batch(*(patches[: len(self.share.images)] for patches in floats), self.share.count, self.share.total)
+
+
+class _Sent(NamedTuple):
+    """A batch on its way to the device; `done` is the event of its arrival."""
+
+    step: int
+    done: torch.Event
+    batch: Batch
+
+
+class _Crossing:
+    """The device's side: two batches of floats, one in use and one arriving on a stream of its own."""
+
+    def __init__(self, lane: devices.Lane, batch: int, sizes: tuple[int, int], device: torch.device, flat: torch.Tensor | None):
+        self.lane, self._flat = lane, flat
+        self._walk = torch.empty(2, 3, batch, dtype=torch.int64, device=device)
+        self._pixels = [torch.empty(batch, size, size, 3, dtype=torch.uint8, device=device) for size in sizes if flat is None]
+        self._floats = [_floats(batch, sizes, device) for _ in range(2)]
+
+    def send(self, step: int, slot: _Slot) -> _Sent:
+        batch = slot.batch(self._floats[step % 2])  # the computing stream's last use of it was step - 2's
+
+        def work() -> None:
+            walk = self._walk.copy_(slot.walk, non_blocking=True)
+            for which, patches in enumerate((batch.lr, batch.hr)):
+                flat = self._flat if self._flat is not None else self._pixels[which].copy_(slot.pixels[which], non_blocking=True).view(-1)
+                develop(flat, walk[which, :, : len(patches)], patches)
+
+        return _Sent(step, self.lane.run(work), batch)
+
+
+class Feed:
+    """An iterator over this rank's batches of steps start..stop-1, counted through all epochs. A context manager: leaving it ends its threads.
+
+    `waited`: seconds for which next() found no batch ready, so far. `about`: a line on the mode, why, and the host memory that it holds.
+    """
+
+    def __init__(self, loader: Loader, device: torch.device, mode: str, workers: int, start: int, stop: int):
+        """`workers`: threads that fill; 0: next() does. Raises UserError (see choose)."""
+        self.waited = 0.0
+        self._loader, self._pairs, self._step, self._stop = loader, loader.pairs, start, stop
+        self._mode, why = choose(mode, loader, device, stop - start)
+        self._sizes = loader.patch_size, loader.pairs.scale * loader.patch_size
+        self._slow = True  # whether pixels come from a disk
+        lane = devices.lane(device)
+        self._flat = None  # the bytes that patches are turned out of; None: those of their slot
+        if self._mode == "resident":
+            self._flat = _resident(self._pairs, device, quiet=loader.rank > 0)
+        elif self._mode == "mmap":
+            self._pairs.expect_crops()
+            if lane is None:
+                self._flat = self._pairs.bytes
+        count = max(1, min(AHEAD + workers, stop - start))
+        self._slots = [_Slot(loader.batch_size, self._sizes, device, lane is None, self._mode == "resident") for _ in range(count)]
+        self._crossing = None if lane is None else _Crossing(lane, loader.batch_size, self._sizes, device, self._flat)
+        self._before: _Sent | None = None  # the batch that the caller has
+        self._next: _Sent | None = None  # and the one on its way
+        self._workers = workers
+        held = sum(t.nbytes for slot in self._slots for t in (slot.walk, *slot.pixels))
+        kind = "" if lane is None else " page-locked"
+        self.about = f"data: {self._mode} ({why}); {workers} fill thread{'s' * (workers != 1)}, {count} slots, {_bytes(held)}{kind}"
+
+    def __enter__(self):
+        self._ring = Ring(self._slots, self._fill, range(self._step, self._stop), self._workers)
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._ring.close()
+        if self._next is not None:
+            self._next.done.synchronize()  # nothing may arrive in memory that is given back
+
+    def __iter__(self):
+        return self
+
+    def __next__(self) -> Batch:
+        if self._step == self._stop:
+            raise StopIteration
+        step, self._step = self._step, self._step + 1
+        return self._here(step) if self._crossing is None else self._across(step)
+
+    def _here(self, step: int) -> Batch:
+        self._ring.give_back(step - 1)
+        return self._take(step).here
+
+    def _across(self, step: int) -> Batch:
+        sent = self._next or self._crossing.send(step, self._take(step))
+        self._crossing.lane.join(sent.done)  # the computing stream waits, the host does not
+        if self._before is not None:
+            self._before.done.synchronize()  # its slot has been read: it may be filled again
+            self._ring.give_back(self._before.step)
+        self._before, self._next = sent, None
+        if self._ring.ready(step + 1):
+            self._next = self._crossing.send(step + 1, self._take(step + 1))
+        return sent.batch
+
+    def _take(self, step: int) -> _Slot:
+        began = time.perf_counter()
+        slot = self._ring.take(step)
+        self.waited += time.perf_counter() - began
+        return slot
+
+    def _fill(self, step: int, slot: _Slot) -> None:
+        """Make the slot hold the step's patches, or where they are; in a fill thread."""
+        began = time.perf_counter()
+        slot.share = self._loader.share(step)
+        if self._mode == "resident":
+            self._cut(slot)
+        else:
+            self._pairs.check()  # before, so as not to read what is gone, and after, so that nothing is learnt of a file in between
+            self._cut_or_read(slot)
+            self._pairs.check()
+        if self._crossing is None:
+            slot.here = slot.batch(slot.pixels)
+        self._slow = time.perf_counter() - began > _SLOW * len(slot.share.images)
+
+    def _cut_or_read(self, slot: _Slot) -> None:
+        try:
+            if self._mode == "h5py":
+                self._read(slot)
+            else:
+                self._cut(slot)
+        except (CutShort, OSError):
+            raise self._pairs.cut_short() from None
+
+    def _cut(self, slot: _Slot) -> None:
+        images, plan = slot.share.images, slot.share.plan
+        factors = 1, self._pairs.scale
+        pitch = [3 * factor * self._pairs.sizes[images, 1] for factor in factors]  # bytes from row to row
+        start = [augment.corner(plan, self._pairs.offset[group, images], pitch[group], factors[group]) for group in (LR, HR)]
+        if self._slow and self._mode == "mmap":
+            for group in (LR, HR):
+                expect(self._pairs.bytes, start[group], pitch[group], self._sizes[group])
+        for group in (LR, HR):
+            if self._flat is not None:
+                self._turn(slot, group, self._flat, start[group], pitch[group])
+            else:
+                patches = slot.pixels[group][: len(images)]
+                crop(self._pairs.bytes, start[group], pitch[group], patches)
+                self._turn(slot, group, patches, *_upright(patches))
+
+    def _read(self, slot: _Slot) -> None:
+        images, plan = slot.share.images, slot.share.plan
+        for group, factor in ((LR, 1), (HR, self._pairs.scale)):
+            size = self._sizes[group]
+            patches = torch.empty(len(images), size, size, 3, dtype=torch.uint8) if self._crossing is None else slot.pixels[group][: len(images)]
+            for k, i in enumerate(images):
+                patches.numpy()[k] = self._pairs.part(group, i, plan.top[k] * factor, plan.left[k] * factor, size)
+            self._turn(slot, group, patches, *_upright(patches))
+
+    def _turn(self, slot: _Slot, group: int, source: torch.Tensor, start: np.ndarray, pitch: np.ndarray) -> None:
+        """Note how the crops at `start` are turned; on a CPU do it."""
+        n = len(start)
+        walk = slot.walk[group, :, :n]
+        walk.copy_(torch.from_numpy(augment.walk(slot.share.plan, start, pitch, self._sizes[group])))
+        if self._crossing is None:
+            develop(source.view(-1), walk, slot.pixels[group][:n])
+
+
+def _upright(patches: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Addresses and pitch, int64 [n] each, of patches uint8 [n, size, size, 3] that lie one after the other."""
+    n, size = patches.shape[:2]
+    return np.arange(n) * (3 * size * size), np.full(n, 3 * size)
+
+
+def _floats(batch: int, sizes: tuple[int, int], device: torch.device) -> list[torch.Tensor]:
+    layout = devices.memory_format(device)
+    return [torch.empty(batch, 3, size, size, device=device, memory_format=layout) for size in sizes]
+
+
+def _resident(pairs: Pairs, device: torch.device, quiet: bool) -> torch.Tensor:
+    """The whole file, uint8 [bytes], in the device's memory."""
+    flat = torch.empty(pairs.size, dtype=torch.uint8, device=device)
+    block = devices.pinned((min(pairs.size, 1 << 26),), torch.uint8, device)
+    with Bar("reading, block", -(-pairs.size // len(block)), quiet=quiet) as bar:
+        for start in range(0, pairs.size, len(block)):
+            part = block[: pairs.size - start]
+            pairs.read_into(part.numpy(), start)
+            flat[start : start + len(part)].copy_(part)
+            bar.advance()
+    pairs.check()
+    return flat
+
+
+def _bytes(n: int) -> str:
+    return f"{n / 1e9:.1f} GB" if n >= 1e9 else f"{n / 1e6:.1f} MB"

@@ -1,0 +1,132 @@
+"""A chunked, compressed, float or wider h5 file of the reference's layout -> contiguous uint8, which data/h5.py can map."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from rdn_fast.data.prepare import new_file, one_line
+from rdn_fast.errors import UserError
+from rdn_fast.progress import Bar
+
+_MEND = "make it again from its source, or from the images with `rdn-fast prepare`"
+
+
+def repack(old: str | Path, new: str | Path) -> None:
+    """Write the pairs of file `old` as `new`: the same names in the same order, contiguous uint8 [H, W, 3].
+
+    Integers 0..255 stay as they are. Floats are 0..1 where no float of the file is above 1, else 0..255, and are rounded to
+    nearest. One image is in memory at a time. Raises UserError naming the file, the dataset and the remedy; then nothing is written.
+    """
+    old, new = Path(old), Path(new)
+    if not old.is_file():
+        raise UserError(f"--repack {old}: no such file; give the h5 file to rewrite, and then the one to write")
+    if new.exists() and new.samefile(old):
+        raise UserError(f"--repack {old} {new}: both are one file; give NEW.h5 another name, and rename it when it is done")
+    with _readable(f"{old}: not a readable HDF5 file"):
+        file = h5py.File(old, "r")
+    with file:
+        with _readable(f"{old}: damaged"):
+            keys, scale = _layout(file)
+        factor = _factor(file, keys)
+        with new_file(new, "NEW.h5") as (copy, check), Bar("pairs", len(keys)) as bar:
+            for group in ("lr", "hr"):
+                copy.create_group(group, track_order=True)
+            for key in keys:
+                for group in ("lr", "hr"):
+                    copy[group].create_dataset(key, data=_pixels(file[group][key], factor))
+                with _readable(f"{old}: /hr/{key}: its name cannot be read"):
+                    name = file["hr"][key].attrs.get("name")
+                if name is not None:
+                    copy["hr"][key].attrs["name"] = name
+                check()
+                bar.advance()
+    floats = {None: "", 1: ", float values taken as 0..255", 255: ", float values taken as 0..1"}[factor]
+    before, after = (path.stat().st_size / 1e6 for path in (old, new))
+    print(f"{new}: {len(keys)} pairs at x{scale}{floats}; {before:,.1f} MB before, {after:,.1f} MB now")
+
+
+@contextmanager
+def _readable(what: str) -> Iterator[None]:
+    """Makes any error of reading h5 a UserError that says `what`: a damaged file can raise nearly anything."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{what} ({one_line(error)}); copy it again, or {_MEND}") from None
+
+
+def _layout(file: h5py.File) -> tuple[list[str], int]:
+    """The names of the pairs in the file's order, and its scale, which the sizes tell. UserError when it is not the reference's layout."""
+    path = file.filename
+    for group in ("lr", "hr"):
+        if not isinstance(file.get(group), h5py.Group):
+            raise UserError(f"{path}: no group `{group}`; only files with groups lr and hr can be repacked")
+    lr, hr = file["lr"], file["hr"]
+    keys = list(lr)
+    odd = [f"{group.name}/{key}" for group, other in ((lr, hr), (hr, lr)) for key in group if key not in other]
+    if odd:
+        raise UserError(f"{path}: {odd[0]} has no partner; {_MEND}")
+    if not keys:
+        raise UserError(f"{path}: its groups lr and hr are empty; {_MEND}")
+    scale = None
+    for key in keys:
+        with _readable(f"{path}: pair {key} cannot be read"):
+            (h, w), (height, width) = (_size(group[key], path) for group in (lr, hr))
+        multiple = height // h
+        sizes = f"{path}: /hr/{key} is {width}x{height}, /lr/{key} {w}x{h}"
+        if (height, width) != (multiple * h, multiple * w) or multiple not in (2, 3, 4):
+            raise UserError(f"{sizes}: not 2, 3 or 4 times as large; {_MEND}")
+        if scale not in (None, multiple):
+            raise UserError(f"{sizes}: x{multiple}, but the pairs before are x{scale}; {_MEND} at one scale")
+        scale = multiple
+    return keys, scale
+
+
+def _size(data, path: str) -> tuple[int, int]:
+    """Height and width of a dataset that can be an RGB image; UserError otherwise."""
+    if not isinstance(data, h5py.Dataset):
+        raise UserError(f"{path}: {data.name} is a group, not an image [H, W, 3]; {_MEND}")
+    if data.ndim != 3 or data.shape[2] != 3 or 0 in data.shape or data.dtype.kind not in "iuf":
+        raise UserError(f"{path}: {data.name} is {data.dtype} {list(data.shape or ())}, not an image of numbers [H, W, 3]; {_MEND}")
+    if data.id.get_space_status() == h5py.h5d.SPACE_STATUS_NOT_ALLOCATED:  # would read as black
+        raise UserError(f"{path}: {data.name} was never written; {_MEND}")
+    return data.shape[:2]
+
+
+def _factor(file: h5py.File, keys: list[str]) -> int | None:
+    """What makes the file's floats 0..255: 255 or 1, decided by the largest of them all; None when it has none."""
+    names = [f"/{group}/{key}" for key in keys for group in ("lr", "hr") if file[group][key].dtype.kind == "f"]
+    if not names:
+        return None
+    largest, where = 0.0, names[0]
+    with Bar("images checked", len(names)) as bar:
+        for name in names:
+            largest, where = max((largest, where), (float(_values(file[name]).max()), name))
+            bar.advance()
+    if 1 < largest < 2:  # 0..1 with overshoot, surely: read as 0..255 it would be black
+        raise UserError(f"{file.filename}: {where} holds {largest:g}, the file's largest float: neither 0..1 nor 0..255; clip its values to 0..1")
+    return 255 if largest <= 1 else 1
+
+
+def _pixels(data: h5py.Dataset, factor: int | None) -> np.ndarray:
+    """The dataset's image, uint8 [H, W, 3]."""
+    values = _values(data)
+    if values.dtype.kind == "f":
+        values = np.rint(np.multiply(values, factor, dtype=np.float64))
+    return values.astype(np.uint8)
+
+
+def _values(data: h5py.Dataset) -> np.ndarray:
+    """The dataset's values as they are stored, all in 0..255; UserError otherwise."""
+    with _readable(f"{data.file.filename}: {data.name} cannot be read"):
+        values = data[()]
+    low, high = values.min(), values.max()
+    if not (low >= 0 and high <= 255):  # NaN fails too
+        raise UserError(f"{data.file.filename}: {data.name} holds values from {low:g} to {high:g}, not 0..1 or 0..255; {_MEND}")
+    return values
