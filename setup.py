@@ -16,7 +16,7 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=["rdn_fast", "rdn_fast.*"]),
-    package_data={"rdn_fast.rdb": ["*.c"]},
+    package_data={"rdn_fast.rdb": ["*.c"], "rdn_fast.data": ["*.c"]},
     entry_points={"console_scripts": ["rdn-fast = rdn_fast.cli:main"]},
     install_requires=[
         "torch>=2.6",  # torch.accelerator, get_total_norm

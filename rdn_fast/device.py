@@ -163,7 +163,7 @@ def expect_one_shape(device: torch.device) -> None:
 def free_memory(device: torch.device) -> int:
     """Bytes that may still be taken: of the accelerator, or of the host as its kernel estimates it."""
     if device.type != "cpu":
-        return torch.accelerator.get_memory_info(device)[0]
+        return _module(device.type).mem_get_info(device)[0]
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:

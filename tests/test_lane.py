@@ -234,7 +234,7 @@ def test_host_memory_is_page_locked_for_an_accelerator_only(monkeypatch):
 
 
 def test_free_memory_of_an_accelerator(monkeypatch):
-    monkeypatch.setattr(torch.accelerator, "get_memory_info", lambda device: (123, 456))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (123, 456) if device.index == 1 else None)
     assert devices.free_memory(torch.device("cuda", 1)) == 123
 
 
