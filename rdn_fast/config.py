@@ -83,7 +83,7 @@ class TrainConfig:
     clip_grad: float | None = _flag(None, "largest norm of the whole gradient (default: no clipping)")
     ema: float | None = _flag(None, "decay of an exponential moving average of the weights, say 0.999; it is what is validated and saved")
     seed: int = _flag(123, "decides initial weights, order and augmentation")
-    num_workers: int = _flag(1, "threads that cut patches ahead of the step; 0: cut them in the training thread")
+    num_workers: int = _flag(2, "threads that cut patches ahead of the step; 0: cut them in the training thread")
     data_mode: str = _flag(
         "auto",
         "mmap: patches are cut out of the mapped file by threads; resident: the whole file is kept in the device's memory; h5py: read "

@@ -1,6 +1,7 @@
 """The batches that must come out, made the simple way: slices, flips and a transpose of whole images, divided by 255."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -37,11 +38,25 @@ def random_pairs(count: int, scale: int, seed: int = 0) -> list[tuple[np.ndarray
     return [tuple(rng.integers(0, 256, (*(factor * size), 3), dtype=np.uint8) for factor in (1, scale)) for size in sizes]
 
 
+class Plain(NamedTuple):
+    """A loader's Share by itself: the images' numbers in the file [b], and how they are cut."""
+
+    images: np.ndarray
+    plan: Plan
+    count: int
+    total: int
+
+
+def plain(loader: Loader, step: int) -> Plain:
+    share = loader.share(step)
+    return Plain(loader.images[share.index], Plan(*(field[share.index] for field in share.epoch.plan)), share.count, share.total)
+
+
 def by_hand(loader: Loader, images: list[tuple[np.ndarray, np.ndarray]], start: int = 0, stop: int | None = None) -> list[Batch]:
     """What a Feed of this loader must give; images: the pairs of its file. `stop` None: the end of the first epoch."""
     batches = []
     for step in range(start, loader.steps if stop is None else stop):
-        share = loader.share(step)
+        share = plain(loader, step)
         lr, hr = (
             floats([cut(images[i][group], share.plan, k, loader.patch_size, factor) for k, i in enumerate(share.images)])
             for group, factor in enumerate((1, loader.pairs.scale))

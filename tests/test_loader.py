@@ -1,5 +1,6 @@
 """Which patches make which batch: every image once, the same for any number of ranks, from any step on."""
 
+import functools
 import itertools
 import pickle
 import random
@@ -7,14 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from cutting import PATCH, random_pairs
+from cutting import PATCH, Plain, plain, random_pairs
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from rdn_fast.data import augment
 from rdn_fast.data.augment import Plan
 from rdn_fast.data.h5 import Pairs
-from rdn_fast.data.loader import Loader, Share
+from rdn_fast.data.loader import Loader
 from rdn_fast.errors import UserError
 
 SEED = 9
@@ -30,11 +31,11 @@ def loader(pairs, batch_size=6, seed=SEED, **options) -> Loader:
     return Loader(pairs, PATCH, batch_size, seed, **options)
 
 
-def epoch(loader: Loader, number: int = 0) -> list[Share]:
-    return [loader.share(number * loader.steps + position) for position in range(loader.steps)]
+def epoch(loader: Loader, number: int = 0) -> list[Plain]:
+    return [plain(loader, number * loader.steps + position) for position in range(loader.steps)]
 
 
-def joined(shares: list[Share]) -> Share:
+def joined(shares: list[Plain]) -> Plain:
     """Their counting patches as one share."""
     images = np.concatenate([share.images[: share.count] for share in shares])
     plan = Plan(
@@ -43,10 +44,10 @@ def joined(shares: list[Share]) -> Share:
             for fields in zip(*(share.plan for share in shares), strict=True)
         )
     )
-    return Share(images, plan, sum(share.count for share in shares), sum(share.total for share in shares))
+    return Plain(images, plan, sum(share.count for share in shares), sum(share.total for share in shares))
 
 
-def same(a: Share, b: Share) -> bool:
+def same(a: Plain, b: Plain) -> bool:
     fields = zip((a.images, *a.plan), (b.images, *b.plan), strict=True)
     return all(np.array_equal(x, y) for x, y in fields) and (a.count, a.total) == (b.count, b.total)
 
@@ -56,7 +57,7 @@ def test_every_image_once_per_epoch_in_the_planned_order_and_cut_as_planned(pair
         whole = joined(epoch(loader(pairs), number))
         assert whole.images.tolist() == augment.order(SEED, number, 20).tolist()
         plan = augment.plan(SEED, number, whole.images, pairs.sizes[whole.images], PATCH)
-        assert same(whole, Share(whole.images, plan, 20, 20))
+        assert same(whole, Plain(whole.images, plan, 20, 20))
 
 
 def test_last_partial_batch_is_kept(pairs):
@@ -90,19 +91,19 @@ def test_epochs_and_seeds_differ(pairs):
 
 def test_a_step_does_not_depend_on_the_steps_asked_before(pairs):
     steps = list(range(16))
-    expected = [loader(pairs).share(step) for step in steps]  # a new loader each time
+    expected = [plain(loader(pairs), step) for step in steps]  # a new loader each time
     source = loader(pairs)
     for order in (steps, steps[::-1], random.Random(0).sample(steps, 16)):
         for step in order:
-            assert same(source.share(step), expected[step])
+            assert same(plain(source, step), expected[step])
 
 
 def test_threads_may_ask_at_once(pairs):
     source, alone = loader(pairs), loader(pairs)
     steps = [random.Random(1).randrange(40) for _ in range(400)]
     with ThreadPoolExecutor(4) as pool:
-        for step, share in zip(steps, pool.map(source.share, steps), strict=True):
-            assert same(share, alone.share(step))
+        for step, share in zip(steps, pool.map(functools.partial(plain, source), steps), strict=True):
+            assert same(share, plain(alone, step))
 
 
 @settings(deadline=None)
@@ -161,7 +162,7 @@ def test_no_image_as_large_as_the_patch(tmp_path, make_h5):
 
 def test_a_loader_that_was_sent_elsewhere_gives_the_same(pairs):
     source = loader(pairs, batch_size=3, rank=1, world=2)
-    source.share(0)
+    plain(source, 0)
     sent = pickle.loads(pickle.dumps(source))
     for step in itertools.islice(itertools.count(0, 3), 5):
-        assert same(sent.share(step), source.share(step))
+        assert same(plain(sent, step), plain(source, step))

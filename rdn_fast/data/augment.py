@@ -52,13 +52,16 @@ def walk(plan: Plan, start: np.ndarray, pitch: np.ndarray, size: int) -> np.ndar
 
 def _hash(seed: int, epoch: int, index: np.ndarray, stream: int) -> np.ndarray:
     """64 random bits per index: splitmix64's finalizer (Steele et al., OOPSLA 2014), chained over the words."""
-    state = np.zeros(len(index), np.uint64)
-    for word in (seed, epoch, stream, index):
-        state = (state ^ np.asarray(word, np.uint64)) + np.uint64(0x9E3779B97F4A7C15)
-        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        state ^= state >> np.uint64(31)
-    return state
+    state = 0
+    for word in (seed, epoch, stream):  # the same for all: in Python's integers, a tenth of the time
+        state = ((state ^ word) + 0x9E3779B97F4A7C15) % 2**64
+        state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+        state = (state ^ state >> 27) * 0x94D049BB133111EB % 2**64
+        state ^= state >> 31
+    bits = (np.uint64(state) ^ index.astype(np.uint64)) + np.uint64(0x9E3779B97F4A7C15)
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return bits ^ (bits >> np.uint64(31))
 
 
 def _below(bits: np.ndarray, limit: np.ndarray) -> np.ndarray:

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 
 from rdn_fast import device as devices
-from rdn_fast.data import augment
 from rdn_fast.data.h5 import HR, LR, Pairs
 from rdn_fast.data.loader import Loader, Share
 from rdn_fast.data.patches import CutShort, crop, develop, expect
@@ -83,7 +82,7 @@ class _Slot:
         self.here: Batch | None = None
 
     def batch(self, floats: list[torch.Tensor]) -> Batch:
-        return Batch(*(patches[: len(self.share.images)] for patches in floats), self.share.count, self.share.total)
+        return Batch(*(patches[: len(self.share.index)] for patches in floats), self.share.count, self.share.total)
 
 
 class _Sent(NamedTuple):
@@ -126,7 +125,6 @@ class Feed:
         self.waited = 0.0
         self._loader, self._pairs, self._step, self._stop = loader, loader.pairs, start, stop
         self._mode, why = choose(mode, loader, device, stop - start)
-        self._sizes = loader.patch_size, loader.pairs.scale * loader.patch_size
         self._slow = True  # whether pixels come from a disk
         lane = devices.lane(device)
         self._flat = None  # the bytes that patches are turned out of; None: those of their slot
@@ -137,8 +135,8 @@ class Feed:
             if lane is None:
                 self._flat = self._pairs.bytes
         count = max(1, min(AHEAD + workers, stop - start))
-        self._slots = [_Slot(loader.batch_size, self._sizes, device, lane is None, self._mode == "resident") for _ in range(count)]
-        self._crossing = None if lane is None else _Crossing(lane, loader.batch_size, self._sizes, device, self._flat)
+        self._slots = [_Slot(loader.batch_size, loader.edges, device, lane is None, self._mode == "resident") for _ in range(count)]
+        self._crossing = None if lane is None else _Crossing(lane, loader.batch_size, loader.edges, device, self._flat)
         self._before: _Sent | None = None  # the batch that the caller has
         self._next: _Sent | None = None  # and the one on its way
         self._workers = workers
@@ -197,7 +195,7 @@ class Feed:
             self._pairs.check()
         if self._crossing is None:
             slot.here = slot.batch(slot.pixels)
-        self._slow = time.perf_counter() - began > _SLOW * len(slot.share.images)
+        self._slow = time.perf_counter() - began > _SLOW * len(slot.share.index)
 
     def _cut_or_read(self, slot: _Slot) -> None:
         try:
@@ -209,43 +207,39 @@ class Feed:
             raise self._pairs.cut_short() from None
 
     def _cut(self, slot: _Slot) -> None:
-        images, plan = slot.share.images, slot.share.plan
-        factors = 1, self._pairs.scale
-        pitch = [3 * factor * self._pairs.sizes[images, 1] for factor in factors]  # bytes from row to row
-        start = [augment.corner(plan, self._pairs.offset[group, images], pitch[group], factors[group]) for group in (LR, HR)]
+        loader, epoch, index = self._loader, slot.share.epoch, slot.share.index
         if self._slow and self._mode == "mmap":
             for group in (LR, HR):
-                expect(self._pairs.bytes, start[group], pitch[group], self._sizes[group])
+                expect(self._pairs.bytes, epoch.starts[group][index], loader.pitches[group][index], loader.edges[group])
         for group in (LR, HR):
             if self._flat is not None:
-                self._turn(slot, group, self._flat, start[group], pitch[group])
+                self._turn(slot, group, self._flat, epoch.walks[group].take(index, axis=1))
             else:
-                patches = slot.pixels[group][: len(images)]
-                crop(self._pairs.bytes, start[group], pitch[group], patches)
-                self._turn(slot, group, patches, *_upright(patches))
+                patches = slot.pixels[group][: len(index)]
+                crop(self._pairs.bytes, epoch.starts[group][index], loader.pitches[group][index], patches)
+                self._turn_copies(slot, group, patches)
 
     def _read(self, slot: _Slot) -> None:
-        images, plan = slot.share.images, slot.share.plan
-        for group, factor in ((LR, 1), (HR, self._pairs.scale)):
-            size = self._sizes[group]
-            patches = torch.empty(len(images), size, size, 3, dtype=torch.uint8) if self._crossing is None else slot.pixels[group][: len(images)]
-            for k, i in enumerate(images):
-                patches.numpy()[k] = self._pairs.part(group, i, plan.top[k] * factor, plan.left[k] * factor, size)
-            self._turn(slot, group, patches, *_upright(patches))
+        loader, plan, index = self._loader, slot.share.epoch.plan, slot.share.index
+        for group, (factor, edge) in enumerate(zip(loader.factors, loader.edges, strict=True)):
+            patches = torch.empty(len(index), edge, edge, 3, dtype=torch.uint8) if self._crossing is None else slot.pixels[group][: len(index)]
+            for k, i in enumerate(index):
+                patches.numpy()[k] = self._pairs.part(group, loader.images[i], plan.top[i] * factor, plan.left[i] * factor, edge)
+            self._turn_copies(slot, group, patches)
 
-    def _turn(self, slot: _Slot, group: int, source: torch.Tensor, start: np.ndarray, pitch: np.ndarray) -> None:
-        """Note how the crops at `start` are turned; on a CPU do it."""
-        n = len(start)
-        walk = slot.walk[group, :, :n]
-        walk.copy_(torch.from_numpy(augment.walk(slot.share.plan, start, pitch, self._sizes[group])))
+    def _turn_copies(self, slot: _Slot, group: int, patches: torch.Tensor) -> None:
+        """patches: uint8 [n, edge, edge, 3], as they lie in the file."""
+        walk = slot.share.epoch.turns[group].take(slot.share.index, axis=1)
+        walk[0] += np.arange(len(patches)) * patches[0].numel()
+        self._turn(slot, group, patches.view(-1), walk)
+
+    def _turn(self, slot: _Slot, group: int, source: torch.Tensor, walk: np.ndarray) -> None:
+        """Note how to walk the source, uint8 [bytes]; on a CPU do it."""
+        walk = torch.from_numpy(walk)
         if self._crossing is None:
-            develop(source.view(-1), walk, slot.pixels[group][:n])
-
-
-def _upright(patches: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Addresses and pitch, int64 [n] each, of patches uint8 [n, size, size, 3] that lie one after the other."""
-    n, size = patches.shape[:2]
-    return np.arange(n) * (3 * size * size), np.full(n, 3 * size)
+            develop(source, walk, slot.pixels[group][: walk.shape[1]])
+        else:
+            slot.walk[group, :, : walk.shape[1]] = walk
 
 
 def _floats(batch: int, sizes: tuple[int, int], device: torch.device) -> list[torch.Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -11,11 +12,37 @@ from rdn_fast.data.h5 import Pairs
 from rdn_fast.errors import UserError
 
 
-class Share(NamedTuple):
-    """One rank's patches of a step: the images' numbers in the file [b], how they are cut; `count` and `total` as in feed.Batch."""
+class Epoch:
+    """What is done with the M images of a loader in one epoch: the order [M] of their numbers, every image's patch, and where it lies."""
 
-    images: np.ndarray
-    plan: augment.Plan
+    def __init__(self, loader: Loader, number: int):
+        self._loader, m = loader, len(loader)
+        self.order = augment.order(loader.seed, number, m)
+        self.plan = augment.plan(loader.seed, number, np.arange(m), loader.pairs.sizes[loader.images], loader.patch_size)
+
+    @cached_property
+    def starts(self) -> list[np.ndarray]:
+        """For LR and HR, the addresses [M] of the crops in the file."""
+        loader = self._loader
+        offsets = loader.pairs.offset[:, loader.images]
+        return [augment.corner(self.plan, *where) for where in zip(offsets, loader.pitches, loader.factors, strict=True)]
+
+    @cached_property
+    def walks(self) -> list[np.ndarray]:
+        """For LR and HR, the ways [3, M] through the file that turn the crops (augment.walk)."""
+        return [augment.walk(self.plan, *where) for where in zip(self.starts, self._loader.pitches, self._loader.edges, strict=True)]
+
+    @cached_property
+    def turns(self) -> list[np.ndarray]:
+        """The same through crops that were copied as they lie, each at address 0."""
+        return [augment.walk(self.plan, *where) for where in ((0, np.full(len(self.order), 3 * edge), edge) for edge in self._loader.edges)]
+
+
+class Share(NamedTuple):
+    """One rank's patches of a step: their numbers [b] in the epoch's arrays; `count` and `total` as in feed.Batch."""
+
+    epoch: Epoch
+    index: np.ndarray
     count: int
     total: int
 
@@ -33,33 +60,34 @@ class Loader:
                 f"{largest[1]}x{largest[0]}): give a smaller --patch-size, or prepare larger images"
             )
         self.left_out = [pairs.names[i] for i in np.flatnonzero(~large)]
-        self.pairs, self.patch_size, self.batch_size = pairs, patch_size, batch_size
-        self.rank, self._images, self._seed, self._world = rank, np.flatnonzero(large), seed, world
+        self.pairs, self.patch_size, self.batch_size, self.seed, self.rank, self._world = pairs, patch_size, batch_size, seed, rank, world
+        self.images = np.flatnonzero(large)  # [M], their numbers in the file
+        self.factors = 1, pairs.scale  # of LR and HR
+        self.edges = tuple(factor * patch_size for factor in self.factors)  # of the patches, in pixels
+        self.pitches = [3 * factor * pairs.sizes[self.images, 1] for factor in self.factors]  # [M], bytes from row to row
         self.global_batch = batch_size * world
         self.steps = len(self) // self.global_batch if drop_last else -(-len(self) // self.global_batch)  # in an epoch
         if not self.steps:
             raise UserError(f"--drop-last: {len(self)} images do not make one batch of {self.global_batch}; give a smaller --batch-size")
-        self._plans: dict[int, tuple[np.ndarray, augment.Plan]] = {}
+        self._epochs: dict[int, Epoch] = {}
 
     def __len__(self) -> int:
         """Images, and so patches in an epoch over all ranks, those of a dropped last batch included."""
-        return len(self._images)
+        return len(self.images)
 
     def share(self, step: int) -> Share:
         """This rank's share of `step`, counted from 0 through all epochs."""
-        epoch, position = divmod(step, self.steps)
-        order, plan = self._epoch(epoch)
-        chosen = order[position * self.global_batch : (position + 1) * self.global_batch]
-        mine = np.array_split(chosen, self._world)[self.rank]
-        index = mine if len(mine) else chosen[:1]
-        return Share(self._images[index], augment.Plan(*(field[index] for field in plan)), len(mine), len(chosen))
+        number, position = divmod(step, self.steps)
+        epoch = self._epoch(number)
+        chosen = epoch.order[position * self.global_batch : (position + 1) * self.global_batch]
+        each, more = divmod(len(chosen), self._world)  # the first `more` ranks have one patch more
+        begin = self.rank * each + min(self.rank, more)
+        mine = chosen[begin : begin + each + (self.rank < more)]
+        return Share(epoch, mine if len(mine) else chosen[:1], len(mine), len(chosen))
 
-    def _epoch(self, epoch: int) -> tuple[np.ndarray, augment.Plan]:
-        """The images' order in the epoch, and every image's patch."""
-        plans = self._plans
-        if epoch not in plans:
-            index = np.arange(len(self))
-            plan = augment.plan(self._seed, epoch, index, self.pairs.sizes[self._images], self.patch_size)
-            before = {e: plans[e] for e in (epoch - 1,) if e in plans}  # other threads may still fill its last batches
-            plans = self._plans = {**before, epoch: (augment.order(self._seed, epoch, len(self)), plan)}
-        return plans[epoch]
+    def _epoch(self, number: int) -> Epoch:
+        epochs = self._epochs
+        if number not in epochs:
+            before = {n: epochs[n] for n in (number - 1,) if n in epochs}  # other threads may still fill its last batches
+            epochs = self._epochs = {**before, number: Epoch(self, number)}
+        return epochs[number]

@@ -26,6 +26,7 @@ def crop(flat: torch.Tensor, start: np.ndarray, pitch: np.ndarray, out: torch.Te
     start, pitch: int64 [n], the address of a patch's first byte, and from row to row. Raises CutShort.
     """
     n, size = out.shape[:2]
+    assert out.is_contiguous()
     if library := _library():
         _finish(library.crop(_at(flat), _longs(start), _longs(pitch), n, size, _at(out)))
         return
@@ -43,7 +44,9 @@ def develop(flat: torch.Tensor, walk: torch.Tensor, out: torch.Tensor) -> None:
     n, size = out.shape[0], out.shape[2]
     if flat.device.type == "cpu" and (library := _library()):
         assert out.is_contiguous(memory_format=torch.channels_last)
-        _finish(library.develop(_at(flat), *map(_at, walk), n, size, _at(out)))
+        assert walk.stride(1) == 1
+        ways = (ctypes.c_void_p(walk.data_ptr() + 8 * walk.stride(0) * i) for i in range(3))
+        _finish(library.develop(_at(flat), *ways, n, size, _at(out)))
         return
     way = torch.arange(size, device=flat.device)
     start, down, right = walk.view(3, n, 1, 1, 1)
@@ -80,7 +83,6 @@ def _finish(ended: int) -> None:
 
 
 def _at(tensor: torch.Tensor) -> ctypes.c_void_p:
-    assert tensor.stride(-1) == 1 or tensor.is_contiguous(memory_format=torch.channels_last)
     return ctypes.c_void_p(tensor.data_ptr())
 
 
