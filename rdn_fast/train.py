@@ -79,6 +79,8 @@ def open_inputs(model_config: Config, config: TrainConfig, rank: int = 0, world:
     train_file, eval_file = config.files(scale)
     pairs = training_pairs(train_file, scale) if config.train_dir else Pairs(train_file, scale)
     refuse(config.data_mode, pairs)
+    if config.data_mode == "h5py":
+        pairs.read_by_name()
     loader = Loader(pairs, config.patch_size, config.batch_size, config.seed, rank, world, config.drop_last)
     validation = load_pairs(eval_file, scale) if eval_file is not None else []
     weights = load_weights(config.weights_file) if config.weights_file is not None else None

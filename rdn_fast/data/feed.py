@@ -224,7 +224,7 @@ class Feed:
         for group, (factor, edge) in enumerate(zip(loader.factors, loader.edges, strict=True)):
             patches = torch.empty(len(index), edge, edge, 3, dtype=torch.uint8) if self._crossing is None else slot.pixels[group][: len(index)]
             for k, i in enumerate(index):
-                patches.numpy()[k] = self._pairs.part(group, loader.images[i], plan.top[i] * factor, plan.left[i] * factor, edge)
+                self._pairs.read_part(group, loader.images[i], plan.top[i] * factor, plan.left[i] * factor, patches.numpy()[k])
             self._turn_copies(slot, group, patches)
 
     def _turn_copies(self, slot: _Slot, group: int, patches: torch.Tensor) -> None:

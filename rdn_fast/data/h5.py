@@ -49,11 +49,13 @@ class Pairs:
         self._shapes = [np.array(shape) for shape in shapes]  # [N, 3]
         self.lr, self.hr = (_Lazy(len(self), lambda i, group=group: self._image(group, i)) for group in (LR, HR))
         self.names = _Lazy(len(self), self._name)
-        self._reader: tuple[int, h5py.File] | None = None
+        self._reader: tuple[int, list[h5py.Group]] | None = None
         self._check_scale()
         self.sizes = self._shapes[LR][:, :2]
         self.unmappable = next((self._why_not(group, offset.index(None)) for group, offset in enumerate(offsets) if None in offset), None)
-        if self.unmappable is None:
+        if self.unmappable is not None:
+            self.read_by_name()
+        else:
             self.offset = np.array(offsets)  # [2, N]
             self._check_ends()
             self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -88,9 +90,12 @@ class Pairs:
         what = "was cut short while it was in use, or the disk failed"
         return TrainingError(f"{self.path}: {what}; restore it and start again (a training run with --resume auto)")
 
-    def part(self, group: int, i: int, top: int, left: int, size: int) -> np.ndarray:
-        """uint8 [size, size, 3] of image i, read through h5py (for what cannot be mapped); group: LR or HR."""
-        return self._dataset(group, i)[top : top + size, left : left + size]
+    def read_part(self, group: int, i: int, top: int, left: int, out: np.ndarray) -> None:
+        """Fill out, uint8 [size, size, 3], with a part of image i, read through h5py (for what cannot be mapped); group: LR or HR."""
+        data = h5py.h5d.open(self._groups()[group].id, self._keys[i].encode())  # h5py's objects take twice the time
+        part = data.get_space()
+        part.select_hyperslab((int(top), int(left), 0), out.shape)
+        data.read(h5py.h5s.create_simple(out.shape), part, out)
 
     def read_into(self, buffer: np.ndarray, start: int) -> None:
         """Fill buffer uint8 [n] with the file's bytes from `start`; raises TrainingError when they are not all there."""
@@ -101,25 +106,28 @@ class Pairs:
                 raise self.cut_short()
             done += read
 
+    def read_by_name(self) -> None:
+        """Open the file for reading through h5py now, while it has its name: later it is done by its descriptor, and slower."""
+        self._keep(h5py.File(self.path, "r"))
+
     def _image(self, group: int, i: int) -> np.ndarray:
         if self.unmappable is not None:
-            return self._dataset(group, i)[()]
+            return self._groups()[group][self._keys[i]][()]
         offset, shape = self.offset[group, i], self._shapes[group][i]
         return self._pixels[offset : offset + int(np.prod(shape))].reshape(shape)
 
-    def _dataset(self, group: int, i: int) -> h5py.Dataset:
+    def _groups(self) -> list[h5py.Group]:
         if self._reader is None or self._reader[0] != os.getpid():  # a forked child must not share a handle
-            self._reader = os.getpid(), self._h5()
-        return self._reader[1][_GROUPS[group]][self._keys[i]]
+            opened = Path(f"/proc/self/fd/{self._file.fileno()}")  # another file may have its name now
+            self._keep(h5py.File((opened if opened.exists() else self.path).open("rb"), "r"))
+        return self._reader[1]
+
+    def _keep(self, file: h5py.File) -> None:
+        self._reader = os.getpid(), [file[group] for group in _GROUPS]
 
     def _name(self, i: int) -> str:
-        with self._h5() as file:
+        with h5py.File(self.path, "r") as file:
             return str(file["hr"][self._keys[i]].attrs.get("name", self._keys[i]))
-
-    def _h5(self) -> h5py.File:
-        """The file that was opened, whichever file has its name now."""
-        opened = Path(f"/proc/self/fd/{self._file.fileno()}")
-        return h5py.File((opened if opened.exists() else self.path).open("rb"), "r")  # by name HDF5 would look for the new one
 
     def _state(self) -> tuple[int, int]:
         state = os.fstat(self._file.fileno())
@@ -172,7 +180,7 @@ class Pairs:
                 raise UserError(f"{self.path}: truncated in {name}, {remedy}")
 
     def _why_not(self, group: int, i: int) -> str:
-        with self._h5() as file:
+        with h5py.File(self.path, "r") as file:
             data = file[_GROUPS[group]][self._keys[i]]
             how = f"compressed ({data.compression})" if data.compression else "chunked" if data.chunks else "not contiguous"
             return f"{data.name} is {how}"
