@@ -153,7 +153,7 @@ class Pairs:
             shape = data.shape if isinstance(data, h5py.h5d.DatasetID) else None
             if shape is None or len(shape) != 3 or shape[2] != 3 or not (data.get_type().equal(h5py.h5t.STD_U8LE) or data.dtype == np.uint8):
                 kind = "a group" if shape is None else f"{data.dtype} {list(shape)}"
-                remedy = f"`rdn-fast prepare --repack {self.path} NEW.h5` mends wider numbers; else prepare the file from the images again"
+                remedy = f"`rdn-fast prepare --repack {self.path} NEW.h5` takes floats and wider integers; else prepare the file from the images again"
                 raise UserError(f"{self.path}: /{name}/{key} is {kind}, not uint8 [H, W, 3] RGB; {remedy}")
             if 0 in shape:
                 raise UserError(f"{self.path}: /{name}/{key} is empty, {list(shape)}; prepare the file from the images again")

@@ -1,0 +1,96 @@
+"""Whether the simulated npu can be used here, its library, compiled once, and the environment of a process that uses it.
+
+The device itself is only known to processes in which torch_npu, beside this file, was imported: torch has room for one such device, for good.
+`python simulated_npu.py` prints where the library is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+from rdn_fast.cache import cache_folder
+
+TORCH = "2.13."  # torch's headers and its rules for devices change with every minor version
+HERE = Path(__file__).resolve().parent
+SOURCES = HERE / "csrc"
+FLAGS = ("-std=c++20", "-O1", "-fPIC", "-shared", "-w")  # -w: the warnings would be about torch's headers
+
+
+class CannotSimulate(Exception):
+    """Why there is no simulated npu here."""
+
+
+def why_not() -> str | None:
+    """Why this machine cannot have it; None when it can."""
+    if not torch.__version__.startswith(TORCH):
+        return f"the simulated npu is written for torch {TORCH}*, this is {torch.__version__}"
+    if sys.platform != "linux":
+        return f"the simulated npu is written for Linux, this is {sys.platform}"
+    if _installed("torch_npu"):
+        return "the real torch_npu is installed here, and torch has room for one of them only"
+    return None if _compiler() else "the simulated npu needs a C++ compiler (g++, or what $CXX names)"
+
+
+def library() -> Path:
+    """The device's library, compiled if it was not before (10 s). Raises CannotSimulate."""
+    if (reason := why_not()) is not None:
+        raise CannotSimulate(reason)
+    torch_folder = Path(torch.__file__).parent
+    command = [
+        _compiler(), *FLAGS, f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}", "-isystem", str(torch_folder / "include"),
+        str(SOURCES / "fake_npu.cpp"), f"-L{torch_folder / 'lib'}", "-ltorch_cpu", "-lc10",
+    ]  # fmt: skip
+    version = subprocess.run([command[0], "--version"], capture_output=True, text=True, check=False).stdout
+    sources = (path.read_text() for path in sorted(SOURCES.iterdir()))
+    key = hashlib.sha256("\0".join([torch.__version__, version, *command, *sources]).encode()).hexdigest()[:16]
+    file = cache_folder() / f"fake_npu-{key}.so"
+    if not file.exists():
+        _compile(command, file)
+    return file
+
+
+def environment(**more: str) -> dict[str, str]:
+    """os.environ for a process that may import the stand-in torch_npu, with the variables `more`."""
+    paths = [str(HERE), str(HERE.parent), str(HERE.parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "TORCH_DEVICE_BACKEND_AUTOLOAD": "0", **more}
+
+
+def _compile(command: list[str], file: Path) -> None:
+    handle, aside = tempfile.mkstemp(suffix=".so", dir=file.parent)
+    os.close(handle)
+    try:
+        done = subprocess.run([*command, "-o", aside], capture_output=True, text=True, check=False)
+        if done.returncode:
+            problem = next((line for line in done.stderr.splitlines() if "error" in line), f"{command[0]} ended with {done.returncode}")
+            raise CannotSimulate(f"the simulated npu could not be compiled: {problem}")
+        os.replace(aside, file)  # whole or not at all: other processes compile it too
+    finally:
+        Path(aside).unlink(missing_ok=True)
+
+
+def _compiler() -> str | None:
+    return shutil.which(os.environ.get("CXX", "g++"))
+
+
+def _installed(package: str) -> bool:
+    try:
+        importlib.metadata.distribution(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    try:
+        print(library())
+    except CannotSimulate as error:
+        sys.exit(str(error))

@@ -1,0 +1,88 @@
+"""The simulated npu keeps its promises (tests/fake_npu/check_*.py, each in a process that has the device), and rdn_fast trains on it."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from fake_npu import simulated_npu
+from runs import TINY, cli, events, make_data, weights
+from tolerance import SLACK, relative_error
+
+CHECKS = sorted(simulated_npu.HERE.glob("check_*.py"))
+
+
+@pytest.fixture(scope="module")
+def environment():
+    """Of processes that may import the stand-in torch_npu."""
+    if (reason := simulated_npu.why_not()) is not None:
+        pytest.skip(reason)
+    simulated_npu.library()
+    return simulated_npu.environment(FAKE_NPU_DEVICES="2")
+
+
+def python(environment, *arguments) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, *map(str, arguments)], env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_the_device_keeps_its_promises(environment, tmp_path):
+    assert len(CHECKS) == 5
+    ended = python(environment, "-m", "pytest", "-q", "--noconftest", "-p", "no:cacheprovider", f"--basetemp={tmp_path / 'checks'}", *CHECKS)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "skipped" not in ended.stdout, ended.stdout
+
+
+def test_it_refuses_to_stand_beside_another_device(environment):
+    ended = python(environment, "-c", "import torch; torch.utils.rename_privateuse1_backend('other'); import torch_npu")
+    assert "ImportError: torch already has the device other" in ended.stderr
+
+
+def test_importing_it_where_it_cannot_be_is_an_import_error(environment):
+    ended = python({**environment, "CXX": "no-such-compiler"}, "-c", "import torch_npu")
+    assert ended.stderr.splitlines()[-1].startswith("ImportError: the simulated npu needs a C++ compiler")
+
+
+def test_devices_are_as_many_as_asked_for(environment):
+    program = "import torch, torch_npu; print(torch.npu.device_count(), torch.npu.is_available(), torch.accelerator.is_available())"
+    assert python({**environment, "FAKE_NPU_DEVICES": "0"}, "-c", program).stdout.split() == ["0", "False", "False"]
+
+
+@pytest.mark.parametrize(
+    ("lacking", "words"),
+    [
+        (lambda patch: patch.setattr(torch, "__version__", "2.11.0+cu130"), r"written for torch 2\.13\.\*, this is 2\.11\.0\+cu130"),
+        (lambda patch: patch.setattr(sys, "platform", "darwin"), "written for Linux"),
+        (lambda patch: patch.setenv("CXX", "no-such-compiler"), r"needs a C\+\+ compiler"),
+        (lambda patch: patch.setattr(simulated_npu, "_installed", lambda package: package == "torch_npu"), "the real torch_npu is installed"),
+    ],
+)
+def test_where_it_cannot_be_it_says_why(lacking, words, monkeypatch):
+    monkeypatch.setattr(torch, "__version__", "2.13.0")
+    lacking(monkeypatch)
+    with pytest.raises(simulated_npu.CannotSimulate, match=words):
+        simulated_npu.library()
+
+
+def test_the_library_is_compiled_once_and_whole_or_not_at_all(environment, monkeypatch):
+    file = simulated_npu.library()
+    before = file.stat().st_mtime_ns
+    assert simulated_npu.library() == file
+    assert file.stat().st_mtime_ns == before
+    files = set(file.parent.iterdir())
+    monkeypatch.setattr(simulated_npu, "FLAGS", ("-no-such-flag",))
+    with pytest.raises(simulated_npu.CannotSimulate, match=r"could not be compiled: .*no-such-flag"):
+        simulated_npu.library()
+    assert set(file.parent.iterdir()) == files
+
+
+def test_training_on_it_is_training(environment, tmp_path):
+    data = make_data(tmp_path / "data")
+    flags = ("train", "--data-path", data, *TINY, "--batch-size", 8, "--epochs", 2, "--opt-level", "O0", "--rdb", "naive")
+    for device in ("npu", "cpu"):
+        ended = cli(*flags, "--device", device, "--outputs-dir", tmp_path / device, env=environment)
+        assert ended.returncode == 0, ended.stderr
+        assert ended.stderr == ""
+    ours, theirs = weights(tmp_path / "npu"), weights(tmp_path / "cpu")
+    for name, weight in ours.items():
+        assert relative_error(weight, theirs[name]) < 100 * SLACK[torch.float32], name
+    assert events(tmp_path / "npu", "start")[0]["device"] == "npu:0 (simulated on CPU, not run on Ascend)"
