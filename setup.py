@@ -19,7 +19,7 @@ setup(
     package_data={"rdn_fast.rdb": ["*.c"], "rdn_fast.data": ["*.c"]},
     entry_points={"console_scripts": ["rdn-fast = rdn_fast.cli:main"]},
     install_requires=[
-        "torch>=2.6",  # torch.accelerator, get_total_norm
+        "torch>=2.7",  # torch.accelerator, `with torch.Stream`
         "numpy",
         "h5py",  # the reference's file format
         "pillow",  # reads pictures; its bicubic makes the LR images

@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     except RuntimeError as error:
         if not out_of_memory(error):
             raise
-        remedy = "a smaller --batch-size, --patch-size or model, or smaller images"
+        remedy = "a smaller --batch-size, --patch-size or model, --data-mode mmap, or smaller images"
         sys.stderr.write(f"{who}: failed: out of memory; give {remedy} (a run goes on with --resume auto)\n")
         return 1
     except BrokenPipeError:  # whoever read our output has gone

@@ -65,7 +65,7 @@ class TrainConfig:
 
     data_path: str | None = _flag(None, "folder with DIV2K_x{scale}.h5 and Set5_x{scale}.h5 (instead of the two files)")
     train_file: str | None = _flag(None, "training h5, made by `rdn-fast prepare`")
-    train_dir: str | None = _flag(None, "folder of HR images to train on; an h5 file is made of it beside it, once")
+    train_dir: str | None = _flag(None, "folder of HR images to train on; an h5 file is made of it, once, beside it or in the user's cache folder")
     eval_file: str | None = _flag(None, "validation h5 or folder of HR images; without it there is no validation")
     outputs_dir: str = _flag("outputs/train", "where weights, checkpoints and metrics.jsonl go")
     weights_file: str | None = _flag(None, "start from these weights (fine-tuning)", "pth-path")
@@ -87,7 +87,7 @@ class TrainConfig:
     data_mode: str = _flag(
         "auto",
         "mmap: patches are cut out of the mapped file by threads; resident: the whole file is kept in the device's memory; h5py: read "
-        "through h5py, for chunked or compressed files (slow); auto: resident where it fits well and pays, else mmap, and says why",
+        "through h5py, for chunked or compressed files; auto: resident where it fits well and pays, else mmap, and says why",
         choices=("auto", "mmap", "resident", "h5py"),
     )
     drop_last: bool = _flag(False, "leave out an epoch's last batch when it is not full")

@@ -59,35 +59,36 @@ def evaluate(weights_file: str, eval_file: str, scale: int | None = None, device
     return report
 
 
-class _Mapped(Sequence):
-    """The pairs of an h5 file, which must stay what it was while they are used."""
+class _OfFile(Sequence):
+    """The pairs of an h5 file, each read when it is asked for."""
 
     def __init__(self, pairs: Pairs):
-        self._pairs, self._names = pairs, list(pairs.names)
+        self._pairs, self._names = pairs, pairs.names()
 
     def __len__(self) -> int:
         return len(self._pairs)
 
     def __getitem__(self, i: int) -> Pair:
-        self._pairs.check()
         return Pair(self._names[i], self._pairs.lr[i], self._pairs.hr[i])
 
 
 def load_pairs(path: str | Path, scale: int) -> Sequence[Pair]:
     """The pairs of an evaluation h5, or of a folder of HR images (cropped to multiples of scale, LR by PIL's bicubic)."""
     if Path(path).is_dir():
-        pairs = []
+        pairs: Sequence[Pair] = []
         for file in image_files(path):
             try:
                 pairs.append(degrade(file.stem, read_image(file), scale))
             except ValueError as error:
                 raise UserError(f"{file}: not an image that can be evaluated ({error}); remove it from the folder") from None
+        sizes = [pair.lr.shape[:2] for pair in pairs]
     else:
-        pairs = _Mapped(Pairs(path, scale))
+        opened = Pairs(path, scale)
+        pairs, sizes = _OfFile(opened), opened.sizes
     smallest = metrics.smallest_side(scale)
-    for pair in pairs:
-        if min(pair.hr.shape[:2]) < smallest:
-            raise UserError(f"{path}: image {pair.name} is smaller than the {smallest} pixels that PSNR and SSIM at x{scale} need; remove it")
+    for i, size in enumerate(sizes):
+        if scale * min(size) < smallest:
+            raise UserError(f"{path}: image {pairs[i].name} is smaller than the {smallest} pixels that PSNR and SSIM at x{scale} need; remove it")
     return pairs
 
 

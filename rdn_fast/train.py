@@ -73,15 +73,15 @@ class Inputs(NamedTuple):
     weights: dict[str, torch.Tensor] | None
 
 
-def open_inputs(model_config: Config, config: TrainConfig, rank: int = 0, world: int = 1) -> Inputs:
+def open_inputs(model_config: Config, config: TrainConfig, rank: int = 0, world: int = 1, device: torch.device | None = None) -> Inputs:
     """Everything that can be wrong with files is found here, before anything is written or started. Raises UserError."""
     scale = model_config.scale
     train_file, eval_file = config.files(scale)
     pairs = training_pairs(train_file, scale) if config.train_dir else Pairs(train_file, scale)
-    refuse(config.data_mode, pairs)
     if config.data_mode == "h5py":
         pairs.read_by_name()
     loader = Loader(pairs, config.patch_size, config.batch_size, config.seed, rank, world, config.drop_last)
+    refuse(config.data_mode, loader, device)
     validation = load_pairs(eval_file, scale) if eval_file is not None else []
     weights = load_weights(config.weights_file) if config.weights_file is not None else None
     if weights is not None:
@@ -97,7 +97,7 @@ def train(model_config: Config, config: TrainConfig) -> None:
     ranks, outputs = Ranks(), Path(config.outputs_dir)
     try:
         device = devices.pick(config.device, config.device_id, ranks.local_rank)
-        inputs = open_inputs(model_config, config, ranks.rank, ranks.world)
+        inputs = open_inputs(model_config, config, ranks.rank, ranks.world, device)
         ranks.connect(device)
         with locked(outputs, ranks), _signals(ranks) as signals:
             _Run(model_config, config, inputs, ranks, device, outputs, signals).run()
@@ -257,6 +257,7 @@ class _Run:
         busy = first and self.writer.busy
         images, seconds, window = self.speed.counted()
         p.run_speed = [a + b for a, b in zip(p.run_speed, (images, seconds, window), strict=True)]
+        p.waited = self.ranks.agree(int(1e3 * p.waited))[0] / 1e3  # of the rank that waited longest
         record = {
             "event": "epoch", "step": p.step, "epoch": p.epoch, "loss": p.loss_sum / p.loss_steps if p.loss_steps else None, "skipped": p.skipped,
             "fps_end_to_end": per_second(images, seconds), "fps_seed_window": per_second(images, window),
@@ -422,7 +423,7 @@ class _Run:
         print(f"on {devices.describe(self.device)}: {world} x {c.batch_size} patches of {c.patch_size}x{c.patch_size} per step")
         if self.precision.level != "O0" and not devices.low_precision_pays(self.device):
             print("note: on this CPU --opt-level O0 (float32) is faster")
-        print(f"{self.loader.pairs.path}: {len(self.loader)} patches per epoch, {self.loader.steps} steps")
+        print(f"{self.loader.pairs.path}: {self.loader.patches} patches per epoch, {self.loader.steps} steps")
         print(self.feed.about)
         if self.loader.left_out:
             print(f"left out {len(self.loader.left_out)} images smaller than the patch: {', '.join(self.loader.left_out)}")

@@ -290,12 +290,12 @@ def test_a_compressed_file_trains_through_h5py_and_says_why(whole, train, make_h
 def test_images_smaller_than_the_patch_are_named_and_left_out(whole, train, tmp_path):
     pairs = Pairs(whole, 2)
     large = [min(pixels.shape[:2]) >= 14 for pixels in pairs.lr]
-    small = [name for name, kept in zip(pairs.names, large, strict=True) if not kept]
+    small = [name for name, kept in zip(pairs.names(), large, strict=True) if not kept]
     assert 0 < len(small) < 21
     out = train("--patch-size", 14, "--max-steps", 8)
     assert f"left out {len(small)} images smaller than the patch: {', '.join(small)}\n" in train.told.out
     assert f"{21 - len(small)} patches per epoch" in train.told.out
-    write_pairs(tmp_path / "large.h5", [degrade(pairs.names[i], pairs.hr[i], 2) for i in range(21) if large[i]])
+    write_pairs(tmp_path / "large.h5", [degrade(pairs.names()[i], pairs.hr[i], 2) for i in range(21) if large[i]])
     assert last(out) == last(train("--patch-size", 14, "--max-steps", 8, file=tmp_path / "large.h5", to="large"))
     assert "left out" not in train.told.out
 
@@ -305,7 +305,7 @@ def test_images_smaller_than_the_patch_are_named_and_left_out(whole, train, tmp_
 
 def test_drop_last_makes_full_batches_only(train, tmp_path):
     out = train("--drop-last", "--max-steps", 11)
-    assert "21 patches per epoch, 5 steps" in train.told.out
+    assert "20 patches per epoch, 5 steps" in train.told.out
     assert [record["epoch"] for record in events(out, "step")] == [0] * 5 + [1] * 5 + [2]
     for steps in (3, 5, 7, 11):
         train("--drop-last", "--max-steps", steps, "--resume", "auto", to="resumed")

@@ -24,8 +24,8 @@ def test_demo_ends_with_a_table_and_a_picture(tmp_path, monkeypatch, capsys):
     assert sum(json.loads(line)["event"] == "step" for line in (out / "metrics.jsonl").open()) == 3
     picture = np.asarray(Image.open(out / "compare.png"))
     assert picture.shape == (652, 896, 3)
-    trained = {name.split(" ")[0] for name in Pairs(out / "photographs_x2.h5", 2).names}
-    held_out = set(Pairs(out / "held_out_x2.h5", 2).names)
+    trained = {name.split(" ")[0] for name in Pairs(out / "photographs_x2.h5", 2).names()}
+    held_out = set(Pairs(out / "held_out_x2.h5", 2).names())
     assert held_out == {"astronaut", "chelsea"}
     assert not trained & held_out
     assert len({"motorcycle_left", "motorcycle_right"} & trained) != 1  # one scene stays on one side

@@ -9,6 +9,7 @@ import threading
 import time
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 import h5py
 import numpy as np
@@ -221,7 +222,7 @@ def test_auto_reads_through_h5py_what_cannot_be_mapped(files, device):
 @pytest.mark.parametrize("mode", ["mmap", "resident"])
 def test_a_mode_that_needs_contiguous_pixels_is_refused_without_them(files, mode):
     pairs = files[2].packed
-    for ask in (lambda: refuse(mode, pairs), lambda: choose(mode, loader(pairs), CPU, 10), lambda: Feed(loader(pairs), CPU, mode, 1, 0, 10)):
+    for ask in (lambda: refuse(mode, loader(pairs), None), lambda: choose(mode, loader(pairs), CPU, 10), lambda: Feed(loader(pairs), CPU, mode, 1, 0, 10)):
         with pytest.raises(UserError) as caught:
             ask()
         message = str(caught.value)
@@ -232,9 +233,9 @@ def test_a_mode_that_needs_contiguous_pixels_is_refused_without_them(files, mode
 
 @pytest.mark.parametrize("mode", ["auto", *MODES])
 def test_contiguous_pixels_are_refused_by_no_mode(files, mode):
-    refuse(mode, files[2].plain)
+    refuse(mode, loader(files[2].plain), CPU)
     if mode not in ("mmap", "resident"):
-        refuse(mode, files[2].packed)
+        refuse(mode, loader(files[2].packed), CPU)
 
 
 class Large(NamedTuple):
@@ -242,7 +243,8 @@ class Large(NamedTuple):
 
     pairs: object
     batch_size: int
-    patch_size: int
+    patch_bytes: int
+    world: int = 1
 
 
 class LargePairs(NamedTuple):
@@ -257,7 +259,7 @@ ENOUGH = 10**6  # steps
 
 
 def large(size: int) -> Large:
-    return Large(LargePairs("DIV2K_x2.h5", size, 2), 16, 32)
+    return Large(LargePairs("DIV2K_x2.h5", size, 2), 16, 3 * (32**2 + 64**2))
 
 
 @pytest.mark.parametrize(("share", "mode"), [(0.05, "resident"), (feed.RESIDENT_SHARE, "resident"), (feed.RESIDENT_SHARE + 0.001, "mmap"), (2, "mmap")])
@@ -553,3 +555,37 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
     assert first < slots + 4e6
     assert grown < slots + 4e6
     assert resident > size  # what a copy of the file would look like
+
+
+def test_a_file_that_changes_while_it_becomes_resident_is_not_kept(own_file):
+    pairs = Pairs(own_file, 2)
+    read_into = Pairs.read_into
+
+    def changing(self, buffer, start):
+        read_into(self, buffer, start)
+        os.utime(own_file, (1, 1))
+
+    with mock.patch.object(Pairs, "read_into", changing), pytest.raises(TrainingError, match="was changed while it was in use"):
+        Feed(loader(pairs), CPU, "resident", 1, 0, 10)
+
+
+@pytest.mark.parametrize("c", [True, False], ids=["C", "tensors"])
+def test_the_kernel_is_told_to_read_no_more_where_it_is_told_what_to_read(monkeypatch, own_file, c):
+    if not c:
+        monkeypatch.setattr(patches, "_library", lambda: None)
+    told = []
+
+    def tell(self):
+        told.append(self)
+
+    with mock.patch.object(Pairs, "expect_crops", tell):
+        Feed(loader(pairs := Pairs(own_file, 2)), CPU, "mmap", 1, 0, 10)
+    assert told == [pairs] * c
+
+
+def test_ranks_share_the_memory_of_a_host(monkeypatch, own_file):
+    pairs = Pairs(own_file, 2)
+    monkeypatch.setattr(devices, "free_memory", lambda device: 3 * pairs.size)
+    assert choose("resident", loader(pairs, rank=1, world=3), CPU, 1) == ("resident", "as asked")
+    with pytest.raises(UserError, match="--data-mode resident"):
+        choose("resident", loader(pairs, rank=1, world=4), CPU, 1)

@@ -486,3 +486,7 @@ def test_ctrl_c_leaves_nothing(large, tmp_path, start):
     _, err = process.communicate(timeout=60)
     assert "KeyboardInterrupt" in err
     assert all_in(tmp_path) == ["images"]
+
+
+def test_the_root_has_no_place_beside_it(monkeypatch):
+    assert list(module._places("/", 2)) == [cache_folder() / next(module._places("/", 2)).name]

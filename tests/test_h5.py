@@ -74,14 +74,14 @@ def test_views_cannot_change_the_file(tmp_path, make_h5, pairs):
 def test_keys_are_in_numeric_order(tmp_path, make_h5, pairs):
     shuffled = [10, 2, 0, 11, 9, 1, 5, 3, 8, 4, 7, 6]  # by name, "10" and "11" would come before "2"
     mapped = Pairs(make_h5(tmp_path / "a.h5", {str(i): pairs[i] for i in shuffled}), SCALE)
-    assert list(mapped.names) == [str(i) for i in range(12)]
+    assert mapped.names() == [str(i) for i in range(12)]
     for i, (lr, _) in enumerate(pairs):
         np.testing.assert_array_equal(mapped.lr[i], lr)
 
 
 def test_keys_that_are_no_numbers_come_last(tmp_path, make_h5, pairs):
     mapped = Pairs(make_h5(tmp_path / "a.h5", {"butterfly": pairs[0], "10": pairs[1], "baby": pairs[2], "9": pairs[3]}), SCALE)
-    assert list(mapped.names) == ["9", "10", "baby", "butterfly"]
+    assert mapped.names() == ["9", "10", "baby", "butterfly"]
     np.testing.assert_array_equal(mapped.lr[3], pairs[0][0])
 
 
@@ -89,7 +89,7 @@ def test_names_are_the_attributes_where_there_are_any(tmp_path, make_h5, pairs):
     path = make_h5(tmp_path / "a.h5", pairs[:3])
     with h5py.File(path, "r+") as file:
         file["hr/1"].attrs["name"] = "zebra"
-    assert list(Pairs(path, SCALE).names) == ["0", "zebra", "2"]
+    assert Pairs(path, SCALE).names() == ["0", "zebra", "2"]
 
 
 def test_the_last_image_is_the_last(tmp_path, make_h5, pairs):
@@ -318,7 +318,7 @@ def test_images_that_cannot_be_mapped_are_read_through_h5py(tmp_path, make_h5, p
     path = make_h5(tmp_path / "a.h5", pairs, **options)
     opened = Pairs(path, SCALE)
     assert opened.unmappable == f"/lr/0 is {word}"
-    assert list(opened.names) == [str(i) for i in range(12)]
+    assert opened.names() == [str(i) for i in range(12)]
     for i, pair in enumerate(pairs):
         assert opened.sizes[i].tolist() == list(pair[LR].shape[:2])
         for group, images in ((LR, opened.lr), (HR, opened.hr)):
@@ -349,7 +349,7 @@ def test_an_image_inside_its_header_is_read_through_h5py(tmp_path, pairs):
             space = h5py.h5s.create_simple(image.shape)
             h5py.h5d.create(file.create_group(group).id, b"0", h5py.h5t.STD_U8LE, space, compact).write(h5py.h5s.ALL, h5py.h5s.ALL, image)
     opened = Pairs(path, SCALE)
-    assert opened.unmappable == "/lr/0 is not contiguous"
+    assert opened.unmappable == "/lr/0 is a link or not contiguous"
     np.testing.assert_array_equal(opened.hr[0], pairs[0][HR])
 
 
@@ -360,3 +360,53 @@ def test_dataset_whose_values_were_never_written(tmp_path, make_h5, pairs, refus
         del file["hr/0"]
         file["hr"].create_dataset("0", pairs[0][HR].shape, np.uint8, **options)
     assert refused(path) == "/hr/0 was never written; prepare the file from the images again"
+
+
+@pytest.mark.parametrize("external", [True, False], ids=["another file", "the same file"])
+def test_a_link_is_read_where_it_leads(tmp_path, make_h5, pairs, external):
+    make_h5(tmp_path / "other.h5", pairs[::-1])
+    path = make_h5(tmp_path / "a.h5", pairs)
+    with h5py.File(path, "r+") as file:
+        for group in ("lr", "hr"):
+            del file[group]["1"]
+            file[group]["1"] = h5py.ExternalLink("other.h5", f"{group}/3") if external else h5py.SoftLink(f"/{group}/3")
+    opened = Pairs(path, SCALE)
+    assert opened.unmappable == "/lr/1 is a link or not contiguous"
+    expected = (pairs[::-1] if external else pairs)[3]
+    np.testing.assert_array_equal(opened.lr[1], expected[LR])
+    np.testing.assert_array_equal(opened.hr[1], expected[HR])
+
+
+@pytest.mark.parametrize("options", [{}, {"chunks": True}], ids=["mapped", "h5py"])
+def test_a_file_replaced_while_it_is_opened_is_not_mixed_with_the_new_one(tmp_path, make_h5, pairs, refused, monkeypatch, options):
+    path, other = make_h5(tmp_path / "a.h5", pairs, **options), make_h5(tmp_path / "b.h5", pairs[::-1], **options)
+    state = Pairs._state
+
+    def replaced(self):
+        if other.exists():
+            other.replace(path)
+        return state(self)
+
+    monkeypatch.setattr(Pairs, "_state", replaced)
+    assert "was replaced while it was being opened" in refused(path)
+
+
+def test_an_image_that_cannot_be_unpacked_names_the_file(tmp_path, make_h5, pairs):
+    path = make_h5(tmp_path / "a.h5", pairs, compression="gzip")
+    with h5py.File(path, "r") as file:
+        chunk = file["hr/2"].id.get_chunk_info(0)
+    opened = Pairs(path, SCALE)
+    with path.open("r+b") as file:
+        file.seek(chunk.byte_offset)
+        file.write(bytes(chunk.size))
+    os.utime(path, ns=(opened._opened[1],) * 2)  # as a disk does it that fails
+    with pytest.raises(TrainingError, match=r"a\.h5: was cut short .* or the disk failed"):
+        opened.hr[2]
+
+
+def test_dropped_pairs_leave_no_open_file(tmp_path, make_h5, pairs):
+    path = make_h5(tmp_path / "a.h5", pairs)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        assert len(Pairs(path, SCALE).lr[0])
+    assert len(os.listdir("/proc/self/fd")) == before

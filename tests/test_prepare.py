@@ -3,11 +3,14 @@
 import os
 import re
 import resource
+import signal
+import subprocess
 
 import h5py
 import numpy as np
 import pytest
 from PIL import Image
+from runs import command
 
 from rdn_fast.data.h5 import Pairs
 from rdn_fast.data.prepare import Pair, five_crops, read_image, write_pairs
@@ -41,7 +44,7 @@ def pairs(prepare, tmp_path):
         ended = prepare(folder, "--scale", scale, *flags)
         assert (ended.code, ended.err) == (0, "")
         file = Pairs(tmp_path / "out.h5", scale)
-        return dict(zip(file.names, zip(file.lr, file.hr, strict=True), strict=True))
+        return dict(zip(file.names(), zip(file.lr, file.hr, strict=True), strict=True))
 
     return run
 
@@ -281,7 +284,7 @@ def test_file_that_cannot_be_used_is_named_and_skipped(spoilt, prepare, tmp_path
     (line,) = [line for line in ended.out.splitlines() if line.startswith("skipped ")]
     assert re.fullmatch(rf"skipped {re.escape(str(path))}: .{{5,}}", line)
     assert ended.out.endswith("5 pairs from 1 images at x4, 1 files skipped\n")
-    assert list(Pairs(tmp_path / "out.h5", 4).names) == [f"picture_0 (crop {k})" for k in range(5)]
+    assert Pairs(tmp_path / "out.h5", 4).names() == [f"picture_0 (crop {k})" for k in range(5)]
 
 
 @KINDS
@@ -417,4 +420,20 @@ def test_full_disk(image_folder, run_cli, photograph, tmp_path, room):
     assert ended.returncode == 2, ended.stderr
     assert ended.stderr.startswith(f"rdn-fast: error: {output}: cannot be written")
     assert ended.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_ctrl_c_is_heard_while_images_are_skipped(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i in range(3000):
+        (folder / f"{i}.png").write_bytes(b"no image")
+    process = subprocess.Popen(command("prepare", "--images-dir", folder, "--output-path", tmp_path / "a.h5"), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    for _ in range(20):
+        assert b"skipped" in process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err == b""
+    assert out.count(b"skipped") < 2900
     assert list(tmp_path.iterdir()) == [folder]

@@ -1,1 +1,1 @@
-"""Image folder -> h5 (prepare) -> memory-mapped pairs (h5) -> augmented uint8 batches (augment, loader)."""
+"""Image folder -> h5 (prepare, folder, repack) -> memory-mapped pairs (h5) -> which patches (augment, loader) -> float batches (feed)."""

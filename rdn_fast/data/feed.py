@@ -16,14 +16,14 @@ import torch
 from rdn_fast import device as devices
 from rdn_fast.data.h5 import HR, LR, Pairs
 from rdn_fast.data.loader import Loader, Share
-from rdn_fast.data.patches import CutShort, crop, develop, expect
+from rdn_fast.data.patches import CutShort, compiled, crop, develop, expect
 from rdn_fast.data.ring import Ring
 from rdn_fast.errors import UserError
 from rdn_fast.progress import Bar
 
 RESIDENT_SHARE = 0.4  # of the device's free memory, at most, that `auto` fills with data
 AHEAD = 3  # slots beside those that are being filled
-_SLOW = 5e-5  # seconds a patch: longer takes only what comes from a disk
+_SLOW = 3e-9  # seconds a byte of a patch: what is in the page cache takes a fifth of that
 
 
 class Batch(NamedTuple):
@@ -39,34 +39,38 @@ class Batch(NamedTuple):
     total: int
 
 
-def refuse(mode: str, pairs: Pairs) -> None:
-    """UserError when the file cannot be delivered in this mode."""
+def refuse(mode: str, loader: Loader, device: torch.device | None) -> None:
+    """UserError when the file cannot be delivered in this mode; the device may not be known yet."""
+    pairs = loader.pairs
     if mode in ("mmap", "resident") and pairs.unmappable is not None:
-        remedy = f"repack it with `rdn-fast prepare --repack {pairs.path} NEW.h5`, or give --data-mode h5py, which is slow"
+        remedy = f"repack it with `rdn-fast prepare --repack {pairs.path} NEW.h5`, or give --data-mode h5py"
         raise UserError(f"{pairs.path}: --data-mode {mode} needs contiguous pixels, but {pairs.unmappable}; {remedy}")
+    if mode == "resident" and device is not None and pairs.size > (free := _free(loader, device)):
+        raise UserError(f"--data-mode resident: {pairs.path} holds {_bytes(pairs.size)}, and {_bytes(free)} of memory are free; give --data-mode mmap")
 
 
 def choose(mode: str, loader: Loader, device: torch.device, steps: int) -> tuple[str, str]:
     """The mode that `mode` stands for in a run of so many steps, and why. Raises UserError when it cannot be had."""
+    refuse(mode, loader, device)
     pairs = loader.pairs
-    refuse(mode, pairs)
-    if mode == "auto" and pairs.unmappable is not None:
+    if mode != "auto":
+        return mode, "as asked"
+    if pairs.unmappable is not None:
         return "h5py", f"{pairs.unmappable}; `rdn-fast prepare --repack {pairs.path} NEW.h5` makes it fast"
-    if mode in ("mmap", "h5py"):
-        return mode, "as asked"
-    free, size = devices.free_memory(device), _bytes(pairs.size)
-    if mode == "resident":
-        if pairs.size > free:
-            raise UserError(f"--data-mode resident: {pairs.path} holds {size}, and {_bytes(free)} of memory are free; give --data-mode mmap")
-        return mode, "as asked"
     if device.type == "cpu":
         return "mmap", "the page cache keeps what is used"
+    free, size = _free(loader, device), _bytes(pairs.size)
     if pairs.size > RESIDENT_SHARE * free:
         return "mmap", f"its {size} are more than {RESIDENT_SHARE:.0%} of the device's free {_bytes(free)}"
-    used = steps * loader.batch_size * 3 * loader.patch_size**2 * (1 + pairs.scale**2)
+    used = steps * loader.batch_size * loader.patch_bytes
     if used < pairs.size:
         return "mmap", f"this run needs {_bytes(used)} of its {size}"
     return "resident", f"its {size} are less than {RESIDENT_SHARE:.0%} of the device's free {_bytes(free)}"
+
+
+def _free(loader: Loader, device: torch.device) -> int:
+    """Bytes that this rank may still take."""
+    return devices.free_memory(device) // (loader.world if device.type == "cpu" else 1)  # ranks share a host's memory
 
 
 class _Slot:
@@ -131,7 +135,8 @@ class Feed:
         if self._mode == "resident":
             self._flat = _resident(self._pairs, device, quiet=loader.rank > 0)
         elif self._mode == "mmap":
-            self._pairs.expect_crops()
+            if compiled():  # else nothing tells the kernel what to read instead
+                self._pairs.expect_crops()
             if lane is None:
                 self._flat = self._pairs.bytes
         count = max(1, min(AHEAD + workers, stop - start))
@@ -140,7 +145,8 @@ class Feed:
         self._before: _Sent | None = None  # the batch that the caller has
         self._next: _Sent | None = None  # and the one on its way
         self._workers = workers
-        held = sum(t.nbytes for slot in self._slots for t in (slot.walk, *slot.pixels))
+        tensors = [t for slot in self._slots for t in (slot.walk, *slot.pixels)]
+        held = sum(t.nbytes if lane is None else 1 << (t.nbytes - 1).bit_length() for t in tensors)  # page-locked blocks are powers of two
         kind = "" if lane is None else " page-locked"
         self.about = f"data: {self._mode} ({why}); {workers} fill thread{'s' * (workers != 1)}, {count} slots, {_bytes(held)}{kind}"
 
@@ -195,7 +201,7 @@ class Feed:
             self._pairs.check()
         if self._crossing is None:
             slot.here = slot.batch(slot.pixels)
-        self._slow = time.perf_counter() - began > _SLOW * len(slot.share.index)
+        self._slow = time.perf_counter() - began > _SLOW * self._loader.patch_bytes * len(slot.share.index)
 
     def _cut_or_read(self, slot: _Slot) -> None:
         try:
@@ -203,7 +209,7 @@ class Feed:
                 self._read(slot)
             else:
                 self._cut(slot)
-        except (CutShort, OSError):
+        except CutShort:
             raise self._pairs.cut_short() from None
 
     def _cut(self, slot: _Slot) -> None:
@@ -250,7 +256,7 @@ def _floats(batch: int, sizes: tuple[int, int], device: torch.device) -> list[to
 def _resident(pairs: Pairs, device: torch.device, quiet: bool) -> torch.Tensor:
     """The whole file, uint8 [bytes], in the device's memory."""
     flat = torch.empty(pairs.size, dtype=torch.uint8, device=device)
-    block = devices.pinned((min(pairs.size, 1 << 26),), torch.uint8, device)
+    block = torch.empty(min(pairs.size, 1 << 26), dtype=torch.uint8)
     with Bar("reading, block", -(-pairs.size // len(block)), quiet=quiet) as bar:
         for start in range(0, pairs.size, len(block)):
             part = block[: pairs.size - start]

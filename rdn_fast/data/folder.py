@@ -11,8 +11,6 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import h5py
-
 from rdn_fast.cache import cache_folder
 from rdn_fast.data.h5 import Pairs
 from rdn_fast.data.prepare import image_files, prepare
@@ -66,7 +64,8 @@ def _key(folder: str | Path, scale: int) -> str:
 def _places(folder: str | Path, scale: int) -> Iterator[Path]:
     """Where its file may be, best first."""
     folder = Path(os.path.abspath(folder))  # not resolved: beside a link, where the user knows it
-    yield folder.with_name(f"{folder.name}_x{scale}.rdn_fast.h5")
+    if folder.name:  # not the root
+        yield folder.with_name(f"{folder.name}_x{scale}.rdn_fast.h5")
     digest = hashlib.sha256(os.fsencode(folder)).hexdigest()
     yield cache_folder() / f"{folder.name[:40]}-{digest[:16]}_x{scale}.rdn_fast.h5"
 
@@ -76,12 +75,10 @@ def _open(path: Path, key: str, scale: int) -> tuple[Pairs | None, str]:
     if not os.path.exists(path):  # unlike Path.exists, also for a name that is too long
         return None, "is not there yet"
     try:
-        with h5py.File(path, "r") as file:
-            if file.attrs.get(_ATTRIBUTE) != key:
-                return None, "is out of date"
-        return Pairs(path, scale), ""
-    except Exception:  # a damaged file can raise nearly anything
+        pairs = Pairs(path, scale)
+    except UserError:
         return None, "is damaged"
+    return (pairs, "") if pairs.attributes.get(_ATTRIBUTE) == key else (None, "is out of date")
 
 
 def _make(path: Path, folder: str | Path, scale: int) -> Pairs:
@@ -91,7 +88,8 @@ def _make(path: Path, folder: str | Path, scale: int) -> Pairs:
     if pairs is not None:
         return pairs
     for half_written in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        half_written.unlink()  # of a process that was killed
+        with contextlib.suppress(OSError):
+            half_written.unlink()  # of a process that was killed
     print(f"--train-dir {folder}: {path} {flaw}; making it. Later runs take it as it is; it may be deleted.", flush=True)
     prepare(folder, path, scale, flags=("--train-dir", "--train-dir"), attributes={_ATTRIBUTE: key})
     return Pairs(path, scale)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import mmap
 import os
 import warnings
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import h5py
@@ -23,9 +24,9 @@ _GROUPS = ("lr", "hr")
 
 
 class Pairs:
-    """All pairs of a file: `lr[i]` uint8 [h, w, 3], `hr[i]` uint8 [scale*h, scale*w, 3], `names[i]` as far as the file has names.
+    """All pairs of a file: `lr[i]` uint8 [h, w, 3] and `hr[i]` uint8 [scale*h, scale*w, 3]; TrainingError when the file has changed since.
 
-    `sizes`: int64 [N, 2], height and width of the LR images.
+    `sizes`: int64 [N, 2], height and width of the LR images; `attributes`: those of the file's root.
     `bytes` is the whole file, uint8, read-only, and `offset[LR][i]`, `offset[HR][i]` is where an image begins in it; `unmappable`
     says why there is no such map, else it is None.
     """
@@ -36,19 +37,20 @@ class Pairs:
         if not self.path.is_file():
             raise UserError(f"{path}: no such file; make it with: rdn-fast prepare --images-dir FOLDER --output-path {path} --scale {scale}")
         try:
-            self._file = self.path.open("rb")
+            self._file = os.open(self.path, os.O_RDONLY)
+            weakref.finalize(self, os.close, self._file)
             self._opened = self._state()
             with h5py.File(self.path, "r") as file:
+                self.attributes = dict(file.attrs)
                 self._keys = self._partners(file)
                 spans = [self._scan(file[group], group) for group in _GROUPS]
+            self._check_name()
         except UserError:
             raise
         except Exception as error:  # a damaged file can raise nearly anything
             raise UserError(f"{path}: not a readable HDF5 file ({_first_line(error)}); prepare it again") from None
         shapes, offsets = zip(*spans, strict=True)
         self._shapes = [np.array(shape) for shape in shapes]  # [N, 3]
-        self.lr, self.hr = (_Lazy(len(self), lambda i, group=group: self._image(group, i)) for group in (LR, HR))
-        self.names = _Lazy(len(self), self._name)
         self._reader: tuple[int, list[h5py.Group]] | None = None
         self._check_scale()
         self.sizes = self._shapes[LR][:, :2]
@@ -58,7 +60,7 @@ class Pairs:
         else:
             self.offset = np.array(offsets)  # [2, N]
             self._check_ends()
-            self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._map = mmap.mmap(self._file, 0, access=mmap.ACCESS_READ)
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="The given buffer is not writable")
                 self.bytes = torch.frombuffer(self._map, dtype=torch.uint8)
@@ -70,6 +72,20 @@ class Pairs:
 
     def __reduce__(self):
         return Pairs, (self.path, self.scale)  # another process opens the file for itself
+
+    @property
+    def lr(self) -> Sequence[np.ndarray]:
+        return _Images(self, LR)
+
+    @property
+    def hr(self) -> Sequence[np.ndarray]:
+        return _Images(self, HR)
+
+    def names(self, images: Iterable[int] | None = None) -> list[str]:
+        """What these images (None: all) were called, as far as the file says; else their numbers."""
+        keys = self._keys if images is None else [self._keys[i] for i in images]
+        with h5py.File(self.path, "r") as file:
+            return [str(file["hr"][key].attrs.get("name", key)) for key in keys]
 
     @property
     def size(self) -> int:
@@ -92,16 +108,22 @@ class Pairs:
 
     def read_part(self, group: int, i: int, top: int, left: int, out: np.ndarray) -> None:
         """Fill out, uint8 [size, size, 3], with a part of image i, read through h5py (for what cannot be mapped); group: LR or HR."""
-        data = h5py.h5d.open(self._groups()[group].id, self._keys[i].encode())  # h5py's objects take twice the time
-        part = data.get_space()
-        part.select_hyperslab((int(top), int(left), 0), out.shape)
-        data.read(h5py.h5s.create_simple(out.shape), part, out)
+        try:
+            data = h5py.h5d.open(self._groups()[group].id, self._keys[i].encode())  # h5py's objects take twice the time
+            part = data.get_space()
+            part.select_hyperslab((int(top), int(left), 0), out.shape)
+            data.read(h5py.h5s.create_simple(out.shape), part, out)
+        except OSError:
+            raise self.cut_short() from None
 
     def read_into(self, buffer: np.ndarray, start: int) -> None:
         """Fill buffer uint8 [n] with the file's bytes from `start`; raises TrainingError when they are not all there."""
         done = 0
         while done < len(buffer):
-            read = os.preadv(self._file.fileno(), [buffer[done:]], start + done)
+            try:
+                read = os.preadv(self._file, [buffer[done:]], start + done)
+            except OSError:
+                read = 0
             if not read:
                 raise self.cut_short()
             done += read
@@ -109,28 +131,34 @@ class Pairs:
     def read_by_name(self) -> None:
         """Open the file for reading through h5py now, while it has its name: later it is done by its descriptor, and slower."""
         self._keep(h5py.File(self.path, "r"))
+        self._check_name()
 
-    def _image(self, group: int, i: int) -> np.ndarray:
+    def image(self, group: int, i: int) -> np.ndarray:
+        """lr[i] or hr[i]; group: LR or HR."""
+        self.check()
         if self.unmappable is not None:
-            return self._groups()[group][self._keys[i]][()]
+            try:
+                return self._groups()[group][self._keys[i]][()]
+            except OSError:
+                raise self.cut_short() from None
         offset, shape = self.offset[group, i], self._shapes[group][i]
         return self._pixels[offset : offset + int(np.prod(shape))].reshape(shape)
 
     def _groups(self) -> list[h5py.Group]:
         if self._reader is None or self._reader[0] != os.getpid():  # a forked child must not share a handle
-            opened = Path(f"/proc/self/fd/{self._file.fileno()}")  # another file may have its name now
+            opened = Path(f"/proc/self/fd/{self._file}")  # another file may have its name now
             self._keep(h5py.File((opened if opened.exists() else self.path).open("rb"), "r"))
         return self._reader[1]
 
     def _keep(self, file: h5py.File) -> None:
         self._reader = os.getpid(), [file[group] for group in _GROUPS]
 
-    def _name(self, i: int) -> str:
-        with h5py.File(self.path, "r") as file:
-            return str(file["hr"][self._keys[i]].attrs.get("name", self._keys[i]))
+    def _check_name(self) -> None:
+        if not os.path.samestat(os.stat(self.path), os.fstat(self._file)):
+            raise UserError(f"{self.path}: was replaced while it was being opened; start again")
 
     def _state(self) -> tuple[int, int]:
-        state = os.fstat(self._file.fileno())
+        state = os.fstat(self._file)
         return state.st_size, state.st_mtime_ns
 
     def _partners(self, file: h5py.File) -> list[str]:
@@ -148,6 +176,8 @@ class Pairs:
     def _scan(self, group: h5py.Group, name: str) -> tuple[list, list]:
         """Shapes and offsets of all images, by HDF5's own calls: a fifth of the time that h5py's objects take."""
         shapes, offsets = [], []
+        links: dict[bytes, int] = {}
+        group.id.links.iterate(lambda key, info: links.__setitem__(key, info.type), info=True)
         for key in self._keys:
             data = h5py.h5o.open(group.id, key.encode())
             shape = data.shape if isinstance(data, h5py.h5d.DatasetID) else None
@@ -158,7 +188,8 @@ class Pairs:
             if 0 in shape:
                 raise UserError(f"{self.path}: /{name}/{key} is empty, {list(shape)}; prepare the file from the images again")
             shapes.append(shape)
-            offsets.append(data.get_offset())
+            here = links[key.encode()] == h5py.h5l.TYPE_HARD  # a link may lead to another file
+            offsets.append(data.get_offset() if here else None)
             if offsets[-1] is None and data.get_space_status() == h5py.h5d.SPACE_STATUS_NOT_ALLOCATED:  # would be read as black
                 raise UserError(f"{self.path}: /{name}/{key} was never written; prepare the file from the images again")
         return shapes, offsets
@@ -169,7 +200,7 @@ class Pairs:
         if len(odd):
             i = odd[0]
             sizes = f"hr {hr[i, 1]}x{hr[i, 0]} is not {self.scale} times lr {lr[i, 1]}x{lr[i, 0]}"
-            raise UserError(f"{self.path}: pair {self.names[i]}: {sizes}; give the --scale it was made for, or prepare it again")
+            raise UserError(f"{self.path}: pair {self.names([i])[0]}: {sizes}; give the --scale it was made for, or prepare it again")
 
     def _check_ends(self) -> None:
         for group, shapes in enumerate(self._shapes):
@@ -182,23 +213,23 @@ class Pairs:
     def _why_not(self, group: int, i: int) -> str:
         with h5py.File(self.path, "r") as file:
             data = file[_GROUPS[group]][self._keys[i]]
-            how = f"compressed ({data.compression})" if data.compression else "chunked" if data.chunks else "not contiguous"
-            return f"{data.name} is {how}"
+            how = f"compressed ({data.compression})" if data.compression else "chunked" if data.chunks else "a link or not contiguous"
+            return f"/{_GROUPS[group]}/{self._keys[i]} is {how}"
 
 
-class _Lazy(Sequence):
-    """Items that are made when they are asked for."""
+class _Images(Sequence):
+    """A group's images, each read or viewed when it is asked for."""
 
-    def __init__(self, count: int, make: Callable):
-        self._count, self._make = count, make
+    def __init__(self, pairs: Pairs, group: int):
+        self._pairs, self._group = pairs, group
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._pairs)
 
-    def __getitem__(self, i: int):
-        if not 0 <= i < self._count:
+    def __getitem__(self, i: int) -> np.ndarray:
+        if not 0 <= i < len(self):
             raise IndexError(i)
-        return self._make(i)
+        return self._pairs.image(self._group, i)
 
 
 def _first_line(error: Exception) -> str:

@@ -59,11 +59,12 @@ class Loader:
                 f"{pairs.path}: no image is as large as the patch ({patch_size}x{patch_size} LR pixels; the largest is "
                 f"{largest[1]}x{largest[0]}): give a smaller --patch-size, or prepare larger images"
             )
-        self.left_out = [pairs.names[i] for i in np.flatnonzero(~large)]
-        self.pairs, self.patch_size, self.batch_size, self.seed, self.rank, self._world = pairs, patch_size, batch_size, seed, rank, world
+        self.left_out = pairs.names(np.flatnonzero(~large)) if not large.all() else []
+        self.pairs, self.patch_size, self.batch_size, self.seed, self.rank, self.world = pairs, patch_size, batch_size, seed, rank, world
         self.images = np.flatnonzero(large)  # [M], their numbers in the file
         self.factors = 1, pairs.scale  # of LR and HR
         self.edges = tuple(factor * patch_size for factor in self.factors)  # of the patches, in pixels
+        self.patch_bytes = sum(3 * edge**2 for edge in self.edges)
         self.pitches = [3 * factor * pairs.sizes[self.images, 1] for factor in self.factors]  # [M], bytes from row to row
         self.global_batch = batch_size * world
         self.steps = len(self) // self.global_batch if drop_last else -(-len(self) // self.global_batch)  # in an epoch
@@ -72,15 +73,20 @@ class Loader:
         self._epochs: dict[int, Epoch] = {}
 
     def __len__(self) -> int:
-        """Images, and so patches in an epoch over all ranks, those of a dropped last batch included."""
+        """Images that are large enough."""
         return len(self.images)
+
+    @property
+    def patches(self) -> int:
+        """Patches in an epoch, over all ranks."""
+        return min(len(self), self.steps * self.global_batch)
 
     def share(self, step: int) -> Share:
         """This rank's share of `step`, counted from 0 through all epochs."""
         number, position = divmod(step, self.steps)
         epoch = self._epoch(number)
         chosen = epoch.order[position * self.global_batch : (position + 1) * self.global_batch]
-        each, more = divmod(len(chosen), self._world)  # the first `more` ranks have one patch more
+        each, more = divmod(len(chosen), self.world)  # the first `more` ranks have one patch more
         begin = self.rank * each + min(self.rank, more)
         mine = chosen[begin : begin + each + (self.rank < more)]
         return Share(epoch, mine if len(mine) else chosen[:1], len(mine), len(chosen))

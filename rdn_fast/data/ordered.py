@@ -1,4 +1,4 @@
-"""A bounded, order-preserving map over threads: what both `prepare` and the loader need."""
+"""A bounded, order-preserving map over threads."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator

@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 typedef unsigned char byte;
 enum { FINE, CUT_SHORT, NO_MEMORY };
@@ -39,7 +40,7 @@ static const byte *corner(const byte *flat, long start, long down, long right, l
 /* Let the kernel read what n patches need, all at once. */
 void expect(const byte *flat, const long *start, const long *pitch, long n, long size) {
   for (long k = 0; k < n; k++) {
-    const uintptr_t from = (uintptr_t)(flat + start[k]), page = from & ~(uintptr_t)4095;
+    const uintptr_t from = (uintptr_t)(flat + start[k]), page = from & -(uintptr_t)sysconf(_SC_PAGESIZE);
     madvise((void *)page, from - page + pitch[k] * (size - 1) + 3 * size, MADV_WILLNEED);
   }
 }

@@ -61,6 +61,11 @@ def expect(flat: torch.Tensor, start: np.ndarray, pitch: np.ndarray, size: int) 
         library.expect(_at(flat), _longs(start), _longs(pitch), len(start), size)
 
 
+def compiled() -> bool:
+    """Whether there is a C library; it is compiled now if it was not before. Without it expect() does nothing."""
+    return _library() is not None
+
+
 def to_float(images: torch.Tensor, device: torch.device) -> torch.Tensor:
     """uint8 [B, H, W, 3] on the host -> float32 [B, 3, H, W] in 0..1 on the device, in the device's memory format."""
     floats = images.to(device).permute(0, 3, 1, 2).float().div_(255)

@@ -60,7 +60,7 @@ def prepare(
         except ValueError as error:
             return f"{path}: {error}"
 
-    def pairs() -> Iterator[Pair]:
+    def pairs() -> Iterator[Pair | None]:
         with warnings.catch_warnings(), Bar("images", len(paths)) as bar:
             warnings.simplefilter("ignore")  # Pillow's remarks on odd files; what cannot be read is named below
             for result in ordered_map(load, paths, workers=2, ahead=4):
@@ -70,6 +70,7 @@ def prepare(
                         raise UserError(f"{result}; remove or repair it, or leave out --strict to skip it")
                     skipped.append(result)
                     bar.say(f"skipped {result}")
+                    yield None
                 else:
                     yield from result
         if len(skipped) == len(paths):
@@ -79,18 +80,19 @@ def prepare(
     print(f"{output_path}: {written} pairs from {len(paths) - len(skipped)} images at x{scale}, {len(skipped)} files skipped")
 
 
-def write_pairs(path: str | Path, pairs: Iterable[Pair], flag: str = "--output-path", attributes: Mapping[str, str] | None = None) -> int:
-    """Write pairs as an h5 file whose root has these `attributes`, aside and then renamed. Returns how many."""
+def write_pairs(path: str | Path, pairs: Iterable[Pair | None], flag: str = "--output-path", attributes: Mapping[str, str] | None = None) -> int:
+    """Write pairs as an h5 file whose root has these `attributes`, aside and then renamed. Returns how many; None stands for one that was skipped."""
     n = 0
     with new_file(path, flag) as (file, check):
         file.attrs.update(attributes or {})
         groups = file.create_group("lr"), file.create_group("hr")
         for pair in pairs:
-            for group, image in zip(groups, (pair.lr, pair.hr), strict=True):
-                group.create_dataset(str(n), data=image)
-            groups[1][str(n)].attrs["name"] = pair.name
+            if pair is not None:
+                for group, image in zip(groups, (pair.lr, pair.hr), strict=True):
+                    group.create_dataset(str(n), data=image)
+                groups[1][str(n)].attrs["name"] = pair.name
+                n += 1
             check()
-            n += 1
     return n
 
 
@@ -140,8 +142,12 @@ def _interrupts_held() -> Iterator[Callable[[], None]]:
         if came:
             raise KeyboardInterrupt
 
+    def hear(number, _) -> None:
+        came.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a second one acts as usual
+
     if ours:
-        signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+        signal.signal(signal.SIGINT, hear)
     try:
         yield interrupted
     finally:
