@@ -406,6 +406,7 @@ def test_a_folder_where_nothing_can_be_written(train, image_folder, tmp_path, mo
     assert "making it" not in train.told.out
 
 
+@pytest.mark.slow
 def test_two_runs_at_once_make_the_file_of_a_folder_once(train, image_folder, tmp_path):
     folder = image_folder({f"{i}.png": photograph(200, 200, seed=i) for i in range(8)})
     words = [command("train", "--train-dir", folder, "--outputs-dir", tmp_path / name, *FLAGS, "--max-steps", 8) for name in "ab"]

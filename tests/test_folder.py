@@ -442,6 +442,7 @@ def test_who_waits_for_a_process_that_is_killed_makes_it(large, tmp_path, start)
     assert all_in(tmp_path) == ["images", path.name]
 
 
+@pytest.mark.slow
 def test_who_comes_when_a_process_gave_up_waits_for_its_heir(large, tmp_path, start):
     path = tmp_path / "images_x2.rdn_fast.h5"
     first, heir, late = (start(large) for _ in range(3))

@@ -172,6 +172,7 @@ def test_kernels_of_a_training_run_compute_three_times_the_forward_pass():
     assert sum(gpu_parts._kernel_flop(TINY, 3).values()) == 3 * 2 * 3 * 32 * 32 * TINY.block_macs
 
 
+@pytest.mark.slow
 def test_training_is_a_real_run(bench):
     gpu_parts.training(bench, "demo", 2, 2)
     (row,) = bench.results.rows
