@@ -171,6 +171,11 @@ def free_memory(device: torch.device) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
 
 
+def on_host(device: torch.device) -> bool:
+    """Whether the device computes in the host's own memory."""
+    return device.type == "cpu"
+
+
 def pinned(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Host memory that the device can copy from by itself: page-locked; for a CPU, plain memory."""
     return torch.empty(shape, dtype=dtype, pin_memory=device.type != "cpu")

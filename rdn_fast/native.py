@@ -36,7 +36,7 @@ def library(source: Path) -> ctypes.CDLL:
                 return ctypes.CDLL(str(file))
             except OSError:  # damaged: made anew
                 pass
-        _compile(command, file)
+        compile_whole(command, file)
         return ctypes.CDLL(str(file))
     except OSError as error:
         raise CannotBuild(f"could not be built or loaded: {error}") from None
@@ -48,7 +48,8 @@ def _ours(file: Path) -> bool:
     return state.st_uid == os.getuid() and not state.st_mode & 0o022
 
 
-def _compile(command: list[str], file: Path) -> None:
+def compile_whole(command: list[str], file: Path) -> None:
+    """Run the compiler's command; `file` is its whole output, or is not there. Raises CannotBuild."""
     handle, aside = tempfile.mkstemp(suffix=".so", dir=file.parent)
     os.close(handle)
     try:

@@ -57,7 +57,7 @@ def choose(mode: str, loader: Loader, device: torch.device, steps: int) -> tuple
         return mode, "as asked"
     if pairs.unmappable is not None:
         return "h5py", f"{pairs.unmappable}; `rdn-fast prepare --repack {pairs.path} NEW.h5` makes it fast"
-    if device.type == "cpu":
+    if devices.on_host(device):
         return "mmap", "the page cache keeps what is used"
     free, size = _free(loader, device), _bytes(pairs.size)
     if pairs.size > RESIDENT_SHARE * free:
@@ -70,7 +70,7 @@ def choose(mode: str, loader: Loader, device: torch.device, steps: int) -> tuple
 
 def _free(loader: Loader, device: torch.device) -> int:
     """Bytes that this rank may still take."""
-    return devices.free_memory(device) // (loader.world if device.type == "cpu" else 1)  # ranks share a host's memory
+    return devices.free_memory(device) // (loader.world if devices.on_host(device) else 1)  # ranks share a host's memory
 
 
 class _Slot:

@@ -12,11 +12,11 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import torch
 
+from rdn_fast import native
 from rdn_fast.cache import cache_folder
 
 TORCH = "2.13."  # torch's headers and its rules for devices change with every minor version
@@ -54,7 +54,10 @@ def library() -> Path:
     key = hashlib.sha256("\0".join([torch.__version__, version, *command, *sources]).encode()).hexdigest()[:16]
     file = cache_folder() / f"fake_npu-{key}.so"
     if not file.exists():
-        _compile(command, file)
+        try:
+            native.compile_whole(command, file)
+        except native.CannotBuild as reason:
+            raise CannotSimulate(f"the simulated npu {reason}") from None
     return file
 
 
@@ -62,19 +65,6 @@ def environment(**more: str) -> dict[str, str]:
     """os.environ for a process that may import the stand-in torch_npu, with the variables `more`."""
     paths = [str(HERE), str(HERE.parent), str(HERE.parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "TORCH_DEVICE_BACKEND_AUTOLOAD": "0", **more}
-
-
-def _compile(command: list[str], file: Path) -> None:
-    handle, aside = tempfile.mkstemp(suffix=".so", dir=file.parent)
-    os.close(handle)
-    try:
-        done = subprocess.run([*command, "-o", aside], capture_output=True, text=True, check=False)
-        if done.returncode:
-            problem = next((line for line in done.stderr.splitlines() if "error" in line), f"{command[0]} ended with {done.returncode}")
-            raise CannotSimulate(f"the simulated npu could not be compiled: {problem}")
-        os.replace(aside, file)  # whole or not at all: other processes compile it too
-    finally:
-        Path(aside).unlink(missing_ok=True)
 
 
 def _compiler() -> str | None:
