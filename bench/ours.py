@@ -11,13 +11,14 @@ from rdn_fast import precision
 from rdn_fast.config import Config
 from rdn_fast.model import RDN
 from rdn_fast.step import Step
+from rdn_fast.update import update_of
 
 LEVELS = {torch.float32: ("O0", "auto"), torch.float16: ("O1", "fp16"), torch.bfloat16: ("O1", "bf16")}
 
 
 def default_dtype(device: torch.device) -> torch.dtype:
     """What `--opt-level auto` computes in."""
-    return precision.choose("auto", "auto", LOSS_SCALE, device).compute
+    return precision.choose("auto", "auto", device).compute
 
 
 class Ours:
@@ -25,12 +26,13 @@ class Ours:
 
     def __init__(self, config: Config, device: torch.device, dtype: torch.dtype, rdb: str):
         self.device, self.dtype, self.memory_format = device, dtype, devices.memory_format(device)
-        self.precision = precision.choose(*LEVELS[dtype], LOSS_SCALE, device)
+        self.precision = precision.choose(*LEVELS[dtype], device)
         self.model = RDN(config, rdb).to(device, memory_format=self.memory_format)
         self.precision.apply(self.model)
         self.note = f"rdb {rdb}"
         self.optimizer = devices.adam(self.model.parameters(), device, LR, weight_decay=0.0, captured=True)
-        self._step = Step(self.model, self.optimizer, self.precision, device)
+        self.update = update_of(self.optimizer, device, 1.0 if dtype == torch.float32 else LOSS_SCALE)
+        self._step = Step(self.model, self.optimizer, self.update, device)
 
     def infer(self, lr: torch.Tensor) -> torch.Tensor:
         """lr: float32 [B, 3, H, W] in `memory_format` -> [B, 3, s*H, s*W] on the device."""

@@ -25,7 +25,7 @@ from bench.bandwidth import bandwidth
 from bench.cases import PATCH, RDN_B, Contender, words
 from bench.ours import Ours
 from profiling.step import options, training_step
-from rdn_fast import __version__, precision
+from rdn_fast import __version__
 from rdn_fast.config import Config
 from rdn_fast.errors import UserError
 from rdn_fast.model import _conv
@@ -100,7 +100,7 @@ class _Update(Contender):
             parameter.grad = torch.randn_like(parameter)
 
     def run(self) -> None:
-        precision.step(self.ours.optimizer, self.ours.precision.loss_scale, clip=None)
+        self.ours.update.step()
 
 
 def measure(config: Config, batch: int, device: torch.device, rounds: int = ROUNDS) -> Roofline:

@@ -1,6 +1,7 @@
 """The command line: train's flags are built from the fields of config.py; every other command names its own few.
 
 Dashes and underscores are the same in a flag's name. A user's mistake is one line on stderr and exit code 2.
+torch is imported by the commands that need it: --help does not wait for it.
 """
 
 from __future__ import annotations
@@ -12,9 +13,8 @@ import sys
 import types
 import typing
 
-from rdn_fast import __version__
+from rdn_fast import __version__, ascend
 from rdn_fast.config import PRESETS, Config, TrainConfig, settings
-from rdn_fast.device import out_of_memory
 from rdn_fast.errors import Stopped, TrainingError, UserError
 
 
@@ -23,6 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = [_dashed(word) for word in (sys.argv[1:] if argv is None else argv)]
     rank = os.environ.get("RANK", "0")
     who = "rdn-fast" if rank == "0" else f"rdn-fast [rank {rank}]"
+    os.environ.setdefault(ascend.AUTOLOAD, "0")  # torch_npu is imported when a device is picked, where its failure can be told in a line
     try:
         options = _parser().parse_args(arguments)
         return options.run(options, arguments) or 0
@@ -31,8 +32,13 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     except TrainingError as error:
         sys.stderr.write(f"{who}: failed: {error}\n")
-        return 1
+        return error.code
     except RuntimeError as error:
+        if (failure := ascend.autoload_failure(error)) is not None:
+            sys.stderr.write(f"{who}: error: {failure}\n")
+            return 2
+        from rdn_fast.device import out_of_memory
+
         if not out_of_memory(error):
             raise
         remedy = "a smaller --batch-size, --patch-size or model, --data-mode mmap, or smaller images"
@@ -62,17 +68,27 @@ def _parser() -> _Parser:
 
     train = commands.add_parser("train", help="train a model", description="Train a model. Flags given beside --preset win over it.")
     train.set_defaults(run=_train)
-    train.add_argument("--nproc", type=int, help="ranks to start on this machine, one per device", default=argparse.SUPPRESS)
+    train.add_argument("--nproc", type=int, default=1, help="ranks to start on this node, one per device")
+    train.add_argument("--nnodes", default="1", metavar="N|MIN:MAX", help="nodes that take part, each started with the same command")
+    train.add_argument("--rdzv-endpoint", metavar="HOST:PORT", default=argparse.SUPPRESS, help="where the nodes meet: one of them, and a free port of it")
+    id_help = "tells runs apart that meet at one place (default: the outputs folder)"
+    train.add_argument("--rdzv-id", metavar="NAME", default=argparse.SUPPRESS, help=id_help)
+    restarts_help = "how often the ranks are started anew, from the last checkpoint, when one is killed or a device fails"
+    train.add_argument("--max-restarts", type=int, default=0, metavar="K", help=restarts_help)
     tune = commands.add_parser(
         "tune",
-        help="time the dense block's implementations here",
+        help="time the dense block's implementations here, or calibrate the loss scale",
         description="Time the dense block's implementations for a run with these flags (train's), and remember the fastest.",
+        conflict_handler="resolve",
     )
     tune.set_defaults(run=_tune)
     for parser_ in (train, tune):
         parser_.add_argument("--preset", choices=tuple(PRESETS), help="settings by name", default=argparse.SUPPRESS)
         for cls in (Config, TrainConfig):
             _add_fields(parser_, cls)
+    instead = "instead: choose the loss scale as --loss-scale-value auto does, and show the gradients' histogram it is chosen from"
+    tune.add_argument("--loss-scale", dest="calibrate", action="store_true", default=argparse.SUPPRESS, help=instead)
+    tune.add_argument("--outputs-dir", default="outputs/tune", help="where --loss-scale writes loss_scale.csv and loss_scale.svg")
 
     evaluate = commands.add_parser("eval", help="PSNR and SSIM of weights over a set, bicubic beside them")
     evaluate.set_defaults(run=_eval)
@@ -93,6 +109,10 @@ def _parser() -> _Parser:
     repack_help = "instead of all these: rewrite a chunked, compressed or float h5 file as the uint8 file that training maps"
     prepare.add_argument("--repack", nargs=2, metavar=("OLD.h5", "NEW.h5"), help=repack_help)
 
+    doctor = commands.add_parser("doctor", help="what this machine has for training, and what brings the rest")
+    doctor.set_defaults(run=_doctor)
+    doctor.add_argument("--device", default="auto", help="auto, cpu, cuda[:i] or npu[:i]")
+
     demo = commands.add_parser("demo", help="train a small model on photographs, compare it with bicubic and draw the result")
     demo.set_defaults(run=_demo)
     demo.add_argument("--outputs-dir", default="outputs/demo", help="where data, weights and compare.png go")
@@ -107,7 +127,7 @@ def _add_fields(parser: argparse.ArgumentParser, cls) -> None:
         kinds = [kind for kind in typing.get_args(hint) if kind is not types.NoneType] or [hint]
         shown = "" if field.default in (None, False) or "default" in field.metadata["help"] else f" (default: {field.default})"
         names = (field.name.replace("_", "-"), *field.metadata["aliases"])
-        value = {"action": "store_true"} if hint is bool else {"type": kinds[0], "choices": field.metadata["choices"]}
+        value = {"action": "store_true"} if hint is bool else {"type": field.metadata["parse"] or kinds[0], "choices": field.metadata["choices"]}
         parser.add_argument(
             *(f"--{name}" for name in names), dest=field.name, help=field.metadata["help"] + shown, default=argparse.SUPPRESS, **value,
         )  # fmt: skip
@@ -123,13 +143,18 @@ def _dashed(word: str) -> str:
 
 def _train(options: argparse.Namespace, arguments: list[str]) -> int:
     model_config, config = _settings(options)
-    nproc = getattr(options, "nproc", 1)
-    if nproc < 1:
-        raise UserError(f"--nproc {nproc}: must be at least 1")
-    if nproc > 1:
+    if options.nproc < 1:
+        raise UserError(f"--nproc {options.nproc}: must be at least 1")
+    if options.max_restarts < 0:
+        raise UserError(f"--max-restarts {options.max_restarts}: must not be negative")
+    meeting = options.nnodes, getattr(options, "rdzv_endpoint", None), getattr(options, "rdzv_id", None)
+    if options.nproc > 1 or options.max_restarts or meeting != ("1", None, None):
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch, imported only now, warns of a peer that has gone with its C++ stack
         from rdn_fast.launch import launch
+        from rdn_fast.nodes import Nodes
 
-        return launch(model_config, config, nproc, _without(arguments[1:], "--nproc"))
+        arguments = _without(arguments[1:], "--nproc", "--nnodes", "--rdzv-endpoint", "--rdzv-id", "--max-restarts")
+        return launch(model_config, config, options.nproc, Nodes(*meeting), options.max_restarts, arguments)
     from rdn_fast.train import train
 
     train(model_config, config)
@@ -137,24 +162,26 @@ def _train(options: argparse.Namespace, arguments: list[str]) -> int:
 
 
 def _tune(options: argparse.Namespace, _) -> None:
-    from rdn_fast.rdb.tune import show
+    if hasattr(options, "calibrate"):
+        from rdn_fast.scale_report import show
+    else:
+        from rdn_fast.rdb.tune import show
 
     show(*_settings(options))
 
 
 def _settings(options: argparse.Namespace) -> tuple[Config, TrainConfig]:
-    given = {key: value for key, value in vars(options).items() if key not in ("run", "preset", "nproc")}
-    return settings(given, getattr(options, "preset", None))
+    return settings(vars(options), getattr(options, "preset", None))
 
 
-def _without(arguments: list[str], flag: str) -> list[str]:
-    """The arguments less `flag VALUE` or `flag=VALUE`."""
+def _without(arguments: list[str], *flags: str) -> list[str]:
+    """The arguments less `FLAG VALUE` and `FLAG=VALUE`."""
     kept = []
     rest = iter(arguments)
     for word in rest:
-        if word == flag:
+        if word in flags:
             next(rest)
-        elif not word.startswith(f"{flag}="):
+        elif word.partition("=")[0] not in flags:
             kept.append(word)
     return kept
 
@@ -180,6 +207,12 @@ def _prepare(options: argparse.Namespace, arguments: list[str]) -> None:
     from rdn_fast.data.prepare import prepare
 
     prepare(options.images_dir, options.output_path, options.scale, options.eval, options.yjn870_compat, options.strict)
+
+
+def _doctor(options: argparse.Namespace, _) -> int:
+    from rdn_fast.doctor import doctor
+
+    return doctor(options.device)
 
 
 def _demo(options: argparse.Namespace, _) -> None:

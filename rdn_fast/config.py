@@ -6,14 +6,19 @@ The command line is built from these fields (cli.py): a field's metadata holds i
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from rdn_fast.errors import UserError
 
 
-def _flag(default, help: str, *aliases: str, choices: tuple | None = None):
-    return field(default=default, metadata={"help": help, "aliases": aliases, "choices": choices})
+def _flag(default, help: str, *aliases: str, choices: tuple | None = None, parse: Callable | None = None):
+    return field(default=default, metadata={"help": help, "aliases": aliases, "choices": choices, "parse": parse})
+
+
+def number_or_auto(text: str) -> float | str:
+    return text if text == "auto" else float(text)
 
 
 @dataclass(frozen=True)
@@ -100,7 +105,18 @@ class TrainConfig:
         choices=("auto", "O0", "O1", "O2"),
     )
     amp_dtype: str = _flag("auto", "low precision of O1 and O2; auto: fp16 on npu and cuda, bf16 on cpu", choices=("auto", "fp16", "bf16"))
-    loss_scale: float = _flag(1024.0, "static loss scale of O1 and O2; a step whose gradients overflow is skipped and counted", "loss-scale-value")
+    amp_backend: str = _flag(
+        "torch",
+        "what scales the loss in O1 and O2: torch, or apex where its apex.amp is installed; the levels mean the same with both",
+        choices=("torch", "apex"),
+    )
+    loss_scale: float | str = _flag(
+        1024.0,
+        "static loss scale of O1 and O2, or auto: calibrated once on the first batches (fp16). A step whose gradients overflow is skipped and counted; "
+        "after 10 of them in a row the scale is halved, and that is said",
+        "loss-scale-value",
+        parse=number_or_auto,
+    )
     rdb: str = _flag("auto", "implementation of the residual dense block; auto: the fastest here, timed once (`rdn-fast tune` shows the table)")
 
     device: str = _flag("auto", "auto, cpu, cuda[:i] or npu[:i]")
@@ -109,8 +125,10 @@ class TrainConfig:
     checkpoint_every: float = _flag(60.0, "seconds between checkpoints, besides the one at every epoch's end")
 
     def __post_init__(self):
-        for name in ("patch_size", "batch_size", "num_epochs", "lr", "lr_step", "lr_gamma", "loss_scale", "eval_every", "checkpoint_every"):
+        for name in ("patch_size", "batch_size", "num_epochs", "lr", "lr_step", "lr_gamma", "eval_every", "checkpoint_every"):
             _positive(self, name)
+        if self.loss_scale != "auto":
+            _positive(self, "loss_scale")
         for name in ("max_steps", "clip_grad"):
             if getattr(self, name) is not None:
                 _positive(self, name)

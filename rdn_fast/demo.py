@@ -20,19 +20,16 @@ from rdn_fast.train import train
 _TRAIN = ("motorcycle_left.png", "motorcycle_right.png", "coffee.png", "rocket.jpg", "ihc.png", "hubble_deep_field.jpg")
 _HELD_OUT = ("astronaut.png", "chelsea.png")
 _TILE, _STRIDE = 128, 64  # HR pixels
+_SCALE = 2
 
 
 def demo(outputs_dir: str, device: str) -> None:
     """Prepare, train, evaluate and draw under `outputs_dir`. Raises UserError without scikit-image."""
-    photographs = _photographs()
     outputs = Path(outputs_dir)
-    train_file, eval_file = outputs / "photographs_x2.h5", outputs / "held_out_x2.h5"
+    train_file, eval_file = prepare(outputs)
     given = {"outputs_dir": str(outputs), "train_file": str(train_file), "eval_file": str(eval_file), "device": device}
     model_config, config = settings(given, "demo")
     print(f"training on {', '.join(_TRAIN)}; held out: {', '.join(_HELD_OUT)}", flush=True)
-    tiles = [tile for name in _TRAIN for tile in _tiles(photographs / name, model_config.scale)]
-    write_pairs(train_file, tiles, "--outputs-dir")
-    write_pairs(eval_file, [degrade(Path(name).stem, read_image(photographs / name), model_config.scale) for name in _HELD_OUT], "--outputs-dir")
     train(model_config, config)
 
     weights, picture = str(outputs / "best.pth"), outputs / "compare.png"
@@ -48,11 +45,20 @@ def demo(outputs_dir: str, device: str) -> None:
     print("           rdn-fast train --train-file train.h5 --eval-file FOLDER_OF_HR_IMAGES --preset rdn-b --outputs-dir outputs/mine")
 
 
-def _tiles(path: Path, scale: int) -> list[Pair]:
+def prepare(outputs: Path) -> tuple[Path, Path]:
+    """Write h5 files of the photographs to `outputs`: training tiles, and held-out pictures. Raises UserError without scikit-image."""
+    photographs = _photographs()
+    train_file, eval_file = outputs / "photographs_x2.h5", outputs / "held_out_x2.h5"
+    write_pairs(train_file, [tile for name in _TRAIN for tile in _tiles(photographs / name)], "--outputs-dir")
+    write_pairs(eval_file, [degrade(Path(name).stem, read_image(photographs / name), _SCALE) for name in _HELD_OUT], "--outputs-dir")
+    return train_file, eval_file
+
+
+def _tiles(path: Path) -> list[Pair]:
     """Half-overlapping tiles: an epoch is one patch per tile, so a handful of photographs makes an epoch of useful length."""
     image = read_image(path)
     tops, lefts = (np.arange(0, size - _TILE + 1, _STRIDE) for size in image.shape[:2])
-    return [degrade(f"{path.stem} {y},{x}", image[y : y + _TILE, x : x + _TILE], scale) for y in tops for x in lefts]
+    return [degrade(f"{path.stem} {y},{x}", image[y : y + _TILE, x : x + _TILE], _SCALE) for y in tops for x in lefts]
 
 
 def _photographs() -> Path:

@@ -16,24 +16,55 @@ from pathlib import Path
 
 import torch
 
+from rdn_fast import ascend
 from rdn_fast.errors import UserError
 
 _BACKENDS = {"cpu": "gloo", "cuda": "nccl", "npu": "hccl"}
+# What a process can tell an npu: may tensors have its private formats, and are operators compiled for their shapes (jit)?
+_MODES = {"format+jit": (True, True), "format": (True, False), "jit": (False, True), "base": (False, False)}
+_chosen_modes: dict[str, str] = {}  # by kind of device
 
 
 def count(kind: str) -> int:
     """How many ranks this machine can serve on devices of this kind: accelerators, or for `cpu` the cores we may use."""
     if kind == "cpu":
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    module = _module(kind)
-    return module.device_count() if module is not None and module.is_available() else 0
+        return cores()
+    if kind == "npu" and ascend.load() is not None:
+        return 0
+    module = torch.get_device_module(kind)
+    return module.device_count() if module.is_available() else 0
+
+
+def cores() -> int:
+    """How many of the host's cores we may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def have(kind: str) -> str:
+    """What ranks can be served with here, in words."""
+    number = count(kind)
+    plural = "s" * (number > 1)
+    return f"{number} CPU core{plural} and no accelerator" if kind == "cpu" else f"{number} {kind} device{plural}"
+
+
+def here() -> list[torch.device]:
+    """Every device of this machine, the host last."""
+    return [*(torch.device(kind, i) for kind in ("npu", "cuda") for i in range(count(kind))), torch.device("cpu")]
+
+
+def torch_build() -> str:
+    """What this torch can compute on beside its extensions, in words."""
+    return f"CUDA {torch.version.cuda}" if torch.version.cuda else "the CPU alone"
 
 
 def resolve(name: str) -> str:
     """The device kind that `auto`, `cpu`, `cuda[:i]` or `npu[:i]` stands for here; UserError when it is not there."""
     kind = name.partition(":")[0]
     if kind == "auto":
-        return next((k for k in ("npu", "cuda") if count(k)), "cpu")
+        kind = next((k for k in ("npu", "cuda") if count(k)), "cpu")
+        if kind != "npu" and ascend.installed():
+            _note(f"--device auto takes {kind}: {_why_missing('npu')}")
+        return kind
     if kind not in _BACKENDS:
         raise UserError(f"--device {name}: choose auto, cpu, cuda[:i] or npu[:i]")
     if kind != "cpu" and not count(kind):
@@ -60,19 +91,24 @@ def pick(name: str = "auto", device_id: int | None = None, local_rank: int | Non
             raise UserError(f"--device {name}: a CPU has no index; --device cpu")
         return torch.device("cpu")
     _, colon, index = name.partition(":")
-    if colon and not index.isdigit():
+    if colon and not index.isdecimal():
         raise UserError(f"--device {name}: the index after the colon must be a number")
     if local_rank is not None:
         check_shared(name, device_id)
-        chosen = local_rank
+        said, chosen = f"local rank {local_rank}", local_rank
     elif colon:
-        chosen = int(index)
+        said, chosen = f"--device {name}", int(index)
     elif device_id is not None:
-        chosen = device_id
+        said, chosen = f"--device-id {device_id}", device_id
+    elif kind == "npu" and (variable := os.environ.get("ASCEND_DEVICE_ID")):
+        said = f"ASCEND_DEVICE_ID={variable}"
+        if not variable.isdecimal():
+            raise UserError(f"{said}: must be the number of a device; set it to 0 or unset it")
+        chosen = int(variable)
     else:
-        chosen = int(os.environ.get("ASCEND_DEVICE_ID", "0")) if kind == "npu" else 0
+        said, chosen = f"--device {name}", 0
     if not 0 <= chosen < count(kind):
-        raise UserError(f"device {kind}:{chosen} is not there: this machine has {count(kind)} ({kind}:0 to {kind}:{count(kind) - 1})")
+        raise UserError(f"{said}: there is no {kind}:{chosen}; this machine has {have(kind)}, counted from {kind}:0")
     device = torch.device(kind, chosen)
     torch.accelerator.set_device_index(chosen)
     return device
@@ -107,6 +143,46 @@ def adam(parameters, device: torch.device, lr: float, weight_decay: float, captu
     if captured:  # torch would warn of the first, uncaptured steps
         warnings.filterwarnings("ignore", message="This instance was constructed with capturable=True")
     return torch.optim.Adam(parameters, lr=_rate(lr, device), weight_decay=weight_decay, fused=True, capturable=captured)
+
+
+def static_scaler(device: torch.device, scale: float) -> torch.amp.GradScaler:
+    """A gradient scaler whose scale stays as it is, for optimizers that take no flags; gradients that it sees must be finite."""
+    if device.type == "npu":  # its dynamic one does not go with NpuFusedAdam
+        warnings.filterwarnings("ignore", module=r"torch(_npu\.npu)?\.amp\.grad_scaler")  # no float64 for a reciprocal that is exact in float32
+        return torch.get_device_module(device).amp.GradScaler(init_scale=scale, dynamic=False, enabled=scale != 1)
+    return torch.amp.GradScaler(device.type, init_scale=scale, growth_interval=2**31 - 1, enabled=scale != 1)
+
+
+def forget_overflow(device: torch.device) -> None:
+    """Begin a span of work whose overflows are `overflowed`."""
+    if _saturates(device):
+        torch.get_device_module(device).amp.GradScaler.clear_npu_overflow_flag()
+
+
+def overflowed(device: torch.device) -> torch.Tensor | bool:
+    """Whether, on any rank, a result of the span was too large, where that gives no inf: bool [] on such a device; elsewhere False."""
+    if not _saturates(device):
+        return False
+    flag = torch.full((), int(torch.get_device_module(device).amp.GradScaler.get_npu_overflow_flag()), dtype=torch.int32, device=device)
+    if torch.distributed.is_initialized():
+        torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
+    return flag.bool()
+
+
+@cache
+def _saturates(device: torch.device) -> bool:
+    """Ascend 910 in its older mode stops at the largest number and sets a flag instead of giving inf."""
+    return device.type == "npu" and not torch.get_device_module(device).utils.is_support_inf_nan()
+
+
+def foreach_norm(device: torch.device) -> bool | None:
+    """Whether the gradients' norm may be taken by one operation over all (None: as torch chooses); private formats do not bear it."""
+    return False if device.type == "npu" else None
+
+
+def replica_options(device: torch.device) -> dict[str, bool]:
+    """How DistributedDataParallel is to treat a model of one shape of batches: NpuFusedAdam needs gradients that are no part of a bucket."""
+    return {"static_graph": True, "gradient_as_bucket_view": device.type != "npu"}
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float, device: torch.device) -> None:
@@ -160,10 +236,36 @@ def expect_one_shape(device: torch.device) -> None:
         torch.backends.cudnn.benchmark = True
 
 
+def modes(device: torch.device) -> tuple[str, ...]:
+    """Ways of computing of which a process can choose one, before it computes. Only measuring tells the fastest."""
+    return tuple(_MODES) if device.type == "npu" else ()
+
+
+def mode(device: torch.device) -> str:
+    """The one of modes() that this process has chosen; "" for none: the device's own, which differs from chip to chip."""
+    return _chosen_modes.get(device.type, "")
+
+
+def use_mode(device: torch.device, name: str) -> None:
+    """Compute in the mode `name` of modes(); call it before the first tensor is on the device. Raises UserError when it cannot be."""
+    before = mode(device)
+    if name == before:
+        return
+    if before:
+        raise UserError(f"{device} computes in mode {before} and cannot change to {name or 'its own'} inside a process; do that in another one")
+    module, (formats, jit) = torch.get_device_module(device), _MODES[name]
+    try:
+        module.config.allow_internal_format = formats
+        module.set_compile_mode(jit_compile=jit)
+    except RuntimeError as error:
+        raise UserError(f"{device} refuses mode {name} ({str(error).splitlines()[0]}); after `rdn-fast tune` a new run takes one that works") from None
+    _chosen_modes[device.type] = name
+
+
 def free_memory(device: torch.device) -> int:
     """Bytes that may still be taken: of the accelerator, or of the host as its kernel estimates it."""
     if device.type != "cpu":
-        return _module(device.type).mem_get_info(device)[0]
+        return torch.get_device_module(device).mem_get_info(device)[0]
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
@@ -214,7 +316,7 @@ def describe(device: torch.device) -> str:
     """A name for logs and result rows."""
     if device.type == "cpu":
         return f"cpu ({_cpu_name()}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()})"
-    return f"{device} ({_module(device.type).get_device_name(device)})"
+    return f"{device} ({torch.get_device_module(device).get_device_name(device)})"
 
 
 def out_of_memory(error: RuntimeError) -> bool:
@@ -266,18 +368,15 @@ def _cpu_name() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def _module(kind: str):
-    if kind == "npu" and not hasattr(torch, "npu"):
-        try:
-            importlib.import_module("torch_npu")
-        except (ImportError, RuntimeError, OSError):
-            return None
-    return getattr(torch, kind, None)
+@cache
+def _note(line: str) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        print(f"note: {line}", flush=True)  # before what ranks of our own say
 
 
 def _why_missing(kind: str) -> str:
     if kind == "npu":
-        return "no Ascend NPU that torch_npu can use is here (is torch_npu installed and CANN's set_env.sh sourced?)"
+        return ascend.load() or ascend.no_device()
     if torch.version.cuda is None:
         return f"this torch ({torch.__version__}) is built without CUDA"
     return "no CUDA GPU is visible here (nvidia-smi shows what the driver sees)"

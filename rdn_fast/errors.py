@@ -2,6 +2,8 @@
 
 import signal
 
+RETRY = 75  # sysexits' EX_TEMPFAIL: how a rank ends that did no wrong that is known; its launcher may start all of them anew
+
 
 class UserError(Exception):
     """A mistake the user can mend: one line naming the file or flag and the remedy; exit code 2."""
@@ -17,3 +19,11 @@ class Stopped(Exception):
 
 class TrainingError(Exception):
     """A run that cannot go on (diverged, disk full, out of memory): one line; exit code 1, the last checkpoint stays whole."""
+
+    code = 1
+
+
+class LostContact(TrainingError):
+    """Another rank has ended or does not answer."""
+
+    code = RETRY

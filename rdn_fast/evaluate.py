@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -22,7 +21,7 @@ from rdn_fast.data.prepare import Pair, degrade, image_files, read_image
 from rdn_fast.device import memory_format, pick
 from rdn_fast.errors import UserError
 from rdn_fast.model import RDN, infer_config, load_state
-from rdn_fast.progress import Bar, finite
+from rdn_fast.progress import Bar, finite, print_table
 
 
 def evaluate(weights_file: str, eval_file: str, scale: int | None = None, device: str = "auto", json_file: str | None = None) -> dict:
@@ -123,6 +122,5 @@ def _print_table(report: dict, title: str) -> None:
         if row["name"] == "mean":
             table.add_section()
         table.add_row(escape(row["name"]), *(f"{value:.4f}" if "ssim" in key else f"{value:.2f}" for key, value in row.items() if key != "name"))
-    console = Console()
-    console.print(table) if console.is_terminal else Console(width=200).print(table)
+    print_table(table)
     print("PSNR-Y: canonical (rounded to uint8, borders cropped). ref.: as yjn870's code and the Ascend port print it.")

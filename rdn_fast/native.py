@@ -17,17 +17,24 @@ from rdn_fast.cache import cache_folder
 _FLAGS = ("-std=gnu11", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
 
 
+NO_COMPILER = "needs a C compiler (gcc or clang; $CC names another)"
+
+
 class CannotBuild(Exception):
     """Why there is no library, in words that go on from 'it ...'."""
+
+
+def compiler() -> str | None:
+    """The path of the C compiler that there is."""
+    return next(filter(None, map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))), None)
 
 
 @cache
 def library(source: Path) -> ctypes.CDLL:
     """The C file's library, from the user's cache folder if it was built before. Raises CannotBuild."""
-    compiler = next(filter(None, map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))), None)
-    if compiler is None:
-        raise CannotBuild("needs a C compiler (gcc or clang; $CC names another)")
-    command = [compiler, *_FLAGS, *_openmp(), str(source)]
+    if (program := compiler()) is None:
+        raise CannotBuild(NO_COMPILER)
+    command = [program, *_FLAGS, *_openmp(), str(source)]
     key = hashlib.sha256("\0".join([*command, source.read_text(), _processor()]).encode()).hexdigest()[:16]
     try:
         file = cache_folder() / f"{source.stem}-{key}.so"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import time
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
-from rdn_fast.checkpoint import newest
+from rdn_fast.checkpoint import newest, write_aside
 from rdn_fast.errors import UserError
 from rdn_fast.ranks import Ranks
 
@@ -66,3 +67,18 @@ def set_aside(outputs: Path, say: Callable[[str], None], after: int | None = Non
             path.rename(aside / path.relative_to(outputs))
         what = "an earlier run" if after is None else f"checkpoints after step {after}"
         say(f"{outputs} held {what}; now in {aside}")
+
+
+def own(outputs: Path, launches: list[str], global_batch: int) -> None:
+    """Note, once an earlier run is out of the way, that what lies in the folder from now on is of this run."""
+    text = json.dumps({"launches": launches, "global_batch": global_batch})
+    write_aside(outputs / ".run", lambda file: file.write(text.encode()))
+
+
+def begun(outputs: Path, launches: list[str]) -> int | None:
+    """The global batch of the run in the folder when one of these launches began it and it has saved: we go on with it. None: we are another run."""
+    try:
+        run = json.loads((outputs / ".run").read_text())
+    except FileNotFoundError:
+        return None
+    return run["global_batch"] if {*launches} & {*run["launches"]} and newest(outputs / "checkpoints") else None

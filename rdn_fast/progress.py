@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Column
+from rich.table import Column, Table
 
 _PLAIN_SECONDS = 10.0  # between plain progress lines
 
@@ -98,6 +98,12 @@ class MetricsLog:
         self._file.close()
         if self._tensorboard:
             self._tensorboard.close()
+
+
+def print_table(table: Table) -> None:
+    """As wide as the terminal; elsewhere wide enough to keep lines whole."""
+    console = Console()
+    console.print(table) if console.is_terminal else Console(width=200).print(table)
 
 
 def finite(value):

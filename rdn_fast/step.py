@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from rdn_fast import device as devices
-from rdn_fast import precision as precisions
+from rdn_fast.update import Update
 
 
 class Step:
@@ -17,8 +17,9 @@ class Step:
     devices.adam, must have been made for that.
     """
 
-    def __init__(self, replica, optimizer, precision: precisions.Precision, device: torch.device, clip: float | None = None, world: int = 1):
-        self._replica, self._optimizer, self._precision, self._clip, self._world = replica, optimizer, precision, clip, world
+    def __init__(self, replica, optimizer, update: Update, device: torch.device, world: int = 1):
+        """`update`: the optimizer's."""
+        self._replica, self._optimizer, self._update, self._world = replica, optimizer, update, world
         self._replayed = devices.Replayed(self._work, device) if world == 1 else self._work
 
     def __call__(self, lr: torch.Tensor, hr: torch.Tensor, weight: torch.Tensor, usual: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
@@ -28,5 +29,5 @@ class Step:
     def _work(self, lr, hr, weight):
         self._optimizer.zero_grad()
         share = F.l1_loss(self._replica(lr).float(), hr, reduction="sum") * weight
-        (share * (self._world * self._precision.loss_scale)).backward()  # DDP divides gradients by the number of ranks
-        return share.detach(), precisions.step(self._optimizer, self._precision.loss_scale, self._clip)
+        self._update.backward(share * self._world)  # DDP divides gradients by the number of ranks
+        return share.detach(), self._update.step()

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from rdn_fast import __version__, metrics, precision
+from rdn_fast import __version__, apex, loss_scale, metrics, precision
 from rdn_fast import device as devices
 from rdn_fast.checkpoint import Writer, checkpoint_path, host_copy, load_checkpoint, load_weights
 from rdn_fast.config import Config, TrainConfig
@@ -28,18 +28,19 @@ from rdn_fast.data.folder import training_pairs
 from rdn_fast.data.h5 import Pairs
 from rdn_fast.data.loader import Loader
 from rdn_fast.data.prepare import Pair
-from rdn_fast.errors import Stopped, TrainingError, UserError
+from rdn_fast.errors import LostContact, Stopped, TrainingError, UserError
 from rdn_fast.evaluate import load_pairs, predict
 from rdn_fast.model import RDN, load_state
-from rdn_fast.outputs import locked, set_aside
+from rdn_fast.outputs import begun, locked, own, set_aside
 from rdn_fast.progress import Bar, MetricsLog, clock
 from rdn_fast.ranks import Ranks
 from rdn_fast.rdb import able
-from rdn_fast.rdb.tune import Case, choose
+from rdn_fast.rdb.tune import Case, choose, fastest_mode
 from rdn_fast.speed import WARM_UP, Speed, per_second
 from rdn_fast.step import Step
+from rdn_fast.update import PATIENCE, update_of
 
-MAX_SKIPS = 20  # consecutive steps without a finite gradient before a run is given up
+MAX_SKIPS = 2 * PATIENCE  # consecutive steps without a finite gradient, at a scale that cannot be halved, before a run is given up
 _FLUSH_STEPS = 64  # losses kept on the device at most before the host reads them
 _FLUSH_SECONDS = 1.0
 
@@ -52,7 +53,8 @@ class Progress:
     epoch: int = 0
     position: int = 0
     skipped: int = 0
-    skips_in_a_row: int = 0
+    skips_in_a_row: int = 0  # since the last halving of the loss scale
+    loss_scale: float | None = None  # None: to be chosen
     loss_sum: float = 0.0  # over the epoch's steps with finite gradients
     loss_steps: int = 0
     best_epoch: int | None = None
@@ -100,16 +102,38 @@ def train(model_config: Config, config: TrainConfig) -> None:
         inputs = open_inputs(model_config, config, ranks.rank, ranks.world, device)
         ranks.connect(device)
         with locked(outputs, ranks), _signals(ranks) as signals:
-            _Run(model_config, config, inputs, ranks, device, outputs, signals).run()
+            ranks.on_first(_check_same, ranks.gather(_shared(model_config, config, inputs)))
+            launches = ranks.launches()
+            if (batch := ranks.on_first(begun, outputs, launches)) is not None:  # the ranks were started anew, perhaps more or fewer of them
+                if batch % ranks.world:
+                    raise UserError(f"--nnodes: a batch of {batch} patches cannot be shared out evenly to {ranks.world} ranks; start anew with other nodes")
+                config = dataclasses.replace(config, resume="auto", batch_size=batch // ranks.world)
+                inputs = open_inputs(model_config, config, ranks.rank, ranks.world, device)
+            run = _Run(model_config, config, inputs, ranks, device, outputs, signals)
+            ranks.on_first(own, outputs, launches, inputs.loader.global_batch)
+            run.run()
         ranks.close()
     except BrokenPipeError:
         raise
     except OSError as error:
         raise TrainingError(f"{error.filename or outputs}: {error.strerror or error}; mend it, then go on with --resume auto") from None
     except RuntimeError as error:
-        if not ranks.lost(error):
+        if (what := ranks.lost(error)) is None:
             raise
-        raise TrainingError("lost contact with another rank, whose own message says why; go on with --resume auto") from None
+        raise LostContact(f"{what}; go on with --resume auto") from None
+
+
+def _shared(model_config: Config, config: TrainConfig, inputs: Inputs) -> dict:
+    """What must be the same for all ranks; paths may differ from node to node."""
+    given = dataclasses.asdict(model_config) | dataclasses.asdict(config)
+    return {name: value for name, value in given.items() if not name.endswith(("_path", "_file", "_dir"))} | {"images": len(inputs.loader)}
+
+
+def _check_same(of_ranks: list[dict]) -> None:
+    for rank, theirs in enumerate(of_ranks):
+        for name, value in of_ranks[0].items():
+            if theirs[name] != value:
+                raise UserError(f"{name.replace('_', '-')} is {value} for rank 0 and {theirs[name]} for rank {rank}; give every node the same flags and data")
 
 
 class _Run:
@@ -117,27 +141,37 @@ class _Run:
         self.began = time.monotonic()
         self.config, self.ranks, self.device, self.outputs, self.signals = config, ranks, device, outputs, signals
         self.scale, self.loader, self.validation = model_config.scale, inputs.loader, inputs.validation
-        self.precision = precision.choose(config.opt_level, config.amp_dtype, config.loss_scale, device)
+        self.precision = precision.choose(config.opt_level, config.amp_dtype, device)
+        by_apex = self.precision.scaled and config.amp_backend == "apex"
+        if by_apex:
+            ranks.on_first(apex.check, device)
 
         devices.expect_one_shape(device)
         torch.manual_seed(config.seed)
         self.model = RDN(model_config)
         if inputs.weights is not None:
             self.model.load_state_dict(inputs.weights)
+        self.total_steps = min(config.max_steps or math.inf, config.num_epochs * self.loader.steps)
+        state = ranks.on_first(self._find_checkpoint)
+        self.mode = ranks.on_first(self._choose_mode, state)
+        devices.use_mode(device, self.mode)
         self.model.to(device, memory_format=devices.memory_format(device))
         self.precision.apply(self.model)
         self.average = copy.deepcopy(self.model) if config.ema else None
         self.optimizer = devices.adam(self.model.parameters(), device, config.lr, config.weight_decay, captured=ranks.world == 1)
         self.progress = Progress()
-        self.total_steps = min(config.max_steps or math.inf, config.num_epochs * self.loader.steps)
-        metrics_bytes, rows = self._resume()
+        metrics_bytes, rows = self._resume(state)
         self.rows = ranks.on_first(self._choose_rows, rows)
         for model in filter(None, (self.model, self.average)):
             model.rdb = self.rows["training"]
+        if self.progress.loss_scale is None:
+            self.progress.loss_scale = self._loss_scale()
 
-        replica = DistributedDataParallel(self.model, gradient_as_bucket_view=True, static_graph=True) if ranks.world > 1 else self.model
-        self.step = Step(replica, self.optimizer, self.precision, device, config.clip_grad, ranks.world)
-        self.read_back = torch.zeros(_FLUSH_STEPS, 2, device=device)  # loss share and skip flag of the steps since the last flush
+        settings = device, self.progress.loss_scale, config.clip_grad, self.progress.skips_in_a_row
+        self.update = apex.ApexUpdate(self.model, self.optimizer, *settings) if by_apex else update_of(self.optimizer, *settings)
+        replica = DistributedDataParallel(self.model, **devices.replica_options(device)) if ranks.world > 1 else self.model
+        self.step = Step(replica, self.optimizer, self.update, device, ranks.world)
+        self.read_back = torch.zeros(_FLUSH_STEPS, 3, device=device)  # loss share, skip flag and loss scale of the steps since the last flush
         self.unread: list[dict] = []
         self.feed = Feed(self.loader, device, config.data_mode, config.num_workers, self.progress.step, self.total_steps)
         self.waited = 0.0  # of feed.waited, what is in the progress
@@ -193,7 +227,7 @@ class _Run:
             decay = min(self.config.ema, (1 + self.progress.step) / (10 + self.progress.step))  # forgets the initial weights
             with torch.no_grad():
                 torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
-        self.read_back[len(self.unread)] = torch.stack([share, skipped])
+        self.read_back[len(self.unread)] = torch.stack([share, skipped, self.update.scale])
         self.unread.append({"event": "step", "step": self.progress.step + 1, "epoch": self.progress.epoch, "lr": rate})
 
     def _attend(self) -> None:
@@ -222,9 +256,9 @@ class _Run:
         if not self.unread:
             return
         rows = self.read_back[: len(self.unread)].cpu().double()
-        losses, skips = self.ranks.total(rows[:, 0].contiguous()).tolist(), rows[:, 1].tolist()
+        losses = self.ranks.total(rows[:, 0].contiguous()).tolist()
         p = self.progress
-        for record, loss, skip in zip(self.unread, losses, skips, strict=True):
+        for record, loss, (_, skip, scale) in zip(self.unread, losses, rows.tolist(), strict=True):
             p.skips_in_a_row = p.skips_in_a_row + 1 if skip else 0
             if skip:
                 p.skipped += 1
@@ -234,21 +268,30 @@ class _Run:
                 p.loss_steps += 1
             if self.ranks.first:
                 self.log.write({**record, "loss": loss})
-            if p.skips_in_a_row == MAX_SKIPS:
+            halved = scale != p.loss_scale
+            if p.skips_in_a_row == MAX_SKIPS or (halved and not math.isfinite(loss)):  # no scale mends a loss that is not finite
                 self._give_up(record["step"], loss)
+            if halved:
+                p.loss_scale, p.skips_in_a_row = scale, 0
+                self._say_halved(record["step"])
         self.speed.settle()  # costs nothing here: the device has just been waited for
         p.epoch_speed = self.speed.totals
         self.news = self._news(losses[-1], self.unread[-1]["lr"])
         self.unread.clear()
 
+    def _say_halved(self, step: int) -> None:
+        if self.ranks.first:
+            self.bar.say(f"step {step}: the gradients of {PATIENCE} steps in a row overflowed; the loss scale is halved to {self.progress.loss_scale:.10g}")
+            self.log.write({"event": "loss_scale", "step": step, "loss_scale": self.progress.loss_scale})
+
     def _give_up(self, step: int, loss: float) -> None:
         if not self.ranks.first:
             raise SystemExit(1)  # the first rank speaks for all
         cause = "the loss itself is not finite" if not math.isfinite(loss) else f"the loss is {loss:.4g}"
-        remedy = "a smaller --lr or --clip-grad 1" if self.precision.level == "O0" else "a smaller --loss-scale-value or --lr, or --clip-grad 1"
+        good = step - self.progress.skips_in_a_row
         raise TrainingError(
-            f"steps {step - MAX_SKIPS + 1} to {step} had gradients that are not finite and were skipped; {cause}. The weights are those "
-            f"of step {step - MAX_SKIPS}; go on from the last checkpoint with --resume auto and {remedy}"
+            f"steps {good + 1} to {step} had gradients that are not finite and were skipped; {cause}. The weights are those "
+            f"of step {good}; go on from the last checkpoint with --resume auto and a smaller --lr or --clip-grad 1"
         )
 
     def _end_epoch(self) -> None:
@@ -319,9 +362,39 @@ class _Run:
             "settings": self._settings(),
             "recipe": self._recipe(),
             "rows": self.rows,
+            "mode": self.mode,
         }
         self.writer.put(checkpoint_path(self.outputs, self.progress.step), host_copy(state), prune=True)
         self.writer.put(self.outputs / "last.pth", self._weights())
+
+    def _loss_scale(self) -> float:
+        """The scale to begin with, as float32 holds it."""
+        asked = self.config.loss_scale
+        if not self.precision.scaled:
+            return 1.0
+        return torch.tensor(self.ranks.on_first(self._calibrate) if asked == "auto" else asked, dtype=torch.float32).item()
+
+    def _calibrate(self) -> float:
+        """On the first rank: the scale that `auto` stands for, and why."""
+        choice = loss_scale.choose(self.model, self.precision, lambda: loss_scale.sample(self.loader, self.device, self.progress.step))
+        print("\n".join(choice.lines))
+        return choice.scale
+
+    @property
+    def _case(self) -> Case:
+        """A step's block."""
+        c = self.config
+        return Case.of(self.model.config, (c.batch_size, 3, c.patch_size, c.patch_size), self.device, self.precision.compute, True)
+
+    def _choose_mode(self, state: dict | None) -> str:
+        """On the first rank: the device's mode, a checkpoint's or else the one that `rdn-fast tune` has found the fastest."""
+        if state is None:
+            return fastest_mode(self._case)
+        before = state.get("mode", "")
+        if before and before not in devices.modes(self.device):
+            print(f"note: the steps before were computed in mode {before}, which {self.device} does not have: the same but for rounding")
+            return ""
+        return before
 
     def _choose_rows(self, before: dict[str, str]) -> dict[str, str]:
         """On the first rank: the block's implementations for steps and validation. `auto` keeps to those of a checkpoint."""
@@ -329,7 +402,7 @@ class _Run:
         picture = self.validation[0].lr.shape[:2] if self.validation else (edge, edge)
         rows = {}
         for use, case in (
-            ("training", Case.of(model, (c.batch_size, 3, edge, edge), self.device, self.precision.compute, True)),
+            ("training", self._case),
             ("validation", Case.of(model, (1, 3, *picture), self.device, torch.float32, False)),
         ):
             here = [row.name for row in able(case.device, case.dtype, case.training)]
@@ -339,14 +412,15 @@ class _Run:
                 print(f"note: --rdb for {use} was {before[use]}, now {rows[use]}: the same but for rounding")
         return rows
 
-    def _resume(self) -> tuple[int, dict[str, str]]:
-        """Take up a checkpoint if asked to; returns how many bytes of metrics.jsonl belong to it, and its block implementations."""
-        state = self.ranks.on_first(self._find_checkpoint)
+    def _resume(self, state: dict | None) -> tuple[int, dict[str, str]]:
+        """Take up a checkpoint if there is one; returns how many bytes of metrics.jsonl belong to it, and its block implementations."""
         if state is None:
             return 0, {}
         self.model.load_state_dict(state["model"])
         if self.average:
             self.average.load_state_dict(state["average"])
+        for slots in state["optimizer"]["state"].values():
+            slots["step"] = int(slots["step"])  # every Adam takes that
         self.optimizer.load_state_dict(state["optimizer"])
         for group in self.optimizer.param_groups:
             group |= {key: self.optimizer.defaults[key] for key in ("weight_decay", "capturable") if key in group}
@@ -355,6 +429,8 @@ class _Run:
                 if isinstance(value, torch.Tensor) and value.shape == parameter.shape:  # in the parameter's memory format again
                     slots[key] = torch.empty_like(parameter).copy_(value)
         self.progress = Progress(**state["progress"])
+        if self.config.loss_scale != state["recipe"]["loss_scale"]:
+            self.progress.loss_scale = None
         return state["metrics_bytes"], state.get("rows", {})
 
     def _find_checkpoint(self) -> dict | None:
@@ -395,7 +471,7 @@ class _Run:
         schedule = {"lr": c.lr, "lr_schedule": c.lr_schedule, "lr_step": c.lr_step, "lr_gamma": c.lr_gamma}
         if c.lr_schedule == "cosine":
             schedule["total_steps"] = self.total_steps
-        return {**schedule, "weight_decay": c.weight_decay, "clip_grad": c.clip_grad}
+        return {**schedule, "weight_decay": c.weight_decay, "clip_grad": c.clip_grad, "loss_scale": c.loss_scale}
 
     @property
     def flop(self) -> int:
@@ -418,8 +494,9 @@ class _Run:
             return
         c, world = self.config, self.ranks.world
         millions = sum(p.numel() for p in self.model.parameters()) / 1e6
-        rdb = self.rows["training"]
-        print(f"rdn-fast {__version__}: x{self.scale} RDN, {millions:.2f} M parameters, {self.precision}, rdb {rdb}, torch {torch.__version__}")
+        rdb = self.rows["training"] + (f", mode {self.mode}" if self.mode else "")
+        scale = f", loss scale {self.progress.loss_scale:.10g} ({c.amp_backend})" if self.precision.scaled else ""
+        print(f"rdn-fast {__version__}: x{self.scale} RDN, {millions:.2f} M parameters, {self.precision}{scale}, rdb {rdb}, torch {torch.__version__}")
         print(f"on {devices.describe(self.device)}: {world} x {c.batch_size} patches of {c.patch_size}x{c.patch_size} per step")
         if self.precision.level != "O0" and not devices.low_precision_pays(self.device):
             print("note: on this CPU --opt-level O0 (float32) is faster")
@@ -431,7 +508,7 @@ class _Run:
             print("no --eval-file: nothing is validated and no best.pth is written")
         event = "resume" if self.progress.step else "start"
         record = {"event": event, "step": self.progress.step, "device": devices.describe(self.device), "world": world, "torch": torch.__version__}
-        self.log.write({**record, "rdn_fast": __version__, **self._settings(), "rdb": self.rows})
+        self.log.write({**record, "rdn_fast": __version__, **self._settings(), "loss_scale": self.progress.loss_scale, "rdb": self.rows, "mode": self.mode})
 
     def _conclude(self) -> None:
         p = self.progress

@@ -26,7 +26,7 @@ def python(environment, *arguments) -> subprocess.CompletedProcess:
 
 
 def test_the_device_keeps_its_promises(environment, tmp_path):
-    assert len(CHECKS) == 5
+    assert len(CHECKS) == 6
     ended = python(environment, "-m", "pytest", "-q", "--noconftest", "-p", "no:cacheprovider", f"--basetemp={tmp_path / 'checks'}", *CHECKS)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "skipped" not in ended.stdout, ended.stdout
@@ -86,3 +86,13 @@ def test_training_on_it_is_training(environment, tmp_path):
     for name, weight in ours.items():
         assert relative_error(weight, theirs[name]) < 100 * SLACK[torch.float32], name
     assert events(tmp_path / "npu", "start")[0]["device"] == "npu:0 (simulated on CPU, not run on Ascend)"
+
+
+@pytest.mark.parametrize(("ranks", "named", "skipped"), [(1, "0:2,0:5", [2, 5]), (2, "1:3", [3])])
+def test_an_overflow_that_gives_no_inf_is_a_skipped_step_on_every_rank(environment, tmp_path, ranks, named, skipped):
+    data = make_data(tmp_path / "data")
+    flags = ("--batch-size", 4, "--max-steps", 6, "--epochs", 6, "--opt-level", "O1", "--rdb", "naive", "--device", "npu", "--nproc", ranks)
+    variables = {"FAKE_NPU_SATURATES": "1", "FAKE_NPU_OVERFLOWS": named, "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    ended = cli("train", "--data-path", data, "--outputs-dir", tmp_path / "out", *TINY, *flags, env={**environment, **variables})
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert [record["step"] for record in events(tmp_path / "out", "step") if record.get("skipped")] == skipped

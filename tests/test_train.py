@@ -15,6 +15,7 @@ from rdn_fast import train as training
 from rdn_fast.cli import main
 from rdn_fast.config import TrainConfig
 from rdn_fast.errors import UserError
+from rdn_fast.update import PATIENCE
 
 
 @pytest.fixture(scope="module")
@@ -135,16 +136,61 @@ def test_low_precision_stays_close_to_float32(train, flags):
     assert [a["loss"] for a in full] != [b["loss"] for b in low]  # it really was another precision
 
 
-def test_overflowing_steps_are_skipped_counted_and_end_the_run(train):
-    out = train("--opt-level", "O1", "--amp-dtype", "fp16", "--loss-scale", "1e38", "--epochs", 20, code=1)
-    records = events(out, "step")
-    assert len(records) == training.MAX_SKIPS
-    assert all(record["skipped"] for record in records)
+def test_overflowing_steps_are_skipped_and_counted_and_the_scale_is_halved_until_they_fit(train):
+    out = train("--opt-level", "O1", "--amp-dtype", "fp16", "--loss-scale", 2.0**24, "--max-steps", 90, "--epochs", 90)
+    records, halvings = events(out, "step"), events(out, "loss_scale")
+    skipped = [record["step"] for record in records if record.get("skipped")]
+    assert halvings
+    assert [record["loss_scale"] for record in halvings] == [2.0 ** (23 - i) for i in range(len(halvings))]
+    for record in halvings:  # each after a whole row of skipped steps
+        assert set(range(record["step"] - PATIENCE + 1, record["step"] + 1)) <= set(skipped)
+        assert f"step {record['step']}: " in train.output.out
+    assert len(skipped) < len(records)  # at last they fit
     assert all(math.isfinite(record["loss"]) for record in records)
-    message = train.output.err.splitlines()
-    assert len(message) == 1
-    assert "steps 1 to 20" in message[0]
-    assert "--loss-scale-value" in message[0]
+    last = torch.load(out / "checkpoints/step_00000090.pt", weights_only=True)["progress"]
+    assert (last["loss_scale"], last["skipped"]) == (halvings[-1]["loss_scale"], len(skipped))
+
+
+def test_a_resume_in_the_middle_of_a_row_of_overflows_is_exact(train):
+    flags = ("--opt-level", "O2", "--amp-dtype", "fp16", "--loss-scale", 2.0**20, "--epochs", 90)
+    whole = train(*flags, "--max-steps", 60, to="whole")
+    parts = train(*flags, "--max-steps", PATIENCE + 3, to="parts", code=1)  # no step of it counted
+    assert "no step had finite gradients" in train.output.err
+    train(*flags, "--max-steps", 60, "--resume", "auto", to="parts")
+    assert events(parts, "loss_scale")
+    assert [(r["step"], r["loss_scale"]) for r in events(parts, "loss_scale")] == [(r["step"], r["loss_scale"]) for r in events(whole, "loss_scale")]
+    assert (parts / "last.pth").read_bytes() == (whole / "last.pth").read_bytes()
+
+
+def test_a_resume_may_change_the_loss_scale_and_says_so(train):
+    flags = ("--opt-level", "O1", "--amp-dtype", "fp16", "--epochs", 9)
+    train(*flags, "--loss-scale", 64, "--max-steps", 2)
+    out = train(*flags, "--loss-scale", 32, "--max-steps", 4, "--resume", "auto")
+    assert "loss_scale was 64.0, now 32.0" in train.output.out
+    assert [record["loss_scale"] for record in events(out, "start") + events(out, "resume")] == [64, 32]
+
+
+def test_a_calibrated_loss_scale_is_said_stored_and_kept(train):
+    flags = ("--opt-level", "O1", "--amp-dtype", "fp16", "--loss-scale-value", "auto", "--epochs", 9)
+    whole = train(*flags, "--max-steps", 6, to="whole")
+    (scale,) = [record["loss_scale"] for record in events(whole, "start")]
+    assert f"loss scale auto: {scale:.10g}, " in train.output.out
+    assert math.log2(scale) % 1 == 0
+    assert scale > 1
+    parts = train(*flags, "--max-steps", 4, to="parts")
+    train(*flags, "--max-steps", 6, "--resume", "auto", to="parts")
+    assert "loss scale auto" not in train.output.out  # it is the run's
+    assert f"loss scale {scale:.10g} (torch)" in train.output.out
+    assert events(parts, "resume")[0]["loss_scale"] == scale
+    assert (parts / "last.pth").read_bytes() == (whole / "last.pth").read_bytes()
+
+
+def test_a_calibrated_loss_scale_where_none_is_needed(train):
+    out = train("--opt-level", "O2", "--amp-dtype", "bf16", "--loss-scale", "auto", "--max-steps", 1)
+    assert [record["loss_scale"] for record in events(out, "start")] == [1]
+    assert "loss scale auto: 1, because" in train.output.out
+    out = train("--opt-level", "O0", "--loss-scale", "auto", "--max-steps", 1)
+    assert [record["loss_scale"] for record in events(out, "start")] == [1]
 
 
 def test_divergence_names_the_steps_and_a_resume_mends_it(train):

@@ -6,11 +6,10 @@ import contextlib
 import gc
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -20,6 +19,7 @@ from rdn_fast.cache import cache_folder
 from rdn_fast.checkpoint import write_aside
 from rdn_fast.config import Config, TrainConfig
 from rdn_fast.errors import UserError
+from rdn_fast.progress import print_table
 from rdn_fast.rdb import IMPLS, able, refusal, select
 
 ROUNDS = 3
@@ -39,6 +39,7 @@ class Case:
     batch: int
     height: int
     width: int
+    mode: str = ""  # of the device (device.mode)
 
     @classmethod
     def of(cls, config: Config, shape, device: torch.device, dtype: torch.dtype, training: bool) -> Case:
@@ -47,16 +48,29 @@ class Case:
         batch, _, height, width = shape
         if not training:
             batch, height, width = 1, *(min(-(-side // 32) * 32, PICTURE) for side in (height, width))
-        if device.type == "cpu":
+        if devices.on_host(device):
             batch = min(batch, max(1, CPU_PIXELS // (height * width)))
-        return cls(device, dtype, training, config, batch, height, width)
+        return cls(device, dtype, training, config, batch, height, width, devices.mode(device))
 
     def key(self) -> str:
         """Everything that a remembered choice holds for, as text."""
         c = self.config
         shape = f"{self.batch}x{c.num_features}x{self.height}x{self.width} G{c.growth_rate} C{c.num_layers}"
         words = devices.describe(self.device), str(self.dtype), shape, "training" if self.training else "inference"
-        return ", ".join((*words, f"torch {torch.__version__}", f"rdn_fast {__version__}"))
+        mode = (f"mode {self.mode}",) if self.mode else ()
+        return ", ".join((*words, *mode, f"torch {torch.__version__}", f"rdn_fast {__version__}"))
+
+    @property
+    def flop(self) -> int:
+        """Floating-point operations: forward, and in training twice that backward."""
+        return 2 * (3 if self.training else 1) * self.config.block_macs * self.batch * self.height * self.width
+
+
+def cases_of(config: Config, train: TrainConfig, device: torch.device) -> tuple[Case, Case]:
+    """What `rdn-fast tune` times: a training run's steps, and evaluation in float32."""
+    patch = train.batch_size, 3, train.patch_size, train.patch_size
+    dtype = precision.choose(train.opt_level, train.amp_dtype, device).compute
+    return Case.of(config, patch, device, dtype, True), Case.of(config, (1, 3, PICTURE, PICTURE), device, torch.float32, False)
 
 
 @dataclass(frozen=True)
@@ -80,7 +94,7 @@ def choose(name: str, case: Case) -> str:
         return select(name, case.device, case.dtype, case.training).name
     if case not in _winners:
         names = [row.name for row in able(case.device, case.dtype, case.training)]
-        known = _remembered().get(case.key())
+        known = remembered().get(case.key())
         if known not in names:
             known = names[0] if len(names) == 1 else renew(case).fastest
         _winners[case] = known
@@ -91,12 +105,29 @@ def renew(case: Case) -> Timing:
     """Time the rows, and remember the fastest."""
     timing = measure(case)
     _winners[case] = timing.fastest
-    text = json.dumps(_remembered() | {case.key(): timing.fastest}, indent=1)
+    remember({case.key(): timing.fastest})
+    return timing
+
+
+def remember(choices: dict[str, str]) -> None:
+    """Add choices to those in the user's cache folder."""
+    text = json.dumps(remembered() | choices, indent=1)
     try:
         write_aside(_file(), lambda file: file.write(text.encode()))
     except OSError as error:
         print(f"note: {_file()} cannot be written ({error.strerror}); the next run times the block's implementations again")
-    return timing
+
+
+def mode_key(case: Case) -> str:
+    """Under which the mode is remembered in which the case is fastest, whatever the mode in effect."""
+    return f"{replace(case, mode='').key()}, fastest mode"
+
+
+def fastest_mode(case: Case) -> str:
+    """The mode of the device in which `rdn-fast tune` found the case fastest; "": its own, or `tune` has not looked."""
+    known = devices.modes(case.device)
+    name = remembered().get(mode_key(case)) if known else None
+    return name if name in known else ""
 
 
 def measure(case: Case) -> Timing:
@@ -128,23 +159,24 @@ def measure(case: Case) -> Timing:
 def show(config: Config, train: TrainConfig) -> None:
     """Time all rows anew for a training run, and for evaluation in float32, and print the tables."""
     device = devices.pick(train.device, train.device_id)
-    patch = train.batch_size, 3, train.patch_size, train.patch_size
-    dtype = precision.choose(train.opt_level, train.amp_dtype, train.loss_scale, device).compute
-    for case in (Case.of(config, patch, device, dtype, True), Case.of(config, (1, 3, PICTURE, PICTURE), device, torch.float32, False)):
+    if devices.modes(device):
+        from rdn_fast.rdb.sweep import sweep  # which imports this module
+
+        sweep(config, train, device)
+        return
+    for case in cases_of(config, train, device):
         timing = renew(case)
         table = Table(title=escape(case.key()), title_justify="left", caption=f"auto: {timing.fastest}", caption_justify="left")
         for name in ("rdb", "ms", "GFLOP/s", "times naive"):
             table.add_column(name, justify="left" if name == "rdb" else "right")
         table.add_column("")
-        flop = 2 * (3 if case.training else 1) * config.block_macs * case.batch * case.height * case.width
         for row in IMPLS.values():
             seconds = timing.seconds.get(row.name)
             reason = timing.failed.get(row.name) or refusal(row, device, case.dtype, case.training)
             against = f"{timing.seconds['naive'] / seconds:.2f}" if seconds and "naive" in timing.seconds else ""
-            figures = (f"{seconds * 1e3:.2f}", f"{flop / seconds / 1e9:.0f}", against) if seconds else ("", "", "")
+            figures = (f"{seconds * 1e3:.2f}", f"{case.flop / seconds / 1e9:.0f}", against) if seconds else ("", "", "")
             table.add_row(row.name, *figures, escape(reason or row.why))
-        console = Console()
-        console.print(table) if console.is_terminal else Console(width=200).print(table)
+        print_table(table)
 
 
 def _time(name: str, case: Case, arguments) -> float:
@@ -181,7 +213,7 @@ def _file() -> Path:
     return cache_folder() / "tuning.json"
 
 
-def _remembered() -> dict[str, str]:
+def remembered() -> dict[str, str]:
     """Winners by key. A file that cannot be read as that is removed, with one line, and made anew by the next choice."""
     try:
         choices = json.loads(_file().read_text())

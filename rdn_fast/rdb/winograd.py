@@ -17,6 +17,8 @@ from torch.autograd.function import once_differentiable
 
 from rdn_fast import native
 
+SOURCE = Path(__file__).with_name("winograd.c")
+
 # 4x4 tiles computed at a time, for each thread: few enough for their transforms to stay in the cache, and in the backward pass
 # enough to pay for reading and writing the weights' gradients.
 _TILES, _TILES_BACKWARD = 64, 128
@@ -29,7 +31,7 @@ class _Shape(ctypes.Structure):
 
 @cache
 def _library() -> ctypes.CDLL:
-    library = native.library(Path(__file__).with_name("winograd.c"))
+    library = native.library(SOURCE)
     library.rdn_packed.restype = library.rdn_gradients.restype = library.rdn_workspace.restype = ctypes.c_long
     return library
 

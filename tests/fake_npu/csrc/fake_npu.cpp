@@ -8,3 +8,4 @@
 #include "operators.h"
 #include "streams.h"
 #include "tensors.h"
+#include "timers.h"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 
 import torch
 from torch import Event, Stream, accelerator
@@ -18,13 +19,13 @@ from torch.accelerator import (
     set_stream,
 )
 
-from torch_npu.npu import amp
+from torch_npu.npu import amp, utils
 
 __all__ = [
     "Event", "Stream", "amp", "config", "current_device", "current_stream", "device", "device_count", "empty_cache", "get_amp_supported_dtype",
     "get_device_name", "get_rng_state", "is_available", "is_bf16_supported", "manual_seed", "manual_seed_all", "max_memory_allocated",
     "max_memory_reserved", "mem_get_info", "memory_allocated", "memory_reserved", "memory_stats", "reset_peak_memory_stats", "set_compile_mode",
-    "set_device", "set_option", "set_rng_state", "set_stream", "stream", "synchronize",
+    "set_device", "set_option", "set_rng_state", "set_stream", "stream", "synchronize", "utils",
 ]  # fmt: skip
 
 _library = torch.ops.fake_npu
@@ -113,7 +114,16 @@ def get_amp_supported_dtype() -> list[torch.dtype]:
 
 
 def set_compile_mode(jit_compile: bool = False) -> None:
-    """Choose between compiled and prebuilt kernels, once: a process that changes its mind is not safe on the real device."""
+    """Choose between compiled and prebuilt kernels, once: a process that changes its mind is not safe on the real device.
+
+    FAKE_NPU_REFUSES_JIT=1 is a device without a compiler. FAKE_NPU_LOG names a file that gets a line for each choice: the device, what is
+    chosen, and how many bytes were allocated before.
+    """
+    if jit_compile and os.environ.get("FAKE_NPU_REFUSES_JIT") == "1":
+        raise RuntimeError("set_compile_mode: no compiler of operators was found")
+    if "FAKE_NPU_LOG" in os.environ:
+        with open(os.environ["FAKE_NPU_LOG"], "a") as log:
+            print(f"npu:{current_device()} format={config.allow_internal_format} jit={jit_compile} after {max_memory_allocated()}", file=log)
     if _chosen.setdefault("jit_compile", bool(jit_compile)) != bool(jit_compile):
         raise RuntimeError("set_compile_mode: jit_compile cannot be changed again in this process")
 

@@ -1,0 +1,112 @@
+"""The block's implementations on the device, in all that it offers: a contiguous layout, and float32, bf16 and fp16."""
+
+import sys
+
+import pytest
+import torch
+import torch_npu  # noqa: F401
+from runs import TINY, make_data
+from test_rdb import SHAPES, block, check, in_float64, problem, solve
+from tolerance import assert_as_good_as_naive
+
+from rdn_fast import device as devices
+from rdn_fast.cli import main
+from rdn_fast.errors import UserError
+from rdn_fast.rdb import FLOATS, IMPLS, able, graph, naive, select
+
+NPU = torch.device("npu", 0)
+TORCHAIR = """
+from pathlib import Path
+
+class CompilerConfig:
+    pass
+
+def get_npu_backend(*, compiler_config):
+    assert isinstance(compiler_config, CompilerConfig)
+
+    def run_as_it_is(graph, inputs):
+        with Path(__file__).with_name("graphs").open("a") as file:
+            print(len(inputs), file=file)
+        return graph.forward
+
+    return run_as_it_is
+"""
+
+
+@pytest.fixture
+def torchair(tmp_path, monkeypatch):
+    """A package torchair that runs graphs as they are, and writes a line for each to the file that is returned."""
+    (tmp_path / "torchair.py").write_text(TORCHAIR)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path / "graphs"
+    sys.modules.pop("torchair", None)
+    torch._dynamo.reset()
+
+
+@pytest.fixture(autouse=True)
+def _nothing_known():
+    graph.missing.cache_clear()
+    graph._compiled.cache_clear()
+
+
+def test_the_layout_is_contiguous_and_these_rows_can_run():
+    assert devices.memory_format(NPU) is torch.contiguous_format
+    here = [row for row in IMPLS.values() if "npu" in row.devices]
+    assert [row.name for row in here] == ["naive", "sliced", "summed", "torchair"]
+    assert {row.layout for row in here} <= {"any", "contiguous"}
+    assert all(set(row.dtypes) >= set(FLOATS) for row in here)
+    assert [row.name for row in here if row.trains] == ["naive", "sliced", "summed"]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("name", ["naive", "sliced", "summed"])
+def test_output_and_gradients_are_as_good_as_naives(name, dtype, shape):
+    """naive itself by the CPU's."""
+    for seed in range(2):
+        if name != "naive":
+            check(IMPLS[name], torch.contiguous_format, shape, dtype, seed)
+            continue
+        arguments, upstream = problem(shape, dtype, seed)
+        oracle, plain = solve(block, *in_float64(arguments, upstream)), solve(naive.rdb, arguments, upstream)
+        for part, result in solve(naive.rdb, arguments, upstream, device=NPU).items():
+            assert (result.device, result.dtype) == (NPU, dtype), part
+            assert_as_good_as_naive(result, oracle[part], plain[part], dtype, f"naive, {part}, shape {shape}, seed {seed}")
+
+
+def test_the_graph_gives_naives_numbers_for_pictures_of_all_sizes(torchair):
+    row = select("torchair", NPU, torch.float32, training=False)
+    with torch.inference_mode():
+        for dtype in FLOATS:
+            for size in ((5, 7), (9, 4), (16, 16)):
+                arguments, _ = problem((1, 18, 13, 2, *size), dtype, 0)
+                results = [solve(function, arguments, None, trains=False, device=NPU)["y"] for function in (row.module.rdb, naive.rdb)]
+                assert torch.equal(*results), (dtype, size)
+    graphs = torchair.read_text().splitlines()
+    assert len(graphs) == len(FLOATS), "one graph for each dtype"
+
+
+def test_the_graph_does_not_train(torchair):
+    assert "torchair" in [row.name for row in able(NPU, torch.float16, training=False)]
+    assert "torchair" not in [row.name for row in able(NPU, torch.float16, training=True)]
+    with pytest.raises(UserError, match="--rdb torchair has no backward pass"):
+        select("torchair", NPU, torch.float16, training=True)
+
+
+def test_without_the_package_it_is_left_out():
+    assert "torchair" not in [row.name for row in able(NPU, torch.float32, training=False)]
+    with pytest.raises(UserError, match=r"--rdb torchair needs the package torchair, whose import fails: No module named 'torchair'; .*naive, sliced, summed$"):
+        select("torchair", NPU, torch.float32, training=False)
+
+
+def test_a_package_that_breaks_is_left_out(torchair):
+    torchair.with_name("torchair.py").write_text("raise AssertionError('protobuf is too old')")
+    assert graph.missing() == "needs the package torchair, whose import fails: protobuf is too old"
+
+
+def test_naming_it_for_training_is_one_line(capsys, tmp_path):
+    flags = ("train", "--data-path", make_data(tmp_path / "data"), "--outputs-dir", tmp_path / "out", *TINY, "--device", "npu", "--rdb", "torchair")
+    assert main([str(flag) for flag in flags]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("rdn-fast: error: --rdb torchair has no backward pass; on npu in float16 can run: naive, sliced, summed")
+    assert err.count("\n") == 1
