@@ -13,7 +13,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench import bandwidth
-from profiling import flame, roofline, trace
+from profiling import flame, loss_scale, roofline, trace
+from profiling.loss_scale import Edges, Run
 from profiling.roofline import Part, Roofline
 from profiling.step import options, training_step
 from rdn_fast import rdb
@@ -153,7 +154,7 @@ def test_the_profiled_step_is_that_of_training_at_its_default_precision():
 def test_what_cannot_be_is_a_users_error(capsys):
     with pytest.raises(UserError, match="--batch-size 0"):
         options(None, ["--batch-size", "0"])
-    for tool in (trace, roofline, flame):
+    for tool in (trace, roofline, flame, loss_scale):
         assert tool.main(["--device", "abacus"]) == 2
         assert capsys.readouterr().err.count("\n") == 1
 
@@ -183,3 +184,73 @@ def test_a_run_that_fails_leaves_no_flame_graph(tmp_path, monkeypatch):
     with pytest.raises(flame.CannotSample, match=r"^py-spy ended with 7: Permission denied$"):
         flame.flame("demo", 2, CPU, tmp_path / "flame.svg")
     assert not (tmp_path / "flame.svg").exists()
+
+
+def of_float32(loss: float, seed: int = 1, **more) -> Run:
+    return Run("O0", "float32", None, False, seed, 300, loss=loss, psnr_y=30.0, curve="0.2 0.1", **more)
+
+
+def of_fp16(exponent: int, loss: float, skipped: int = 0, tuned: bool = False) -> Run:
+    return Run(
+        "O1", "float16", exponent, tuned, 1, 300, lost=0.5, loss=loss, deviation=0.01, psnr_y=30.0, skipped=skipped, last_exponent=exponent, curve="0.3 nan"
+    )
+
+
+FLOAT32 = [of_float32(0.10), of_float32(0.13, 2), of_float32(0.11, 3)]  # 0.13 is the highest that does not hurt
+GRADIENTS = [of_float32(0.5, schedule="step", largest_o1=value, largest_o2=1.0) for value in (2.0, 5.0, 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("runs", "found", "next_ones"),
+    [
+        ([of_fp16(0, 0.12), of_fp16(8, 0.13)], Edges(None, None), []),
+        ([of_fp16(-8, 0.14), of_fp16(0, 0.12), of_fp16(8, 0.1), of_fp16(16, 0.5, skipped=9)], Edges(-8, 16), [-4, 12]),
+        ([of_fp16(-8, 0.9), of_fp16(-4, float("nan")), of_fp16(-3, 0.1), of_fp16(15, 0.1), of_fp16(16, 0.1, skipped=1)], Edges(-4, 16), []),
+        ([of_fp16(16, 0.1, skipped=1), of_fp16(0, 0.9)], Edges(0, 16), []),
+    ],
+)
+def test_edges_of_the_loss_scale_and_where_to_look_next(runs, found, next_ones):
+    assert loss_scale.edges(FLOAT32 + GRADIENTS + runs, "O1") == found
+    assert loss_scale.between(FLOAT32 + GRADIENTS + runs, "O1") == next_ones
+
+
+def test_growth_is_that_of_the_largest_gradient():
+    assert loss_scale.growth(FLOAT32 + GRADIENTS, "O1") == 2.5
+    assert loss_scale.growth(FLOAT32 + GRADIENTS, "O2") == 1.0
+
+
+def test_picture_and_table_hold_the_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(loss_scale, "LEVELS", ("O1",))
+    low = [of_fp16(-8, 0.14), of_fp16(0, 0.12, tuned=True), of_fp16(16, 0.5, skipped=9)]
+    runs = FLOAT32 + GRADIENTS + low
+    conditions = dict.fromkeys(("date", "commit", "command", "device", "torch", "rdn_fast", "model", "patch", "batch", "kind"), "<&>")
+    for name in ("a.svg", "b.svg"):
+        loss_scale.write(runs, conditions, tmp_path / name)
+    picture = (tmp_path / "a.svg").read_bytes()
+    assert picture == (tmp_path / "b.svg").read_bytes()
+    assert b"O1 at" in picture
+    rows = list(csv.DictReader((tmp_path / "a.csv").open(encoding="utf-8")))
+    assert [row["exponent"] for row in rows] == [""] * 6 + ["-8", "0", "16"]
+    assert {row["device"] for row in rows} == {"<&>"}
+    words = loss_scale.table(runs)
+    assert "underflow hurts at 2^-8 and below (50.0% of the first batches' gradients are lost), overflow begins at 2^16" in words
+    assert "grew 2.50 times" in words
+    assert "tuned 2^0: loss 0.12000" in words
+
+
+@pytest.mark.slow
+def test_scales_are_trained_at_until_the_edges_are_found(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("skimage")
+    changes = {"STEPS": 6, "LAST": 3, "POINT": 2, "SEEDS": (123, 1), "COARSE": (22,), "ALONG": (0, 2), "LEVELS": ("O2",)}
+    for name, value in (changes | {"SHOWN": "O2", "PICTURE": tmp_path / "loss_scale.svg"}).items():
+        monkeypatch.setattr(loss_scale, name, value)
+    assert loss_scale.main(["--device", "cpu"]) == 0
+    rows = list(csv.DictReader((tmp_path / "loss_scale.csv").open(encoding="utf-8")))
+    skipped = {int(row["exponent"]): int(row["skipped"]) for row in rows if row["level"] == "O2"}
+    over = min(exponent for exponent, count in skipped.items() if count)
+    assert skipped[over - 1] == 0
+    (tuned,) = (row for row in rows if row["tuned"] == "True")
+    assert int(tuned["exponent"]) < over
+    assert float(tuned["deviation"]) < 0.05
+    assert f"overflow begins at 2^{over}" in capsys.readouterr().out
+    assert [row["steps"] for row in rows if row["largest_o2"]] == ["0", "2"]

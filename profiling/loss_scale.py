@@ -1,0 +1,325 @@
+"""`python -m profiling.loss_scale`: what the loss scale does to fp16 training, as loss_scale.csv and loss_scale.svg.
+
+A small RDN is trained on scikit-image's photographs by `rdn-fast train`: in float32 from several seeds, and in fp16 (O1 and O2) from the first
+seed at powers of two from far too small to far too large. Underflow hurts where the mean loss of the last steps is above that of float32, same
+seed, by more than float32's seeds lie apart. Overflow begins where a step is skipped. Both edges are narrowed down to a factor of two. The
+tuned scale is what `--loss-scale-value auto` chooses; how much room it needs, the largest gradients along a float32 run show.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import json
+import math
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from statistics import fmean
+from typing import NamedTuple
+
+import torch
+
+from bench import results
+from bench.cases import words
+from rdn_fast import __version__, demo, precision
+from rdn_fast import device as devices
+from rdn_fast.checkpoint import load_weights
+from rdn_fast.config import Config
+from rdn_fast.data.h5 import Pairs
+from rdn_fast.data.loader import Loader
+from rdn_fast.errors import UserError
+from rdn_fast.loss_scale import MARGIN, SUBNORMAL, Evidence, calibrate, sample
+from rdn_fast.model import RDN
+
+PICTURE = Path(__file__).with_name("loss_scale.svg")
+MODEL = Config(num_features=16, growth_rate=16, num_blocks=2, num_layers=3)
+PATCH, BATCH, LR = 12, 4, 2e-3
+STEPS, LAST, POINT = 300, 100, 20  # steps of a run, of its final loss, of a point of its curve
+SEEDS = (123, 1, 2, 3)
+LEVELS = ("O1", "O2")
+SHOWN = "O1"  # whose curves are drawn
+COARSE = range(-16, 25, 8)  # exponents of the scales that are tried first
+ALONG = (0, 1, 4, 16, 64, STEPS)  # steps after which gradients are measured, in float32 at a rate that stays
+COLOURS = {"O1": "#5b8db8", "O2": "#d1622b"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run. `exponent`: of the scale that it began with, None in float32; losses are means over steps."""
+
+    level: str
+    dtype: str
+    exponent: int | None
+    tuned: bool
+    seed: int
+    steps: int
+    schedule: str = "cosine"
+    lost: float | None = None  # share of the first batches' gradients that are below fp16's smallest number at that scale
+    loss: float | None = None  # of the last LAST steps
+    deviation: float | None = None  # how far these steps' losses are from float32's, same seed, on average, as a share of `loss`
+    psnr_y: float | None = None  # of the held-out photographs
+    skipped: int = 0
+    first_skip: int | None = None
+    last_exponent: float | None = None
+    largest_o1: float | None = None  # gradient after the steps, of those that are fp16 at O1, and at O2
+    largest_o2: float | None = None
+    curve: str = ""  # losses of POINT steps each
+    end: str = "complete"
+
+
+class Edges(NamedTuple):
+    """Exponents of scales: at `underflow` and below it hurts, at `overflow` and above steps are skipped; None: at none that was tried."""
+
+    underflow: int | None
+    overflow: int | None
+
+
+def whole(runs: list[Run]) -> list[Run]:
+    """The float32 runs to compare with, the first seed's first."""
+    return [run for run in runs if run.level == "O0" and run.schedule == "cosine"]
+
+
+def edges(runs: list[Run], level: str) -> Edges:
+    """What the runs of that level say, as the head of this file defines it."""
+    base = [run.loss for run in whole(runs)]
+    highest = base[0] + max(base) - min(base)
+    mine = [run for run in runs if run.level == level]
+    under = [run.exponent for run in mine if not run.skipped and not run.loss <= highest]  # NaN hurts, too
+    return Edges(max(under, default=None), min((run.exponent for run in mine if run.skipped), default=None))
+
+
+def between(runs: list[Run], level: str) -> list[int]:
+    """The exponents to try next: halfway from an edge to the next scale that is well."""
+    under, over = edges(runs, level)
+    well = [run.exponent for run in runs if run.level == level and (under is None or run.exponent > under) and (over is None or run.exponent < over)]
+    gaps = [(under, min(well)), (max(well), over)] if well else []
+    return [(low + high) // 2 for low, high in gaps if None not in (low, high) and high - low > 1]
+
+
+class Trial:
+    """Training runs in a folder, on a device, with photographs that are written once."""
+
+    def __init__(self, folder: Path, device: torch.device):
+        self.folder, self.device = folder, device
+        self.train_file, self.eval_file = demo.prepare(folder)
+        self.base = Run("O0", "float32", None, False, SEEDS[0], STEPS)
+        self.losses: list[float] = []  # of that run
+
+    def train(self, run: Run) -> Run:
+        """The run made by `rdn-fast train` in a process of its own, with what it came to."""
+        out = self._folder(run)
+        given = {key: value for key, value in dataclasses.asdict(MODEL).items() if value is not None}
+        given |= {"train-file": self.train_file, "eval-file": self.eval_file, "eval-every": 10**6, "outputs-dir": out, "device": self.device}
+        given |= {"patch-size": PATCH, "batch-size": BATCH, "lr": LR, "lr-schedule": run.schedule, "seed": run.seed, "max-steps": run.steps}
+        given |= {"opt-level": run.level, "rdb": "naive"}
+        if run.exponent is not None:
+            given |= {"amp-dtype": "fp16", "loss-scale-value": 2.0**run.exponent}
+        command = [sys.executable, "-m", "rdn_fast", "train", *(f"--{name}={value}" for name, value in given.items())]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # the runs share the cores
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        if ended.returncode not in (0, 1):
+            raise UserError(f"{shlex.join(command)} ended with {ended.returncode}: {ended.stderr.strip()}")
+        records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        return self._read(run, records, ended.stderr.strip() or "complete")
+
+    def _read(self, run: Run, records: list[dict], end: str) -> Run:
+        taken = [record for record in records if record["event"] == "step"]
+        losses = [math.nan if record["loss"] is None else record["loss"] for record in taken]
+        skips = [record["step"] for record in taken if record.get("skipped")]
+        scales = [record["loss_scale"] for record in records if record["event"] == "loss_scale"]
+        loss = fmean(losses[-LAST:])
+        if run == self.base:
+            self.losses = losses
+        alike = run.exponent is not None and len(losses) == len(self.losses)
+        return dataclasses.replace(
+            run,
+            loss=loss,
+            deviation=fmean(abs(a - b) for a, b in zip(losses[-LAST:], self.losses[-LAST:], strict=True)) / loss if alike else None,
+            psnr_y=next((record["psnr_y"] for record in records if "psnr_y" in record), None),
+            skipped=len(skips),
+            first_skip=min(skips, default=None),
+            last_exponent=math.log2(scales[-1]) if scales else run.exponent,
+            curve=" ".join(f"{fmean(losses[i : i + POINT]):.5g}" for i in range(0, len(losses) - POINT + 1, POINT)),
+            end=end,
+        )
+
+    def evidence(self, run: Run, level: str) -> Evidence:
+        """The gradients that would be fp16 after a float32 run, on the batches that come next."""
+        torch.manual_seed(run.seed)
+        model = RDN(MODEL)
+        if run.steps:
+            model.load_state_dict(load_weights(self._folder(run) / "last.pth"))
+        model.to(self.device, memory_format=devices.memory_format(self.device))
+        loader = Loader(Pairs(self.train_file, MODEL.scale), PATCH, BATCH, run.seed)
+        return calibrate(model, precision.choose(level, "fp16", self.device), sample(loader, self.device, run.steps))
+
+    def _folder(self, run: Run) -> Path:
+        return self.folder / f"{run.level}_{run.exponent}_{run.seed}_{run.steps}_{run.schedule}"
+
+
+def measure(device: torch.device) -> list[Run]:
+    """Every run: float32's, by seed and then by steps, and fp16's by level and scale. Raises UserError when a run cannot be made."""
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count() if devices.on_host(device) else 1) as pool:
+        trial = Trial(Path(folder), device)
+        runs = [*pool.map(trial.train, (dataclasses.replace(trial.base, seed=seed) for seed in SEEDS))]
+        start: dict[str, Evidence] = {}
+        for steps in ALONG:
+            run = dataclasses.replace(trial.base, steps=steps, schedule="step")
+            run = trial.train(run) if steps else run
+            found = {level: trial.evidence(run, level) for level in LEVELS}
+            runs.append(dataclasses.replace(run, **{f"largest_{level.lower()}": evidence.largest for level, evidence in found.items()}))
+            start = start or found
+        tuned = {level: round(math.log2(evidence.scale)) for level, evidence in start.items()}
+
+        def asked(level: str, exponent: int) -> Run:
+            lost = start[level].below(SUBNORMAL, 2.0**exponent)
+            return Run(level, "float16", exponent, exponent == tuned[level], SEEDS[0], STEPS, lost=lost)
+
+        ask = [(level, e) for level in LEVELS for e in sorted({*COARSE, tuned[level]})]
+        while ask:
+            low = [*pool.map(trial.train, (asked(*one) for one in ask))]
+            for run in low:
+                print(f"{run.level} 2^{run.exponent}: loss {run.loss:.5f}, {run.skipped} steps skipped", flush=True)
+            runs += low
+            ask = [(level, e) for level in LEVELS for e in between(runs, level)]
+    return sorted(runs, key=lambda run: ("", 0) if run.exponent is None else (run.level, run.exponent))
+
+
+def growth(runs: list[Run], level: str) -> float:
+    """How many times the first batches' largest gradient the largest is that was met later."""
+    first, *others = (value for run in runs if (value := getattr(run, f"largest_{level.lower()}")) is not None)
+    return max(others) / first
+
+
+def table(runs: list[Run]) -> str:
+    """The edges in words."""
+    base = whole(runs)
+    losses = [run.loss for run in base]
+    lines = [f"float32: mean loss of the last {LAST} of {STEPS} steps {losses[0]:.5f}, {min(losses):.5f} to {max(losses):.5f} over {len(base)} seeds"]
+    for level in LEVELS:
+        under, over = edges(runs, level)
+        low = {run.exponent: run for run in runs if run.level == level}
+        best = next(run for run in low.values() if run.tuned)
+        lost = f" ({low[under].lost:.1%} of the first batches' gradients are lost)" if under is not None else ""
+        lines += [
+            f"{level}: underflow hurts at 2^{under} and below{lost}, overflow begins at 2^{over}; the largest gradient grew {growth(runs, level):.2f} times",
+            f"{level}: tuned 2^{best.exponent}: loss {best.loss:.5f}, {best.deviation:.2%} from float32's curve, {best.psnr_y:.2f} dB "
+            f"(float32 {base[0].psnr_y:.2f}), {best.skipped} steps skipped",
+        ]
+    return "\n".join(lines)
+
+
+def write(runs: list[Run], conditions: dict[str, str], picture: Path) -> None:
+    """`picture` (SVG, or what its suffix says), and the table beside it as CSV."""
+    with picture.with_suffix(".csv").open("w", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow([*conditions, *(field.name for field in dataclasses.fields(Run))])
+        rows.writerows([*conditions.values(), *(f"{v:.6g}" if isinstance(v, float) else v for v in dataclasses.astuple(run))] for run in runs)
+    draw(runs, conditions, picture)
+
+
+def draw(runs: list[Run], conditions: dict[str, str], picture: Path) -> None:
+    """The same bytes for the same runs."""
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator
+
+    mpl.rcParams.update({"svg.hashsalt": "rdn_fast", "font.family": "DejaVu Sans", "font.size": 9})
+    canvas, (left, right) = plt.subplots(1, 2, figsize=(12, 5), layout="constrained")
+    base = whole(runs)
+    losses = [run.loss for run in base]
+    left.axhspan(min(losses), max(losses), color="#9a9a9a", alpha=0.5, linewidth=0, label=f"float32, {len(base)} seeds")
+    for i, level in enumerate(LEVELS):
+        mine, (under, over) = [run for run in runs if run.level == level], edges(runs, level)
+        left.plot([run.exponent for run in mine], [run.loss for run in mine], color=COLOURS[level], linewidth=1, label=f"fp16, {level}")
+        for skipped, marker in ((False, "o"), (True, "x")):
+            some = [run for run in mine if bool(run.skipped) == skipped]
+            left.scatter([run.exponent for run in some], [run.loss for run in some], s=24, marker=marker, color=COLOURS[level])
+        best = next(run for run in mine if run.tuned)
+        left.scatter(
+            best.exponent, best.loss, s=150, marker="*", color=COLOURS[level], edgecolor="black", zorder=4, label=f"{level} tuned, {_power(best.exponent)}"
+        )
+        for edge, what in ((under, "underflow hurts"), (over, "overflow")):
+            if edge is not None:
+                left.axvline(edge, color=COLOURS[level], linewidth=0.9, linestyle=(0, (4, 3)))
+                words = f"{what}, {_power(edge)}"
+                left.text(edge + 0.4, 0.95 - 0.07 * i, words, color=COLOURS[level], backgroundcolor="white", transform=left.get_xaxis_transform())
+    left.scatter([], [], marker="x", color="#333333", label="steps were skipped")
+    left.legend(loc="center", frameon=False)
+    left.set_xlabel("loss scale, as a power of two")
+    left.set_ylabel(f"mean loss of the last {LAST} of {STEPS} steps")
+    left.set_title("Final loss against the loss scale", fontsize=9.5, loc="left")
+
+    for run in base[1:]:
+        _curve(right, run, "float32, other seeds" if run is base[1] else None, color="#9a9a9a", linewidth=1)
+    under, over = edges(runs, SHOWN)
+    mine = {run.exponent: run for run in runs if run.level == SHOWN}
+    for exponent, what, colour in (
+        (min(mine), "too small", "#8d6bb0"), (under, "underflow hurts", "#5b8db8"), (max(mine), "too large", "#7aa37a"),
+        (next(run.exponent for run in mine.values() if run.tuned), "tuned", "#d1622b"),
+    ):  # fmt: skip
+        if exponent is not None:
+            run = mine[exponent]
+            note = f", halved to {_power(run.last_exponent)}" if run.last_exponent != exponent else ""
+            _curve(right, run, f"{SHOWN} at {_power(exponent)}, {what}{note}", color=colour, linewidth=2)
+    _curve(right, base[0], f"float32, seed {base[0].seed} as fp16", color="black", linewidth=1, linestyle="--")
+    right.legend(frameon=False)
+    right.set_xlabel("step")
+    right.set_ylabel(f"mean loss of {POINT} steps")
+    right.set_title(f"Loss curves, {SHOWN}", fontsize=9.5, loc="left")
+    for ax in (left, right):
+        ax.set_yscale("log")
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+        ax.yaxis.set_major_formatter("{x:g}")
+        ax.minorticks_off()
+        ax.spines[["top", "right"]].set_visible(False)
+    c = conditions
+    canvas.suptitle(f"Static loss scales in fp16: RDN {c['model']}, batch {c['batch']} of {c['patch']}, {STEPS} steps", x=0.01, ha="left", weight="bold")
+    source = f"{c['kind']} {c['date']} on {c['device']}; torch {c['torch']}, rdn_fast {c['rdn_fast']}, commit {c['commit']}, {c['command']}"
+    canvas.supxlabel(source, fontsize=8, x=0.01, ha="left")
+    canvas.savefig(picture, metadata={"Date": None} if picture.suffix == ".svg" else None, dpi=130)
+    plt.close(canvas)
+
+
+def _power(exponent: float) -> str:
+    return f"$2^{{{exponent:g}}}$"
+
+
+def _curve(ax, run: Run, label: str | None, **style) -> None:
+    points = [float(point) for point in run.curve.split()]
+    ax.plot([POINT * (i + 0.5) for i in range(len(points))], points, label=label, **style)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda[:i] or npu[:i]")
+    given = parser.parse_args(argv)
+    try:
+        device = devices.pick(given.device)
+        runs = measure(device)
+    except UserError as error:
+        print(f"loss_scale: error: {error}", file=sys.stderr)
+        return 2
+    conditions = {
+        "date": date.today().isoformat(), "commit": results.commit(), "command": results.command_line(), "device": results.name(device),
+        "torch": torch.__version__, "rdn_fast": __version__, "model": words(MODEL), "patch": f"{PATCH}x{PATCH}", "batch": str(BATCH),
+        "lr": str(LR), "margin": str(MARGIN), "kind": "measured",
+    }  # fmt: skip
+    print(table(runs))
+    write(runs, conditions, PICTURE)
+    print(f"written: profiling/{PICTURE.name} and {PICTURE.stem}.csv")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
