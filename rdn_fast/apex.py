@@ -7,6 +7,7 @@ neither casts nor master weights. Its static scale is never checked for overflow
 from __future__ import annotations
 
 import importlib
+import importlib.machinery
 import importlib.util
 import inspect
 
@@ -21,23 +22,24 @@ _REMEDY = "build Ascend's (https://gitee.com/ascend/apex) or NVIDIA's (https://g
 
 def missing() -> str | None:
     """Why apex.amp cannot be used; None when it imports."""
-    if importlib.util.find_spec("apex") is None:
+    spec = importlib.util.find_spec("apex")
+    if spec is None:
         return f"apex is not installed; {_REMEDY}"
+    if importlib.machinery.PathFinder.find_spec("apex.amp", spec.submodule_search_locations or []) is None:  # whether or not apex imports
+        return f"the installed `apex` has no apex.amp: it is PyPI's package of that name, another thing; `pip uninstall apex`, then {_REMEDY}"
     try:
         importlib.import_module("apex.amp")
-    except Exception as error:  # another package of that name fails in its own ways
-        if isinstance(error, ModuleNotFoundError) and error.name == "apex.amp":
-            return f"the installed `apex` has no apex.amp: it is PyPI's package of that name, another thing; `pip uninstall apex`, then {_REMEDY}"
+    except Exception as error:
         return f"apex.amp does not import ({str(error).splitlines()[0] if str(error) else type(error).__name__}); {_REMEDY}"
     return None
 
 
 def check(device: torch.device) -> None:
     """UserError when apex cannot be used there."""
-    if (reason := missing()) is not None:
-        raise UserError(f"--amp-backend apex: {reason}")
     if devices.on_host(device):
         raise UserError("--amp-backend apex: apex takes tensors of accelerators only; leave --amp-backend at torch")
+    if (reason := missing()) is not None:
+        raise UserError(f"--amp-backend apex: {reason}")
 
 
 class ApexUpdate(AskingUpdate):

@@ -135,8 +135,10 @@ def memory_format(device: torch.device) -> torch.memory_format:
     return torch.contiguous_format if device.type == "npu" else torch.channels_last
 
 
-def adam(parameters, device: torch.device, lr: float, weight_decay: float, captured: bool = False) -> torch.optim.Optimizer:
-    """Adam in one fused pass over all parameters; `captured`: its steps will be Replayed, on CUDA as a graph."""
+def adam(parameters, device: torch.device, lr: float, weight_decay: float, captured: bool = False, by_apex: bool = False) -> torch.optim.Optimizer:
+    """Adam in one fused pass over all parameters; `captured`: its steps will be Replayed, on CUDA as a graph; `by_apex`: apex unscales gradients."""
+    if device.type == "npu" and by_apex:  # which replaces or moves gradients: NpuFusedAdam would go on reading the old ones
+        return torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay, foreach=False)
     if device.type == "npu":
         return importlib.import_module("torch_npu").optim.NpuFusedAdam(parameters, lr=lr, weight_decay=weight_decay)
     captured = captured and device.type == "cuda"

@@ -158,7 +158,7 @@ class _Run:
         self.model.to(device, memory_format=devices.memory_format(device))
         self.precision.apply(self.model)
         self.average = copy.deepcopy(self.model) if config.ema else None
-        self.optimizer = devices.adam(self.model.parameters(), device, config.lr, config.weight_decay, captured=ranks.world == 1)
+        self.optimizer = devices.adam(self.model.parameters(), device, config.lr, config.weight_decay, ranks.world == 1, by_apex)
         self.progress = Progress()
         metrics_bytes, rows = self._resume(state)
         self.rows = ranks.on_first(self._choose_rows, rows)

@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 import pytest
 import runs
+from fake_npu import simulated_npu
 from PIL import Image
 
 # Kernels are compiled, and implementations timed, once for all tests, and nothing of that is left behind.
@@ -105,6 +106,15 @@ def prepared(tmp_path_factory) -> Prepared:
     prepare(str(files.images), str(files.train), 2)
     prepare(str(files.images), str(files.eval), 2, evaluation=True)
     return files
+
+
+@pytest.fixture(scope="session")
+def npu_environment() -> dict[str, str]:
+    """Of processes that may import the stand-in torch_npu; they have two simulated npus."""
+    if (reason := simulated_npu.why_not()) is not None:
+        pytest.skip(reason)
+    simulated_npu.library()
+    return simulated_npu.environment(FAKE_NPU_DEVICES="2")
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from fake_npu import simulated_npu
 from runs import ROOT, TINY, assert_user_error, cli, events, make_data
 
 from rdn_fast import ascend, ranks
@@ -193,24 +192,15 @@ def test_hccl_gives_up_before_the_process_group_does():
     assert int(ascend._DEFAULTS["HCCL_CONNECT_TIMEOUT"]) + 20 < ranks.TIMEOUT  # HCCL itself adds 20 s
 
 
-@pytest.fixture(scope="module")
-def simulated():
-    """Of processes that have two simulated devices."""
-    if (reason := simulated_npu.why_not()) is not None:
-        pytest.skip(reason)
-    simulated_npu.library()
-    return simulated_npu.environment(FAKE_NPU_DEVICES="2")
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "variable"),
     [(("--device", "npu:1"), "0"), (("--device-id", "1"), "0"), ((), "1")],
     ids=["--device", "--device-id", "ASCEND_DEVICE_ID"],
 )
-def test_a_run_is_on_the_device_that_is_named(simulated, data, tmp_path, flags, variable):
+def test_a_run_is_on_the_device_that_is_named(npu_environment, data, tmp_path, flags, variable):
     words = ("--data-path", data, "--outputs-dir", tmp_path / "out", *TINY, "--max-steps", 1, "--rdb", "naive", *flags)
-    ended = cli("train", *words, env=simulated | {"ASCEND_DEVICE_ID": variable})
+    ended = cli("train", *words, env=npu_environment | {"ASCEND_DEVICE_ID": variable})
     assert ended.returncode == 0, ended.stderr
     assert events(tmp_path / "out", "start")[0]["device"].startswith("npu:1 ")
 

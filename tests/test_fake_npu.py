@@ -12,39 +12,30 @@ from tolerance import SLACK, relative_error
 CHECKS = sorted(simulated_npu.HERE.glob("check_*.py"))
 
 
-@pytest.fixture(scope="module")
-def environment():
-    """Of processes that may import the stand-in torch_npu."""
-    if (reason := simulated_npu.why_not()) is not None:
-        pytest.skip(reason)
-    simulated_npu.library()
-    return simulated_npu.environment(FAKE_NPU_DEVICES="2")
+def python(npu_environment, *arguments) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, *map(str, arguments)], env=npu_environment, capture_output=True, text=True, timeout=120, check=False)
 
 
-def python(environment, *arguments) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, *map(str, arguments)], env=environment, capture_output=True, text=True, timeout=120, check=False)
-
-
-def test_the_device_keeps_its_promises(environment, tmp_path):
+def test_the_device_keeps_its_promises(npu_environment, tmp_path):
     assert len(CHECKS) == 6
-    ended = python(environment, "-m", "pytest", "-q", "--noconftest", "-p", "no:cacheprovider", f"--basetemp={tmp_path / 'checks'}", *CHECKS)
+    ended = python(npu_environment, "-m", "pytest", "-q", "--noconftest", "-p", "no:cacheprovider", f"--basetemp={tmp_path / 'checks'}", *CHECKS)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "skipped" not in ended.stdout, ended.stdout
 
 
-def test_it_refuses_to_stand_beside_another_device(environment):
-    ended = python(environment, "-c", "import torch; torch.utils.rename_privateuse1_backend('other'); import torch_npu")
+def test_it_refuses_to_stand_beside_another_device(npu_environment):
+    ended = python(npu_environment, "-c", "import torch; torch.utils.rename_privateuse1_backend('other'); import torch_npu")
     assert "ImportError: torch already has the device other" in ended.stderr
 
 
-def test_importing_it_where_it_cannot_be_is_an_import_error(environment):
-    ended = python({**environment, "CXX": "no-such-compiler"}, "-c", "import torch_npu")
+def test_importing_it_where_it_cannot_be_is_an_import_error(npu_environment):
+    ended = python({**npu_environment, "CXX": "no-such-compiler"}, "-c", "import torch_npu")
     assert ended.stderr.splitlines()[-1].startswith("ImportError: the simulated npu needs a C++ compiler")
 
 
-def test_devices_are_as_many_as_asked_for(environment):
+def test_devices_are_as_many_as_asked_for(npu_environment):
     program = "import torch, torch_npu; print(torch.npu.device_count(), torch.npu.is_available(), torch.accelerator.is_available())"
-    assert python({**environment, "FAKE_NPU_DEVICES": "0"}, "-c", program).stdout.split() == ["0", "False", "False"]
+    assert python({**npu_environment, "FAKE_NPU_DEVICES": "0"}, "-c", program).stdout.split() == ["0", "False", "False"]
 
 
 @pytest.mark.parametrize(
@@ -63,7 +54,7 @@ def test_where_it_cannot_be_it_says_why(lacking, words, monkeypatch):
         simulated_npu.library()
 
 
-def test_the_library_is_compiled_once_and_whole_or_not_at_all(environment, monkeypatch):
+def test_the_library_is_compiled_once_and_whole_or_not_at_all(npu_environment, monkeypatch):
     file = simulated_npu.library()
     before = file.stat().st_mtime_ns
     assert simulated_npu.library() == file
@@ -75,11 +66,11 @@ def test_the_library_is_compiled_once_and_whole_or_not_at_all(environment, monke
     assert set(file.parent.iterdir()) == files
 
 
-def test_training_on_it_is_training(environment, tmp_path):
+def test_training_on_it_is_training(npu_environment, tmp_path):
     data = make_data(tmp_path / "data")
     flags = ("train", "--data-path", data, *TINY, "--batch-size", 8, "--epochs", 2, "--opt-level", "O0", "--rdb", "naive")
     for device in ("npu", "cpu"):
-        ended = cli(*flags, "--device", device, "--outputs-dir", tmp_path / device, env=environment)
+        ended = cli(*flags, "--device", device, "--outputs-dir", tmp_path / device, env=npu_environment)
         assert ended.returncode == 0, ended.stderr
         assert ended.stderr == ""
     ours, theirs = weights(tmp_path / "npu"), weights(tmp_path / "cpu")
@@ -89,10 +80,10 @@ def test_training_on_it_is_training(environment, tmp_path):
 
 
 @pytest.mark.parametrize(("ranks", "named", "skipped"), [(1, "0:2,0:5", [2, 5]), (2, "1:3", [3])])
-def test_an_overflow_that_gives_no_inf_is_a_skipped_step_on_every_rank(environment, tmp_path, ranks, named, skipped):
+def test_an_overflow_that_gives_no_inf_is_a_skipped_step_on_every_rank(npu_environment, tmp_path, ranks, named, skipped):
     data = make_data(tmp_path / "data")
     flags = ("--batch-size", 4, "--max-steps", 6, "--epochs", 6, "--opt-level", "O1", "--rdb", "naive", "--device", "npu", "--nproc", ranks)
     variables = {"FAKE_NPU_SATURATES": "1", "FAKE_NPU_OVERFLOWS": named, "TORCH_CPP_LOG_LEVEL": "ERROR"}
-    ended = cli("train", "--data-path", data, "--outputs-dir", tmp_path / "out", *TINY, *flags, env={**environment, **variables})
+    ended = cli("train", "--data-path", data, "--outputs-dir", tmp_path / "out", *TINY, *flags, env={**npu_environment, **variables})
     assert (ended.returncode, ended.stderr) == (0, "")
     assert [record["step"] for record in events(tmp_path / "out", "step") if record.get("skipped")] == skipped

@@ -11,7 +11,6 @@ import pytest
 import runs
 import torch
 import torch.nn.functional as F
-from fake_npu import simulated_npu
 from runs import TINY, events, make_data
 
 from rdn_fast import loss_scale, precision
@@ -228,14 +227,11 @@ def test_what_tune_cannot_read_or_write_is_a_users_error(cli, data, tmp_path):
 
 
 @pytest.mark.slow
-def test_on_the_simulated_npu_it_counts_as_on_the_cpu(data, tmp_path):
-    if (reason := simulated_npu.why_not()) is not None:
-        pytest.skip(reason)
-    simulated_npu.library()
+def test_on_the_simulated_npu_it_counts_as_on_the_cpu(npu_environment, data, tmp_path):
     tables = {}
     for device in ("cpu", "npu"):
         flags = ("--data-path", data, *TINY, *FP16, "--device", device, "--outputs-dir", tmp_path / device)
-        ended = runs.cli("tune", "--loss-scale", *flags, env=simulated_npu.environment())
+        ended = runs.cli("tune", "--loss-scale", *flags, env=npu_environment)
         assert (ended.returncode, ended.stderr) == (0, "")
         rows = csv.DictReader((tmp_path / device / "loss_scale.csv").read_text().splitlines())
         tables[device] = ended.stdout.splitlines()[0], Counter({(row["of"], row["exponent"]): int(row["count"]) for row in rows})

@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 
 import pytest
-from fake_npu import simulated_npu
 from runs import ROOT, TINY, cli, command, events, make_data
 
 from rdn_fast.cli import main
@@ -309,18 +308,9 @@ RendezvousTimeout._DEFAULT_TIMEOUTS["last_call"] = timedelta(seconds=1)  # for t
     assert [record["step"] for record in events(out, "step")] == list(range(1, step + 1))
 
 
-@pytest.fixture(scope="module")
-def npu():
-    """The environment of a machine with two simulated npus, on which collectives speak hccl."""
-    if (reason := simulated_npu.why_not()) is not None:
-        pytest.skip(reason)
-    simulated_npu.library()
-    return simulated_npu.environment(FAKE_NPU_DEVICES="2")
-
-
 @pytest.mark.slow
-def test_two_nodes_of_npus_and_a_killed_rank(two_nodes, npu, tmp_path):
-    nodes = two_nodes("--device", "npu", "--max-restarts", 1, environment=npu)
+def test_two_nodes_of_npus_and_a_killed_rank(two_nodes, npu_environment, tmp_path):
+    nodes = two_nodes("--device", "npu", "--max-restarts", 1, environment=npu_environment)
     saved(tmp_path / "out", *nodes)
     os.kill(ranks_of(nodes[1])[0], signal.SIGKILL)
     ended = ends(nodes)

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from fake_npu import simulated_npu
 from runs import TINY, events, make_data, weights
 from runs import cli as run
 
@@ -242,12 +241,9 @@ def test_a_run_that_began_without_a_mode_goes_on_without(modes, train):
 
 
 @pytest.mark.slow
-def test_on_the_simulated_npu(tmp_path):
-    if (reason := simulated_npu.why_not()) is not None:
-        pytest.skip(reason)
-    simulated_npu.library()
+def test_on_the_simulated_npu(npu_environment, tmp_path):
     log = tmp_path / "log"
-    environment = simulated_npu.environment(FAKE_NPU_DEVICES="2", FAKE_NPU_REFUSES_JIT="1", FAKE_NPU_LOG=str(log))
+    environment = npu_environment | {"FAKE_NPU_REFUSES_JIT": "1", "FAKE_NPU_LOG": str(log)}
     cache = Path(environment["XDG_CACHE_HOME"]) / "rdn_fast" / "tuning.json"
     flags = (*TINY, "--device", "npu", "--batch-size", 2)
     result = run("tune", *flags, env=environment)
