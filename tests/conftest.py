@@ -19,8 +19,9 @@ from fake_npu import simulated_npu
 from PIL import Image
 
 # Kernels are compiled, and implementations timed, once for all tests, and nothing of that is left behind.
-_cache = tempfile.TemporaryDirectory(prefix="rdn_fast-tests-")
-os.environ["XDG_CACHE_HOME"] = _cache.name
+if "PYTEST_XDIST_WORKER" not in os.environ:  # workers have their starter's
+    _cache = tempfile.TemporaryDirectory(prefix="rdn_fast-tests-")
+    os.environ["XDG_CACHE_HOME"] = _cache.name
 
 SEED_VARIABLE = "RDN_FAST_TEST_SEED"
 

@@ -74,6 +74,7 @@ def assert_same_run(ours: Path, theirs: Path) -> None:
     assert (ours / "last.pth").read_bytes() == (theirs / "last.pth").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("combines", "10")
 @pytest.mark.parametrize("name", RUNS)
 def test_it_trains_as_torch_does(folders, combines, name):
@@ -89,6 +90,7 @@ def test_it_trains_as_torch_does(folders, combines, name):
         assert skipped == [False] * 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("combines", "10")
 @pytest.mark.parametrize("name", ["O1", "overflow"])
 def test_resuming_is_exact(folders, combines, name):
@@ -97,6 +99,7 @@ def test_resuming_is_exact(folders, combines, name):
     assert_same_run(resumed, folders[combines] / name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("combines", "10")
 def test_what_it_is_asked_for(folders, combines):
     runs = called(folders[combines] / "calls")

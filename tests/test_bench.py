@@ -538,6 +538,7 @@ def at_work() -> tuple[int, int]:
     return len(multiprocessing.active_children()), sum("rdn-fast fill" in thread.name for thread in threading.enumerate())
 
 
+@pytest.mark.slow
 def test_loaders_are_checked_and_timed(small, out):
     bench = measure.Bench("bench-test", CPU, "naive")
     bench.loading(rounds=2)

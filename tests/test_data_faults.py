@@ -148,9 +148,9 @@ def delete(file, _):
 @pytest.mark.parametrize(
     ("fault", "flags"),
     [
-        (truncate, ("--num-workers", 0)),
+        pytest.param(truncate, ("--num-workers", 0), marks=pytest.mark.slow),
         (truncate, ("--num-workers", 2)),
-        (truncate, ("--num-workers", 2, "--data-mode", "h5py")),
+        pytest.param(truncate, ("--num-workers", 2, "--data-mode", "h5py"), marks=pytest.mark.slow),
         (overwrite, ("--num-workers", 1)),
     ],
     ids=lambda value: value.__name__ if callable(value) else " ".join(map(str, value)),

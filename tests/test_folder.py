@@ -398,6 +398,7 @@ def ended(process) -> tuple[str, str]:
     return out, out.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_second_process_waits_for_the_first_and_takes_its_file(large, tmp_path, start):
     path = tmp_path / "images_x2.rdn_fast.h5"
     first, second = start(large), start(large)
@@ -415,6 +416,7 @@ def test_second_process_waits_for_the_first_and_takes_its_file(large, tmp_path, 
     assert all_in(tmp_path) == ["images", path.name]
 
 
+@pytest.mark.slow
 def test_many_at_once_make_it_once(large, tmp_path, start):
     path = tmp_path / "images_x2.rdn_fast.h5"
     processes = [start(large) for _ in range(4)]

@@ -59,6 +59,7 @@ def test_what_takes_too_long_is_stopped_with_its_children_after_its_last_words()
     assert words.index("\nlast words\n") < words.index("slow: STOPPED after 3 s") < words.index("\nwent on\n")
 
 
+@pytest.mark.slow
 def test_what_does_not_stop_is_killed(monkeypatch):
     monkeypatch.setattr(gpu_check, "GRACE", 1)
     log = io.StringIO()

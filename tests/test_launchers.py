@@ -41,7 +41,7 @@ def test_prints_what_tools_grep(data, tmp_path, name):
     assert len(events(tmp_path, "epoch")) == 1
 
 
-@pytest.mark.parametrize("name", LAUNCHERS)
+@pytest.mark.parametrize("name", [*LAUNCHERS[:2], *(pytest.param(name, marks=pytest.mark.slow) for name in LAUNCHERS[2:])])
 def test_keeps_exit_codes_and_errors(tmp_path, name):
     result = launch(name, f"--data_path={tmp_path}/none", "--nproc", 1)
     assert result.returncode == 2

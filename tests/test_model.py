@@ -187,7 +187,7 @@ def test_low_precision_computes_where_its_level_says(level, amp, seed):
     output_dtype = torch.float32 if level == "O1" else low
     config = tiny(2)
     model, x = RDN(config), torch.rand(1, 3, 7, 5)
-    choose(level, amp, 1024.0, torch.device("cpu")).apply(model)
+    choose(level, amp, torch.device("cpu")).apply(model)
     y = model(x)
     assert y.dtype == output_dtype
     with torch.no_grad():
@@ -209,9 +209,9 @@ def test_precision_can_be_taken_back(seed):
     torch.manual_seed(seed)
     model, x = RDN(tiny()), torch.rand(1, 3, 5, 5)
     before = model(x)
-    choose("O2", "bf16", 1.0, torch.device("cpu")).apply(model)
+    choose("O2", "bf16", torch.device("cpu")).apply(model)
     assert not torch.equal(model(x).float(), before)
-    choose("O0", "bf16", 1.0, torch.device("cpu")).apply(model)
+    choose("O0", "bf16", torch.device("cpu")).apply(model)
     assert torch.equal(model(x), before)
 
 

@@ -128,6 +128,7 @@ def test_only_what_this_launch_has_saved_is_gone_on_with(tmp_path):
     assert begun(tmp_path, ["a", "b"]) is begun(tmp_path, []) is None
 
 
+@pytest.mark.slow
 def test_a_killed_rank_is_started_anew_and_nothing_shows(launcher, data, tmp_path):
     whole, out = tmp_path / "whole", tmp_path / "out"
     assert main([str(word) for word in ("train", "--data-path", data, "--outputs-dir", whole, *FLAGS)]) == 0

@@ -129,6 +129,7 @@ def test_evaluation_is_the_cpus(folders):
     assert ours == theirs
 
 
+@pytest.mark.slow
 def test_the_cpu_as_users_have_it_is_near(npu_environment, folders, data, tmp_path):
     """channels_last, torch's fused Adam and the C library, against the npu."""
     result = cli(*train(data, tmp_path, "cpu", *O0), env=npu_environment)
@@ -139,6 +140,7 @@ def test_the_cpu_as_users_have_it_is_near(npu_environment, folders, data, tmp_pa
         assert relative_error(weight, expected[name]) <= 100 * SLACK[torch.float32], name
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_exactly(npu_environment, data, tmp_path):
     whole, out = tmp_path / "whole", tmp_path / "out"
     flags = ("--epochs", 100_000, "--checkpoint-every", 1000)  # as the device wants it: O1 in fp16, the block's fastest implementation

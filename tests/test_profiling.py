@@ -159,6 +159,7 @@ def test_what_cannot_be_is_a_users_error(capsys):
         assert capsys.readouterr().err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_flame_graph_shows_the_training_loop(tmp_path):
     try:
         flame.flame("demo", 2, CPU, tmp_path / "new" / "flame.svg")

@@ -50,6 +50,7 @@ def test_two_ranks_equal_one_with_twice_the_batch(data, two_ranks, tmp_path):
         assert a["psnr_y"] == pytest.approx(b["psnr_y"], abs=1e-3)  # validation is shared out over the ranks
 
 
+@pytest.mark.slow
 def test_the_first_rank_chooses_for_all(data, tmp_path):
     result = cli("train", "--data-path", data, "--outputs-dir", tmp_path, *TINY, "--batch-size", 4, "--max-steps", 4, "--nproc", 2)
     assert result.returncode == 0, result
@@ -160,6 +161,7 @@ def test_a_killed_rank_ends_the_run(data, tmp_path):
     assert gone(ranks)
 
 
+@pytest.mark.slow
 def test_a_killed_launcher_leaves_no_rank_behind(data, tmp_path):
     process, ranks = started(data, tmp_path)
     os.kill(process.pid, signal.SIGKILL)
@@ -167,7 +169,9 @@ def test_a_killed_launcher_leaves_no_rank_behind(data, tmp_path):
     process.communicate()
 
 
-@pytest.mark.parametrize(("number", "to_all"), [(signal.SIGTERM, False), pytest.param(signal.SIGTERM, True, marks=pytest.mark.slow), (signal.SIGINT, True)])
+@pytest.mark.parametrize(
+    ("number", "to_all"), [(signal.SIGTERM, False), *(pytest.param(number, True, marks=pytest.mark.slow) for number in (signal.SIGTERM, signal.SIGINT))]
+)
 def test_a_stopped_launcher_saves(data, tmp_path, number, to_all):
     process, ranks = started(data, tmp_path)
     for pid in (process.pid, *(ranks if to_all else ())):  # a terminal or a container's end reaches all, and the launcher tells its ranks again

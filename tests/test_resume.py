@@ -132,6 +132,7 @@ def kill_and_resume(data: Path, tmp_path: Path, kills: int, steps: int, *flags) 
     assert_same_run(out, whole)
 
 
+@pytest.mark.slow
 def test_two_kills(data, tmp_path):
     kill_and_resume(data, tmp_path, 2, 600)
 

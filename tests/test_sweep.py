@@ -157,6 +157,7 @@ def test_the_process_times_all_rows():
         assert all(0 < seconds < 60 for seconds in timed.seconds.values())
 
 
+@pytest.mark.slow
 def test_the_process_speaks_of_what_it_cannot_do_in_a_line():
     settings = json.dumps([dataclasses.asdict(CONFIG), dataclasses.asdict(dataclasses.replace(TRAIN, device="npu:0"))])
     with pytest.raises(RuntimeError, match=r"^--device npu:0: .*torch_npu"):

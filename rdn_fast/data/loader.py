@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +9,21 @@ import numpy as np
 from rdn_fast.data import augment
 from rdn_fast.data.h5 import Pairs
 from rdn_fast.errors import UserError
+
+
+class _once:
+    """A property that is computed at its first use. functools.cached_property has one lock for all objects before Python 3.12: a process
+    that is forked while another thread holds it would wait for ever; here two threads may compute the same at the same time."""
+
+    def __init__(self, function):
+        self._function, self.__doc__ = function, function.__doc__
+
+    def __set_name__(self, owner, name: str):
+        self._name = name
+
+    def __get__(self, instance, owner=None):
+        value = instance.__dict__[self._name] = self._function(instance)
+        return value
 
 
 class Epoch:
@@ -20,19 +34,19 @@ class Epoch:
         self.order = augment.order(loader.seed, number, m)
         self.plan = augment.plan(loader.seed, number, np.arange(m), loader.pairs.sizes[loader.images], loader.patch_size)
 
-    @cached_property
+    @_once
     def starts(self) -> list[np.ndarray]:
         """For LR and HR, the addresses [M] of the crops in the file."""
         loader = self._loader
         offsets = loader.pairs.offset[:, loader.images]
         return [augment.corner(self.plan, *where) for where in zip(offsets, loader.pitches, loader.factors, strict=True)]
 
-    @cached_property
+    @_once
     def walks(self) -> list[np.ndarray]:
         """For LR and HR, the ways [3, M] through the file that turn the crops (augment.walk)."""
         return [augment.walk(self.plan, *where) for where in zip(self.starts, self._loader.pitches, self._loader.edges, strict=True)]
 
-    @cached_property
+    @_once
     def turns(self) -> list[np.ndarray]:
         """The same through crops that were copied as they lie, each at address 0."""
         return [augment.walk(self.plan, *where) for where in ((0, np.full(len(self.order), 3 * edge), edge) for edge in self._loader.edges)]
