@@ -151,7 +151,7 @@ def delete(file, _):
         pytest.param(truncate, ("--num-workers", 0), marks=pytest.mark.slow),
         (truncate, ("--num-workers", 2)),
         pytest.param(truncate, ("--num-workers", 2, "--data-mode", "h5py"), marks=pytest.mark.slow),
-        (overwrite, ("--num-workers", 1)),
+        pytest.param(overwrite, ("--num-workers", 1), marks=pytest.mark.slow),
     ],
     ids=lambda value: value.__name__ if callable(value) else " ".join(map(str, value)),
 )

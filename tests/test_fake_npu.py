@@ -65,7 +65,8 @@ def test_the_library_is_compiled_once_and_whole_or_not_at_all(npu_environment, m
     assert set(file.parent.iterdir()) == files
 
 
-@pytest.mark.parametrize(("ranks", "named", "skipped"), [pytest.param(1, "0:2,0:5", [2, 5], marks=pytest.mark.slow), (2, "1:3", [3])])
+@pytest.mark.slow
+@pytest.mark.parametrize(("ranks", "named", "skipped"), [(1, "0:2,0:5", [2, 5]), (2, "1:3", [3])])
 def test_an_overflow_that_gives_no_inf_is_a_skipped_step_on_every_rank(npu_environment, tmp_path, ranks, named, skipped):
     data = make_data(tmp_path / "data")
     flags = ("--batch-size", 4, "--max-steps", 6, "--epochs", 6, "--opt-level", "O1", "--rdb", "naive", "--device", "npu", "--nproc", ranks)

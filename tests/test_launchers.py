@@ -29,7 +29,7 @@ def data(tmp_path_factory):
     return make_data(tmp_path_factory.mktemp("data"), images=9)
 
 
-@pytest.mark.parametrize("name", ["train_performance_1p", "train_performance_8p"])
+@pytest.mark.parametrize("name", [pytest.param("train_performance_1p", marks=pytest.mark.slow), "train_performance_8p"])
 def test_prints_what_tools_grep(data, tmp_path, name):
     ranks = ("--nproc", 2) if name.endswith("8p") else ()
     if ranks and devices.count("cpu") < 2:

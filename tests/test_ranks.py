@@ -111,7 +111,8 @@ def test_mistakes_in_the_data_are_found_before_ranks_start(data, tmp_path, make_
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("mistake", ["damaged", *(pytest.param(name, marks=pytest.mark.slow) for name in ("unwritable", "other settings"))])
+@pytest.mark.parametrize("mistake", ["damaged", "unwritable", "other settings"])
+@pytest.mark.slow
 def test_a_mistake_that_only_the_ranks_meet_is_one_line(data, two_ranks, tmp_path, mistake):
     out = tmp_path / "out"
     flags = {"damaged": (), "unwritable": (), "other settings": ("--seed", 4)}[mistake]

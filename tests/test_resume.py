@@ -47,7 +47,7 @@ def end(process: subprocess.Popen, number: int) -> None:
     process.wait()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_stop_signal_saves_and_says_how_to_go_on(data, tmp_path, number):
     whole, out = tmp_path / "whole", tmp_path / "out"
     flags = ("--epochs", 100_000, "--checkpoint-every", 1000, "--num-workers", 3, "--opt-level", "O0", "--rdb", "naive")
