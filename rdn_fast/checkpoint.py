@@ -20,7 +20,7 @@ import torch
 from rdn_fast.errors import TrainingError, UserError
 
 KEPT = 2
-_KEYS = {"model", "optimizer", "average", "step", "progress", "metrics_bytes", "settings", "recipe"}
+_KEYS = {"model", "optimizer", "average", "step", "progress", "metrics_bytes", "settings", "recipe", "mode"}
 
 
 def write_aside(path: str | Path, write: Callable) -> None:

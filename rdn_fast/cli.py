@@ -71,7 +71,7 @@ def _parser() -> _Parser:
     train.add_argument("--nproc", type=int, default=1, help="ranks to start on this node, one per device")
     train.add_argument("--nnodes", default="1", metavar="N|MIN:MAX", help="nodes that take part, each started with the same command")
     train.add_argument("--rdzv-endpoint", metavar="HOST:PORT", default=argparse.SUPPRESS, help="where the nodes meet: one of them, and a free port of it")
-    id_help = "tells runs apart that meet at one place (default: the outputs folder)"
+    id_help = "tells runs apart that meet at one place"
     train.add_argument("--rdzv-id", metavar="NAME", default=argparse.SUPPRESS, help=id_help)
     restarts_help = "how often the ranks are started anew, from the last checkpoint, when one is killed or a device fails"
     train.add_argument("--max-restarts", type=int, default=0, metavar="K", help=restarts_help)

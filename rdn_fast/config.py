@@ -18,7 +18,10 @@ def _flag(default, help: str, *aliases: str, choices: tuple | None = None, parse
 
 
 def number_or_auto(text: str) -> float | str:
-    return text if text == "auto" else float(text)
+    try:
+        return text if text == "auto" else float(text)
+    except ValueError:
+        raise UserError(f"--loss-scale-value {text}: give a number, or auto") from None
 
 
 @dataclass(frozen=True)
@@ -127,8 +130,8 @@ class TrainConfig:
     def __post_init__(self):
         for name in ("patch_size", "batch_size", "num_epochs", "lr", "lr_step", "lr_gamma", "eval_every", "checkpoint_every"):
             _positive(self, name)
-        if self.loss_scale != "auto":
-            _positive(self, "loss_scale")
+        if self.loss_scale != "auto" and not 2.0**-126 <= self.loss_scale <= 2.0**127:
+            raise UserError(f"--loss-scale-value {self.loss_scale}: must be a positive number that float32 holds, or auto")
         for name in ("max_steps", "clip_grad"):
             if getattr(self, name) is not None:
                 _positive(self, name)

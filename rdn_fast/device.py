@@ -8,9 +8,10 @@ from __future__ import annotations
 import importlib
 import os
 import platform
+import re
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -57,16 +58,23 @@ def torch_build() -> str:
     return f"CUDA {torch.version.cuda}" if torch.version.cuda else "the CPU alone"
 
 
+def check_name(name: str) -> None:
+    """UserError when it names no device, here or elsewhere."""
+    if re.fullmatch(r"cpu:.*", name):
+        raise UserError(f"--device {name}: a CPU has no index; --device cpu")
+    if not re.fullmatch(r"auto|cpu|(cuda|npu)(:\d+)?", name):
+        raise UserError(f"--device {name}: choose auto, cpu, cuda[:i] or npu[:i], i being a number")
+
+
 def resolve(name: str) -> str:
     """The device kind that `auto`, `cpu`, `cuda[:i]` or `npu[:i]` stands for here; UserError when it is not there."""
+    check_name(name)
     kind = name.partition(":")[0]
     if kind == "auto":
         kind = next((k for k in ("npu", "cuda") if count(k)), "cpu")
         if kind != "npu" and ascend.installed():
             _note(f"--device auto takes {kind}: {_why_missing('npu')}")
         return kind
-    if kind not in _BACKENDS:
-        raise UserError(f"--device {name}: choose auto, cpu, cuda[:i] or npu[:i]")
     if kind != "cpu" and not count(kind):
         raise UserError(f"--device {name}: {_why_missing(kind)}; --device cpu works everywhere")
     return kind
@@ -87,12 +95,8 @@ def pick(name: str = "auto", device_id: int | None = None, local_rank: int | Non
     """
     kind = resolve(name)
     if kind == "cpu":
-        if ":" in name:
-            raise UserError(f"--device {name}: a CPU has no index; --device cpu")
         return torch.device("cpu")
     _, colon, index = name.partition(":")
-    if colon and not index.isdecimal():
-        raise UserError(f"--device {name}: the index after the colon must be a number")
     if local_rank is not None:
         check_shared(name, device_id)
         said, chosen = f"local rank {local_rank}", local_rank
@@ -161,11 +165,16 @@ def forget_overflow(device: torch.device) -> None:
         torch.get_device_module(device).amp.GradScaler.clear_npu_overflow_flag()
 
 
-def overflowed(device: torch.device) -> torch.Tensor | bool:
-    """Whether, on any rank, a result of the span was too large, where that gives no inf: bool [] on such a device; elsewhere False."""
+def overflowed(device: torch.device) -> bool:
+    """Whether a result of the span was too large, where that gives no inf; elsewhere False."""
+    return _saturates(device) and torch.get_device_module(device).amp.GradScaler.get_npu_overflow_flag()
+
+
+def overflowed_anywhere(device: torch.device) -> torch.Tensor | bool:
+    """The same of all ranks, which must all ask: bool [] on such a device."""
     if not _saturates(device):
         return False
-    flag = torch.full((), int(torch.get_device_module(device).amp.GradScaler.get_npu_overflow_flag()), dtype=torch.int32, device=device)
+    flag = torch.full((), int(overflowed(device)), dtype=torch.int32, device=device)
     if torch.distributed.is_initialized():
         torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
     return flag.bool()
@@ -177,9 +186,18 @@ def _saturates(device: torch.device) -> bool:
     return device.type == "npu" and not torch.get_device_module(device).utils.is_support_inf_nan()
 
 
-def foreach_norm(device: torch.device) -> bool | None:
-    """Whether the gradients' norm may be taken by one operation over all (None: as torch chooses); private formats do not bear it."""
-    return False if device.type == "npu" else None
+def lists(device: torch.device) -> bool:
+    """Whether one operation may take a list of tensors; torch_npu refuses that for its private formats."""
+    return device.type != "npu"
+
+
+def each(operation: str, tensors: Sequence[torch.Tensor], others: Sequence[torch.Tensor], *arguments) -> None:
+    """tensor.operation_(other, *arguments) for each pair, in one launch where the device can."""
+    if lists(tensors[0].device):
+        getattr(torch, f"_foreach_{operation}_")(tensors, others, *arguments)
+    else:
+        for tensor, other in zip(tensors, others, strict=True):
+            getattr(tensor, f"{operation}_")(other, *arguments)
 
 
 def replica_options(device: torch.device) -> dict[str, bool]:

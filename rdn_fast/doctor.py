@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from importlib import import_module, metadata
 from typing import NamedTuple
@@ -38,9 +39,11 @@ class Line(NamedTuple):
 
 
 def doctor(device: str = "auto") -> int:
-    """Print the screen, seen from the device that `device` names; returns 0 when training can run there, else 1."""
+    """Print the screen, seen from the device that `device` names; returns 0 when training can run there, else 1. UserError for a name of no device."""
     autoload = os.environ.get(ascend.AUTOLOAD)
     os.environ[ascend.AUTOLOAD] = "0"  # torch is to be imported for the other lines, whatever torch_npu does
+    with suppress(ImportError, OSError, RuntimeError):  # of a broken torch, which is to be told below
+        import_module("rdn_fast.device").check_name(device)
     checks: dict[str, Callable[[], Line]] = {
         "python": _python,
         "torch": _torch,

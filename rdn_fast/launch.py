@@ -34,7 +34,8 @@ def launch(model_config: Config, config: TrainConfig, nproc: int, nodes: Nodes, 
     there = devices.count(kind)
     if nproc > there:
         raise UserError(f"--nproc {nproc}: this machine has {devices.have(kind)}; ask for that many with --nproc {there}")
-    devices.check_shared(config.device, config.device_id)
+    if nproc > 1:
+        devices.check_shared(config.device, config.device_id)
     open_inputs(model_config, config, world=nproc * nodes.most)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, devices.cores() // nproc)))
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "300")  # seconds that a rank has to finish its step and save
@@ -50,11 +51,12 @@ def launch(model_config: Config, config: TrainConfig, nproc: int, nodes: Nodes, 
         if nodes.most > 1:
             store = nodes.meet()  # open as long as we are
             settings.min_nodes, settings.max_nodes = nodes.least, nodes.most
-            settings.run_id = nodes.rdzv_id or config.outputs_dir
+            settings.run_id = nodes.rdzv_id or "rdn-fast"
             settings.rdzv_endpoint = nodes.rdzv_endpoint
             settings.rdzv_configs |= {"join_timeout": meeting.JOIN_TIMEOUT, "is_host": store is not None}
         try:
-            elastic_launch(settings, sys.executable)("-m", "rdn_fast", "train", *arguments, "--device", kind)  # what auto stands for is asked, and told, once
+            told = ("--device", kind) if config.device == "auto" else ()  # once
+            elastic_launch(settings, sys.executable)("-m", "rdn_fast", "train", *arguments, *told)
         except SignalException as stopped:
             return 128 + stopped.sigval
         except ChildFailedError as failed:

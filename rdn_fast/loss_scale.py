@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
+from rdn_fast import device as devices
 from rdn_fast.data.feed import Batch, Feed
 from rdn_fast.data.loader import Loader
 from rdn_fast.errors import UserError
@@ -139,7 +140,8 @@ def calibrate(model: RDN, precision: Precision, batches: Sequence[Batch]) -> Evi
                     y = model(lr)
                 if output_is_low:
                     y.register_hook(activations)
-                torch._foreach_add_(totals, torch.autograd.grad(_loss(y, hr, batch), parameters))
+                for total, gradient in zip(totals, torch.autograd.grad(_loss(y, hr, batch), parameters), strict=True):
+                    total.add_(gradient)
             for total in totals:
                 count("weights", total)
     largest = torch.stack(peaks).max().item()
@@ -178,5 +180,7 @@ def _loss(y: torch.Tensor, hr: torch.Tensor, batch: Batch) -> torch.Tensor:
 
 def _finite(model: RDN, precision: Precision, batch: Batch, scale: float) -> bool:
     with _computing(model, precision.compute, precision.output, model.rdb):
+        devices.forget_overflow(batch.lr.device)
         loss = _loss(model(batch.lr), batch.hr, batch) * scale
-        return all(gradient.isfinite().all() for gradient in torch.autograd.grad(loss, list(model.parameters())))
+        finite = all(gradient.isfinite().all() for gradient in torch.autograd.grad(loss, list(model.parameters())))
+        return finite and not devices.overflowed(batch.lr.device)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from rdn_fast import device as devices
 from rdn_fast.config import Config
 from rdn_fast.errors import UserError
 from rdn_fast.rdb import select
@@ -54,7 +55,7 @@ class _Cast(torch.autograd.Function):
     @staticmethod
     def _cast(dtype, tensors):
         cast = [torch.empty_like(t, dtype=dtype) for t in tensors]
-        torch._foreach_copy_(cast, tensors)
+        devices.each("copy", cast, tensors)
         return tuple(cast)
 
 

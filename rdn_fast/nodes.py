@@ -55,8 +55,11 @@ class Nodes:
         if _is_ours(host):
             with suppress(RuntimeError):  # somebody listens there already
                 return dist.TCPStore(host, port, is_master=True, multi_tenant=True, wait_for_workers=False)
-        deadline = time.monotonic() + JOIN_TIMEOUT
+        deadline, said = time.monotonic() + JOIN_TIMEOUT, False
         while (error := _refused(host, port)) is not None:
+            if not said:
+                print(f"waiting for {self.rdzv_endpoint} ({error.strerror or error}), {JOIN_TIMEOUT} s at most", flush=True)
+            said = True
             if time.monotonic() > deadline:
                 raise TrainingError(
                     f"--rdzv-endpoint {self.rdzv_endpoint}: nobody has answered there for {JOIN_TIMEOUT} s ({error.strerror or error}); "

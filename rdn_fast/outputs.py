@@ -79,6 +79,7 @@ def begun(outputs: Path, launches: list[str]) -> int | None:
     """The global batch of the run in the folder when one of these launches began it and it has saved: we go on with it. None: we are another run."""
     try:
         run = json.loads((outputs / ".run").read_text())
-    except FileNotFoundError:
+        ours = {*launches} & {*run["launches"]}
+        return run["global_batch"] if ours and newest(outputs / "checkpoints") else None
+    except (FileNotFoundError, ValueError, KeyError, TypeError):  # a file that is not ours says nothing of us
         return None
-    return run["global_batch"] if {*launches} & {*run["launches"]} and newest(outputs / "checkpoints") else None

@@ -28,7 +28,8 @@ class Ranks:
         self.world = int(os.environ.get("WORLD_SIZE", "1"))
         self.rank = int(os.environ.get("RANK", "0"))
         self.launched = "TORCHELASTIC_RUN_ID" in os.environ
-        self.local_rank = int(os.environ.get("LOCAL_RANK", "0")) if self.launched else None
+        several = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1
+        self.local_rank = int(os.environ["LOCAL_RANK"]) if several else None  # None: the only one of this node
         self._parent = os.getppid()
         self._host = self._store = None
 

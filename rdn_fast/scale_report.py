@@ -25,6 +25,15 @@ _WIDTH, _LEFT, _RIGHT, _TOP, _FLOOR = 960, 60, 20, 100, 400  # of the picture an
 
 def show(config: Config, train: TrainConfig) -> None:
     """Calibrate for a run with these settings, print why, and write loss_scale.csv and loss_scale.svg to outputs_dir. Raises UserError."""
+    folder = Path(train.outputs_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _calibrate(config, train, folder)
+    except OSError as error:
+        raise UserError(f"--outputs-dir {folder}: cannot be written ({error.strerror}); choose another folder") from None
+
+
+def _calibrate(config: Config, train: TrainConfig, folder: Path) -> None:
     device = devices.pick(train.device, train.device_id)
     inputs = open_inputs(config, train, device=device)
     torch.manual_seed(train.seed)
@@ -42,13 +51,8 @@ def show(config: Config, train: TrainConfig) -> None:
         f"{choice.evidence.batches} batches of {train.batch_size} patches of {train.patch_size}x{train.patch_size}",
         f"measured in float32 on {devices.describe(device)}; torch {torch.__version__}, rdn_fast {__version__}",
     )
-    folder = Path(train.outputs_dir)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_aside(folder / "loss_scale.csv", lambda file: file.write(table(choice.evidence).encode()))
-        write_aside(folder / "loss_scale.svg", lambda file: file.write(picture(choice, title).encode()))
-    except OSError as error:
-        raise UserError(f"--outputs-dir {folder}: cannot be written ({error.strerror}); choose another folder") from None
+    write_aside(folder / "loss_scale.csv", lambda file: file.write(table(choice.evidence).encode()))
+    write_aside(folder / "loss_scale.svg", lambda file: file.write(picture(choice, title).encode()))
     print(f"written: {folder / 'loss_scale.csv'}, {folder / 'loss_scale.svg'}")
 
 

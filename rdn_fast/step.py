@@ -13,14 +13,14 @@ class Step:
     """step(lr, hr, weight) -> (this rank's share of the loss, whether the step was skipped: 0 or 1), both float32 [] on the device.
 
     lr: float32 [b, 3, p, p], hr: [b, 3, s*p, s*p], in 0..1; weight: float32 [], by which the sum of absolute errors is multiplied.
-    `replica` is the model, or DDP around it. With one rank the whole step is Replayed, for batches of one shape; the optimizer, from
-    devices.adam, must have been made for that.
+    `replica` is the model, or DDP around it. With one rank the whole step is Replayed, for batches of one shape, unless its update
+    asks the host; the optimizer, from devices.adam, must have been made for that.
     """
 
     def __init__(self, replica, optimizer, update: Update, device: torch.device, world: int = 1):
         """`update`: the optimizer's."""
         self._replica, self._optimizer, self._update, self._world = replica, optimizer, update, world
-        self._replayed = devices.Replayed(self._work, device) if world == 1 else self._work
+        self._replayed = devices.Replayed(self._work, device) if world == 1 and not update.asks else self._work
 
     def __call__(self, lr: torch.Tensor, hr: torch.Tensor, weight: torch.Tensor, usual: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
         """`usual`: the batch has the shape that all others have. What is returned holds until the next call."""

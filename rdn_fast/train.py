@@ -158,7 +158,7 @@ class _Run:
         self.model.to(device, memory_format=devices.memory_format(device))
         self.precision.apply(self.model)
         self.average = copy.deepcopy(self.model) if config.ema else None
-        self.optimizer = devices.adam(self.model.parameters(), device, config.lr, config.weight_decay, ranks.world == 1, by_apex)
+        self.optimizer = devices.adam(self.model.parameters(), device, config.lr, config.weight_decay, ranks.world == 1 and not by_apex, by_apex)
         self.progress = Progress()
         metrics_bytes, rows = self._resume(state)
         self.rows = ranks.on_first(self._choose_rows, rows)
@@ -226,7 +226,7 @@ class _Run:
         if self.average:
             decay = min(self.config.ema, (1 + self.progress.step) / (10 + self.progress.step))  # forgets the initial weights
             with torch.no_grad():
-                torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
+                devices.each("lerp", list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
         self.read_back[len(self.unread)] = torch.stack([share, skipped, self.update.scale])
         self.unread.append({"event": "step", "step": self.progress.step + 1, "epoch": self.progress.epoch, "lr": rate})
 
@@ -419,18 +419,19 @@ class _Run:
         self.model.load_state_dict(state["model"])
         if self.average:
             self.average.load_state_dict(state["average"])
-        for slots in state["optimizer"]["state"].values():
+        saved = state["optimizer"]
+        for slots in saved["state"].values():
             slots["step"] = int(slots["step"])  # every Adam takes that
-        self.optimizer.load_state_dict(state["optimizer"])
-        for group in self.optimizer.param_groups:
-            group |= {key: self.optimizer.defaults[key] for key in ("weight_decay", "capturable") if key in group}
+        # Another device's Adam may have saved it: how steps are made is for ours to say.
+        saved["param_groups"] = [group | {"params": old["params"]} for group, old in zip(self.optimizer.param_groups, saved["param_groups"], strict=True)]
+        self.optimizer.load_state_dict(saved)
         for parameter, slots in self.optimizer.state.items():
             for key, value in slots.items():
                 if isinstance(value, torch.Tensor) and value.shape == parameter.shape:  # in the parameter's memory format again
                     slots[key] = torch.empty_like(parameter).copy_(value)
         self.progress = Progress(**state["progress"])
         if self.config.loss_scale != state["recipe"]["loss_scale"]:
-            self.progress.loss_scale = None
+            self.progress.loss_scale, self.progress.skips_in_a_row = None, 0
         return state["metrics_bytes"], state.get("rows", {})
 
     def _find_checkpoint(self) -> dict | None:
@@ -471,7 +472,7 @@ class _Run:
         schedule = {"lr": c.lr, "lr_schedule": c.lr_schedule, "lr_step": c.lr_step, "lr_gamma": c.lr_gamma}
         if c.lr_schedule == "cosine":
             schedule["total_steps"] = self.total_steps
-        return {**schedule, "weight_decay": c.weight_decay, "clip_grad": c.clip_grad, "loss_scale": c.loss_scale}
+        return {**schedule, "weight_decay": c.weight_decay, "clip_grad": c.clip_grad, "loss_scale": c.loss_scale, "amp_backend": c.amp_backend}
 
     @property
     def flop(self) -> int:

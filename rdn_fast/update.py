@@ -16,6 +16,8 @@ class Update:
     it is for optimizers that take `grad_scale` and `found_inf`, as torch's fused ones.
     """
 
+    asks = False  # whether a step needs the host's answer
+
     def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device, scale: float, clip: float | None = None, streak: float = 0.0):
         """`clip`: the largest norm of the whole gradient; None: any."""
         self._optimizer, self._device, self._clip = optimizer, device, clip
@@ -44,7 +46,7 @@ class Update:
         return [p.grad for group in self._optimizer.param_groups for p in group["params"] if p.grad is not None]
 
     def _norm(self) -> torch.Tensor:
-        return torch.nn.utils.get_total_norm(self._gradients(), foreach=devices.foreach_norm(self._device))
+        return torch.nn.utils.get_total_norm(self._gradients(), foreach=None if devices.lists(self._device) else False)
 
 
 class AskingUpdate(Update):
@@ -53,6 +55,8 @@ class AskingUpdate(Update):
     The read lets the device's queue run empty for as long as the host takes to ask for the optimizer's step: on Ascend, with NpuFusedAdam's
     few launches against a step of about 118 ms, less than a hundredth (arithmetic, not measured).
     """
+
+    asks = True
 
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options)
@@ -67,7 +71,7 @@ class AskingUpdate(Update):
 
     def step(self) -> torch.Tensor:
         norm = self._norm()
-        skipped = (norm.isfinite().logical_not() | devices.overflowed(self._device)).float()
+        skipped = (norm.isfinite().logical_not() | devices.overflowed_anywhere(self._device)).float()
         if skipped.item():
             self._skip()
         else:

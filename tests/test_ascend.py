@@ -235,7 +235,7 @@ for os.environ["ASCEND_DEVICE_ID"], *words in CASES:
         ("", "npu", 2): f"--device-id 2: {none.format(2)}",
         ("", "npu", -1): f"--device-id -1: {none.format(-1)}",
         ("", "npu:2"): f"--device npu:2: {none.format(2)}",
-        ("", "npu:²"): "--device npu:²: the index after the colon must be a number",
+        ("", "npu:²"): "--device npu:²: choose auto, cpu, cuda[:i] or npu[:i], i being a number",
         ("", "npu", None, 2): f"local rank 2: {none.format(2)}",
         ("one", "cpu"): "cpu",
     }

@@ -84,7 +84,12 @@ def test_fits_on_a_terminal(cli, monkeypatch):
     assert len(lines) < 50
 
 
-@pytest.mark.parametrize("device", ["tpu", "cuda:99", "cpu:1"])
+@pytest.mark.parametrize("device", ["tpu", "cpu:1"])
+def test_a_name_of_no_device_is_a_mistake(cli, device):
+    assert f"--device {device}: " in cli("doctor", "--device", device).user_error()
+
+
+@pytest.mark.parametrize("device", ["cuda:99"])
 def test_a_device_that_is_not_there_fails_and_is_told_once(cli, device):
     ended = cli("doctor", "--device", device)
     assert (ended.code, ended.err) == (1, "")

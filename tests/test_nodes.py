@@ -126,6 +126,9 @@ def test_only_what_this_launch_has_saved_is_gone_on_with(tmp_path):
     assert begun(tmp_path, ["c"]) is None
     own(tmp_path, [], 4)  # a run without a launcher
     assert begun(tmp_path, ["a", "b"]) is begun(tmp_path, []) is None
+    for text in ("", "{}", "[1]", '{"launches": 1}'):  # of another program, or half of one
+        (tmp_path / ".run").write_text(text)
+        assert begun(tmp_path, ["a"]) is None
 
 
 @pytest.mark.slow

@@ -141,6 +141,16 @@ def test_the_cpu_as_users_have_it_is_near(npu_environment, folders, data, tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("first", "then"), [("npu", "cpu"), ("cpu", "npu")])
+def test_a_run_goes_on_on_another_device(npu_environment, folders, data, tmp_path, first, then):
+    for device, stop in ((first, 4), (then, STEPS)):
+        result = cli(*train(data, tmp_path, device, *O0, "--max-steps", stop, "--resume", "auto"), env=npu_environment)
+        assert (result.returncode, result.stderr) == (0, "")
+    assert [record["device"].partition(":")[0].partition(" ")[0] for kind in ("start", "resume") for record in events(tmp_path, kind)] == [first, then]
+    assert relative_error(losses(folders["npu"] / "O0"), losses(tmp_path)) <= SLACK[torch.float32]
+
+
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_exactly(npu_environment, data, tmp_path):
     whole, out = tmp_path / "whole", tmp_path / "out"
     flags = ("--epochs", 100_000, "--checkpoint-every", 1000)  # as the device wants it: O1 in fp16, the block's fastest implementation

@@ -170,6 +170,36 @@ def test_a_resume_may_change_the_loss_scale_and_says_so(train):
     assert [record["loss_scale"] for record in events(out, "start") + events(out, "resume")] == [64, 32]
 
 
+def test_another_loss_scale_begins_another_row_of_overflows(train):
+    flags = ("--opt-level", "O2", "--amp-dtype", "fp16", "--epochs", 90)
+    train(*flags, "--loss-scale", 2.0**60, "--max-steps", PATIENCE - 1, code=1)
+    out = train(*flags, "--loss-scale", 2.0**50, "--max-steps", 2 * PATIENCE, "--resume", "auto", code=1)
+    assert [(record["step"], record["loss_scale"]) for record in events(out, "loss_scale")] == [(2 * PATIENCE - 1, 2.0**49)]
+
+
+def test_a_resume_says_when_apex_comes_or_goes(train):
+    out = train("--max-steps", 2)
+    assert "amp_backend was torch, now apex: not the run" in (train("--max-steps", 3, "--amp-backend", "apex", "--resume", "auto"), train.output.out)[1]
+    assert len(events(out, "resume")) == 1
+
+
+def test_a_checkpoint_of_an_earlier_version_is_one_line(train, capsys):
+    out = train("--max-steps", 2)
+    file = next(out.glob("checkpoints/*"))
+    state = torch.load(file, weights_only=True)
+    del state["mode"]
+    torch.save(state, file)
+    train("--max-steps", 3, "--resume", file, code=2)
+    assert train.output.err == f"rdn-fast: error: {file}: is no training checkpoint of this version (weights go to --weights-file)\n"
+
+
+@pytest.mark.parametrize("scale", ["0", "-1", "nan", "inf", "1e-50", "1e39", "many"])
+def test_a_loss_scale_that_makes_no_sense(train, scale):
+    train("--loss-scale-value", scale, code=2)
+    assert train.output.err.startswith("rdn-fast: error: --loss-scale-value ")
+    assert train.output.err.count("\n") == 1
+
+
 def test_a_calibrated_loss_scale_is_said_stored_and_kept(train):
     flags = ("--opt-level", "O1", "--amp-dtype", "fp16", "--loss-scale-value", "auto", "--epochs", 9)
     whole = train(*flags, "--max-steps", 6, to="whole")

@@ -13,7 +13,7 @@ csrc/ is the device, simulated_npu.py compiles it. Collectives run when they are
 import torch
 from simulated_npu import CannotSimulate, library
 
-from torch_npu import _hccl, npu, optim, profiler
+from torch_npu import _hccl, _lists, npu, optim, profiler
 from torch_npu._formats import npu_format_cast
 
 __version__ = "2.13.0+simulated"
@@ -30,3 +30,4 @@ torch.utils.rename_privateuse1_backend("npu")
 torch._register_device_module("npu", npu)
 torch.utils.generate_methods_for_privateuse1_backend(for_storage=True)
 _hccl.register()
+_lists.register()

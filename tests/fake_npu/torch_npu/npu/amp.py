@@ -38,9 +38,9 @@ class GradScaler(torch.amp.GradScaler):
     def _unscale_grads_(self, optimizer, inv_scale, found_inf, allow_fp16):
         if self._dynamic:
             return super()._unscale_grads_(optimizer, inv_scale, found_inf, allow_fp16)
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         with torch.no_grad():
-            torch._foreach_mul_(gradients, inv_scale)
+            for gradient in optimizer.combined_gradients() if isinstance(optimizer, NpuFusedAdam) else _gradients(optimizer):
+                gradient.mul_(inv_scale)
         return {found_inf.device: found_inf}
 
     def _maybe_opt_step(self, optimizer, optimizer_state, *args, **kwargs):
@@ -52,3 +52,7 @@ class GradScaler(torch.amp.GradScaler):
         if self._enabled and not self._dynamic and new_scale is None:
             new_scale = self._scale  # stays, but what was noted of the step is forgotten
         super().update(new_scale)
+
+
+def _gradients(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    return [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
