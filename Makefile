@@ -33,7 +33,7 @@ test: $(ready)
 	$(bin)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(ready)
-	$(bin)/python -m pytest -m slow
+	$(bin)/python -m pytest -m slow -n 2 --dist worksteal
 
 lint: $(ready)
 	$(bin)/ruff check .
