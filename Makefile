@@ -5,6 +5,9 @@ DATA ?= data
 NPROC ?= 1
 
 bin := .venv/bin
+# A virtual environment's torch is seen by way of a .pth file.
+where := import pathlib, torch; print(pathlib.Path(torch.__file__).parent.parent)
+site := import sysconfig; print(sysconfig.get_path("purelib"))
 ready := .venv/ready
 
 .PHONY: setup demo test test-slow lint train-full bench-1p bench-8p bench profile report report-check gpu-check
@@ -16,6 +19,7 @@ $(ready): setup.py pyproject.toml
 ifeq ($(origin TORCH), file)
 	@if $(PY) -c 'import torch' 2>/dev/null; then \
 	    $(PY) -m venv --system-site-packages .venv; \
+	    $(bin)/python -c 'import torch' 2>/dev/null || $(PY) -c '$(where)' > $$($(bin)/python -c '$(site)')/torch.pth; \
 	else \
 	    $(PY) -m venv .venv && $(bin)/python -m pip install --quiet $(TORCH); \
 	fi
