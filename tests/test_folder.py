@@ -445,7 +445,9 @@ def test_who_waits_for_a_process_that_is_killed_makes_it(large, tmp_path, start)
 
 
 @pytest.mark.slow
-def test_who_comes_when_a_process_gave_up_waits_for_its_heir(large, tmp_path, start):
+def test_who_comes_when_a_process_gave_up_waits_for_its_heir(image_folder, photograph, tmp_path, start):
+    picture = photograph(800, 800)  # so large that nobody is done before it is stopped, on a busy machine either
+    large = image_folder({f"{i}.png": picture for i in range(24)})
     path = tmp_path / "images_x2.rdn_fast.h5"
     first, heir, late = (start(large) for _ in range(3))
     let_go(first)
