@@ -16,8 +16,7 @@ from rdn_fast.checkpoint import write_aside
 from rdn_fast.config import Config, TrainConfig
 from rdn_fast.errors import UserError
 from rdn_fast.loss_scale import BIAS, LARGEST, MARGIN, NORMAL, SUBNORMAL, Choice, Evidence
-from rdn_fast.model import RDN
-from rdn_fast.train import open_inputs
+from rdn_fast.train import initial_model, open_inputs
 
 _COLOURS = {"activations": "#5b8db8", "weights": "#d1622b"}
 _WIDTH, _LEFT, _RIGHT, _TOP, _FLOOR = 960, 60, 20, 100, 400  # of the picture and its axes
@@ -36,10 +35,8 @@ def show(config: Config, train: TrainConfig) -> None:
 def _calibrate(config: Config, train: TrainConfig, folder: Path) -> None:
     device = devices.pick(train.device, train.device_id)
     inputs = open_inputs(config, train, device=device)
-    torch.manual_seed(train.seed)
-    model = RDN(config, train.rdb)
-    if inputs.weights is not None:
-        model.load_state_dict(inputs.weights)
+    model = initial_model(config, train.seed, inputs.weights)
+    model.rdb = train.rdb
     model.to(device, memory_format=devices.memory_format(device))
     chosen = precision.choose(train.opt_level, train.amp_dtype, device)
     choice = loss_scale.choose(model, chosen, lambda: loss_scale.sample(inputs.loader, device))

@@ -123,6 +123,15 @@ def train(model_config: Config, config: TrainConfig) -> None:
         raise LostContact(f"{what}; go on with --resume auto") from None
 
 
+def initial_model(config: Config, seed: int, weights: dict[str, torch.Tensor] | None) -> RDN:
+    """What a run begins with, on the host: these weights, or those of the seed."""
+    torch.manual_seed(seed)
+    model = RDN(config)
+    if weights is not None:
+        model.load_state_dict(weights)
+    return model
+
+
 def _shared(model_config: Config, config: TrainConfig, inputs: Inputs) -> dict:
     """What must be the same for all ranks; paths may differ from node to node."""
     given = dataclasses.asdict(model_config) | dataclasses.asdict(config)
@@ -147,10 +156,7 @@ class _Run:
             ranks.on_first(apex.check, device)
 
         devices.expect_one_shape(device)
-        torch.manual_seed(config.seed)
-        self.model = RDN(model_config)
-        if inputs.weights is not None:
-            self.model.load_state_dict(inputs.weights)
+        self.model = initial_model(model_config, config.seed, inputs.weights)
         self.total_steps = min(config.max_steps or math.inf, config.num_epochs * self.loader.steps)
         state = ranks.on_first(self._find_checkpoint)
         self.mode = ranks.on_first(self._choose_mode, state)
@@ -390,7 +396,7 @@ class _Run:
         """On the first rank: the device's mode, a checkpoint's or else the one that `rdn-fast tune` has found the fastest."""
         if state is None:
             return fastest_mode(self._case)
-        before = state.get("mode", "")
+        before = state["mode"]
         if before and before not in devices.modes(self.device):
             print(f"note: the steps before were computed in mode {before}, which {self.device} does not have: the same but for rounding")
             return ""
@@ -430,7 +436,7 @@ class _Run:
                 if isinstance(value, torch.Tensor) and value.shape == parameter.shape:  # in the parameter's memory format again
                     slots[key] = torch.empty_like(parameter).copy_(value)
         self.progress = Progress(**state["progress"])
-        if self.config.loss_scale != state["recipe"]["loss_scale"]:
+        if self._recipe().get("loss_scale") != state["recipe"].get("loss_scale"):
             self.progress.loss_scale, self.progress.skips_in_a_row = None, 0
         return state["metrics_bytes"], state.get("rows", {})
 
@@ -472,7 +478,8 @@ class _Run:
         schedule = {"lr": c.lr, "lr_schedule": c.lr_schedule, "lr_step": c.lr_step, "lr_gamma": c.lr_gamma}
         if c.lr_schedule == "cosine":
             schedule["total_steps"] = self.total_steps
-        return {**schedule, "weight_decay": c.weight_decay, "clip_grad": c.clip_grad, "loss_scale": c.loss_scale, "amp_backend": c.amp_backend}
+        scaling = {"loss_scale": c.loss_scale, "amp_backend": c.amp_backend} if self.precision.scaled else {}
+        return {**schedule, "weight_decay": c.weight_decay, "clip_grad": c.clip_grad, **scaling}
 
     @property
     def flop(self) -> int:

@@ -175,8 +175,13 @@ def test_the_seeds_commands(npu_environment, data, tmp_path, monkeypatch, name):
     for variable, value in npu_environment.items():
         monkeypatch.setenv(variable, value)
     ranks = 2 if name.endswith("8p") else 1
-    flags = ("--device", "npu", *TINY, "--batch-size", 2, "--epochs", 1, "--rdb", "naive")
-    result = launch(name, f"--data_path={data}", "--outputs-dir", tmp_path / "ours", *flags, "--nproc", ranks)
+    flags = (*TINY, "--batch-size", 2, "--epochs", 1, "--rdb", "naive")
+    words = ("train", "--preset", name.replace("_", "-"), "--data-path", data, "--outputs-dir", tmp_path / "theirs", *flags, *O1, "--device", "cpu")
+    theirs = reference(npu_environment, "cpu", [[str(word) for word in words]], ranks)
+    result = launch(name, f"--data_path={data}", "--outputs-dir", tmp_path / "ours", *flags, "--device", "npu", "--nproc", ranks)
+    finished(theirs)
+    assert events(tmp_path / "ours", "step") == events(tmp_path / "theirs", "step") != []
+    assert (tmp_path / "ours/last.pth").read_bytes() == (tmp_path / "theirs/last.pth").read_bytes()
     assert (result.returncode, result.stderr) == (0, ""), result
     for pattern in GREPPED:
         assert len(re.findall(pattern, result.stdout, re.M)) == 1, (pattern, result.stdout)
