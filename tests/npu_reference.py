@@ -2,8 +2,10 @@
 
 A command that says {row} is run for every implementation of the dense block that trains on the device in float32 and float16. On the CPU the
 program computes in the npu's layout and with its Adam's arithmetic, so that what it computes can be compared with the npu to the last bit.
+`eval`, which takes the fastest implementation, takes naive on both: which one is the fastest differs between them and from run to run.
 """
 
+import functools
 import json
 import sys
 
@@ -13,6 +15,7 @@ from rdn_fast import device as devices
 from rdn_fast import evaluate
 from rdn_fast.cli import main
 from rdn_fast.data import patches
+from rdn_fast.model import RDN
 from rdn_fast.rdb import able
 
 
@@ -21,6 +24,7 @@ def _adam(parameters, device, lr, weight_decay, *_):
 
 
 def run(device: torch.device, commands: list[list[str]]) -> int:
+    evaluate.RDN = functools.partial(RDN, rdb="naive")
     if devices.on_host(device):
         devices.adam = _adam
         for module in (devices, patches, evaluate):
