@@ -31,8 +31,8 @@ from bench import results
 from bench.cases import words
 from rdn_fast import __version__, demo, precision
 from rdn_fast import device as devices
-from rdn_fast.checkpoint import load_weights
 from rdn_fast.config import Config
+from rdn_fast.convert import read
 from rdn_fast.data.h5 import Pairs
 from rdn_fast.data.loader import Loader
 from rdn_fast.errors import UserError
@@ -156,7 +156,7 @@ class Trial:
         torch.manual_seed(run.seed)
         model = RDN(MODEL)
         if run.steps:
-            model.load_state_dict(load_weights(self._folder(run) / "last.pth"))
+            model.load_state_dict(read(self._folder(run) / "last.pth").state)
         model.to(self.device, memory_format=devices.memory_format(self.device))
         loader = Loader(Pairs(self.train_file, MODEL.scale), PATCH, BATCH, run.seed)
         return calibrate(model, precision.choose(level, "fp16", self.device), sample(loader, self.device, run.steps))

@@ -1,16 +1,14 @@
-"""rdn_fast: train and evaluate Residual Dense Networks for super-resolution, fast."""
+"""rdn_fast: train, evaluate and use Residual Dense Networks for super-resolution, fast."""
+
+import importlib
 
 __version__ = "0.1.0"
+
+_HOMES = {"Config": "config", "RDN": "model", "load_model": "convert", "upscale": "upscaler"}
 
 
 def __getattr__(name: str):
     # Loaded on first use: `rdn-fast --help` must not wait for torch.
-    if name == "Config":
-        from rdn_fast.config import Config
-
-        return Config
-    if name == "RDN":
-        from rdn_fast.model import RDN
-
-        return RDN
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"rdn_fast.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'rdn_fast' has no attribute {name!r}")

@@ -1,11 +1,13 @@
-"""Weights (bare state dicts, the reference's names) and training checkpoints, written aside, synced and renamed.
+"""Files of tensors, read without running code; weights and training checkpoints are written aside, synced and renamed.
 
 OUT/checkpoints/step_*.pt holds all that a run needs to go on exactly; the newest two are kept.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
+import pickle
 import queue
 import re
 import threading
@@ -14,10 +16,10 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-import safetensors.torch
 import torch
+from safetensors import safe_open
 
-from rdn_fast.errors import TrainingError, UserError
+from rdn_fast.errors import Failure, UserError
 
 KEPT = 2
 _KEYS = {"model", "optimizer", "average", "step", "progress", "metrics_bytes", "settings", "recipe", "mode"}
@@ -42,17 +44,6 @@ def write_aside(path: str | Path, write: Callable) -> None:
         os.close(folder)
 
 
-def load_weights(path: str | Path) -> dict[str, torch.Tensor]:
-    """A bare state dict of tensors, on the CPU, from .safetensors or with weights_only=True. Raises UserError naming the file."""
-    try:
-        state = _load(Path(path))
-    except UserError as error:
-        raise UserError(f"{error}; --weights-file takes files like OUT/best.pth") from None
-    if not isinstance(state, dict) or not state or not all(isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state.items()):
-        raise UserError(f"{path}: holds no bare state dict; give a file like OUT/best.pth (a training checkpoint goes to --resume)")
-    return state
-
-
 def host_copy(value):
     """The same nesting of dicts, lists and tuples with every tensor copied to the host, contiguous."""
     if isinstance(value, torch.Tensor):
@@ -68,7 +59,7 @@ def host_copy(value):
 class Writer:
     """Writes files in a background thread, so that the device does not wait for the disk.
 
-    `put` hands over host copies; an error is raised by the next `put` or by `close`, as TrainingError.
+    `put` hands over host copies; an error is raised by the next `put` or by `close`, as Failure.
     """
 
     def __init__(self):
@@ -109,7 +100,7 @@ class Writer:
         if self._failed is not None:
             path, error = self._failed
             reason = " ".join(str(error).split())[:200]
-            raise TrainingError(f"{path}: cannot be written ({reason}); free some space, then go on with --resume auto")
+            raise Failure(f"{path}: cannot be written ({reason}); free some space, then go on with --resume auto")
 
 
 def checkpoint_path(outputs: Path, step: int) -> Path:
@@ -147,24 +138,36 @@ def load_checkpoint(resume: str, outputs: Path, say: Callable[[str], None]) -> d
 
 
 def _checked(path: Path) -> dict:
-    state = _load(path, checksums=True)
+    state, _ = load(path, checksums=True)
     if not isinstance(state, dict) or not state.keys() >= _KEYS:
         raise UserError(f"{path}: is no training checkpoint of this version (weights go to --weights-file)")
     return state
 
 
-def _load(path: Path, checksums: bool = False):
+def load(path: Path, checksums: bool = False) -> tuple[object, dict[str, str]]:
+    """What torch.save wrote, or the tensors of a safetensors file with its metadata, on the CPU; the content tells them apart, not the name.
+
+    No code of the file's is run: beside tensors and plain values it may hold an argparse.Namespace. Raises UserError naming the file.
+    """
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        if checksums:  # torch.load does not look at them
-            with zipfile.ZipFile(path) as file:
-                if (broken := file.testzip()) is not None:
-                    raise zipfile.BadZipFile(broken)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the one line of an error is ours
-            return torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:
+            if file.read(9)[8:] == b"{":  # behind the length of a safetensors header
+                with safe_open(path, framework="pt") as tensors:
+                    return {key: tensors.get_tensor(key) for key in tensors.keys()}, tensors.metadata() or {}  # noqa: SIM118
+            if checksums:  # torch.load does not look at them
+                with zipfile.ZipFile(file) as archive:
+                    if (broken := archive.testzip()) is not None:
+                        raise zipfile.BadZipFile(broken)
+            file.seek(0)
+            with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+                warnings.simplefilter("ignore")  # the one line of an error is ours
+                return torch.load(file, map_location="cpu", weights_only=True), {}  # of a path, torch would believe the name
     except Exception as error:  # a damaged file can raise nearly anything
+        if isinstance(error, PermissionError):
+            raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+        if isinstance(error, pickle.UnpicklingError) and (wanted := re.search(r"GLOBAL (\S+)", str(error))):
+            remedy = "where it comes from, save the state dict alone"
+            raise UserError(f"{path}: refused, it asks for {wanted[1]}, which may run any code; {remedy}") from None
         raise UserError(f"{path}: damaged, or not a file of plain tensors ({type(error).__name__})") from None

@@ -341,7 +341,8 @@ def describe(device: torch.device) -> str:
 
 def out_of_memory(error: RuntimeError) -> bool:
     """Whether the error says that the device, or the host, has no memory left."""
-    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    said = "out of memory", "can't allocate memory"  # drivers, and torch_npu of some versions, raise a plain RuntimeError
+    return type(error).__name__ == "OutOfMemoryError" or any(words in str(error) for words in said)
 
 
 class Stopwatch:

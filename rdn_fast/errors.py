@@ -17,13 +17,13 @@ class Stopped(Exception):
         self.number = number
 
 
-class TrainingError(Exception):
-    """A run that cannot go on (diverged, disk full, out of memory): one line; exit code 1, the last checkpoint stays whole."""
+class Failure(Exception):
+    """Work that cannot go on (diverged, disk full, a result that is wrong): one line; exit code 1, what was written stays whole."""
 
     code = 1
 
 
-class LostContact(TrainingError):
+class LostContact(Failure):
     """Another rank has ended or does not answer."""
 
     code = RETRY

@@ -22,7 +22,7 @@ from rdn_fast import device as devices
 from rdn_fast import nodes as meeting
 from rdn_fast.agent import Agent, cause, name
 from rdn_fast.config import Config, TrainConfig
-from rdn_fast.errors import RETRY, TrainingError, UserError
+from rdn_fast.errors import RETRY, Failure, UserError
 from rdn_fast.nodes import Nodes
 from rdn_fast.ranks import LAUNCH
 from rdn_fast.train import open_inputs
@@ -62,17 +62,17 @@ def launch(model_config: Config, config: TrainConfig, nproc: int, nodes: Nodes, 
         except ChildFailedError as failed:
             rank, end = cause(failed.failures)
             if end.exitcode < 0:
-                raise TrainingError(f"{name(rank)} was killed by signal {-end.exitcode}; go on with --resume auto") from None
+                raise Failure(f"{name(rank)} was killed by signal {-end.exitcode}; go on with --resume auto") from None
             return 1 if end.exitcode == RETRY else end.exitcode
         except RendezvousTimeoutError:
-            raise TrainingError(
+            raise Failure(
                 f"--rdzv-endpoint {nodes.rdzv_endpoint}: fewer than {nodes.least} nodes have come there within {meeting.JOIN_TIMEOUT} s; "
                 "start the same command on every node"
             ) from None
         except RendezvousClosedError:
-            raise TrainingError("another node has left the run for good, and says why itself; go on with --resume auto") from None
+            raise Failure("another node has left the run for good, and says why itself; go on with --resume auto") from None
         except RendezvousConnectionError:
-            raise TrainingError(
+            raise Failure(
                 f"--rdzv-endpoint {nodes.rdzv_endpoint}: the node where all meet has gone, and its own message says why; go on with --resume auto"
             ) from None
     return 0

@@ -106,12 +106,18 @@ def _conv(conv: nn.Conv2d, x):
     return F.conv2d(x, conv.weight.to(x.dtype), conv.bias.to(x.dtype), padding=conv.padding)
 
 
+def empty(config: Config) -> RDN:
+    """The model without numbers: on the meta device, at no cost."""
+    with torch.device("meta"):
+        return RDN(config)
+
+
 def infer_config(state: dict, name: str) -> Config:
     """Read an RDN's shape off its state dict (reference names). Raises UserError, naming `name`, when it is none."""
     for key in ("sfe1.weight", "rdbs.0.layers.0.conv.weight", "upscale.0.weight", "output.weight"):
         if key not in state or state[key].ndim != 4 or 0 in state[key].shape:
-            first = ", ".join(map(str, list(state)[:3]))
-            raise UserError(f"{name}: these are no RDN weights in the reference's layout ({key} is missing or no convolution's); its keys begin with {first}")
+            first = ", ".join(list(state)[:3])
+            raise UserError(f"{name}: these are no weights of an RDN ({key} is missing or no convolution's); the file's keys begin with {first}")
     g0, g, u = state["sfe1.weight"].shape[0], state["rdbs.0.layers.0.conv.weight"].shape[0], state["output.weight"].shape[1]
     blocks = sum(key.startswith("rdbs.") and key.endswith(".lff.weight") for key in state)
     layers = sum(key.startswith("rdbs.0.layers.") and key.endswith(".conv.weight") for key in state)
@@ -122,17 +128,21 @@ def infer_config(state: dict, name: str) -> Config:
         raise UserError(f"{name}: these weights describe no RDN ({error})") from None
 
 
-def load_state(model: RDN, state: dict, name: str) -> None:
-    """Load strictly. Raises UserError with the difference in keys and shapes when `state` (from file `name`) does not fit."""
-    own = model.state_dict()
+def check_state(config: Config, state: dict, name: str) -> None:
+    """UserError with the difference in keys and shapes when `state` (from file `name`) does not fit the model exactly."""
+    own = empty(config).state_dict()
     shapes = [f"{k} is {list(state[k].shape)}, not {list(v.shape)}" for k, v in own.items() if k in state and state[k].shape != v.shape]
     groups = _grouped("missing", own.keys() - state.keys()), _grouped("unexpected", state.keys() - own.keys()), shapes
     if any(groups):
-        c = model.config
-        wanted = f"x{c.scale} D{c.num_blocks} C{c.num_layers} G{c.growth_rate} G0 {c.num_features}"
         problems = [word for group in groups for word in (*group[:6], *([f"and {len(group) - 6} more"] if len(group) > 6 else []))]
-        raise UserError(f"{name} does not fit this model ({wanted}): {'; '.join(problems)}")
-    model.load_state_dict(state)
+        raise UserError(f"{name} does not fit this model ({describe(config)}): {'; '.join(problems)}")
+
+
+def describe(config: Config) -> str:
+    """The shape in words: RDN x2 D16 C8 G64 G0 64."""
+    c = config
+    tail = "" if c.tail_channels == c.num_features else f", {c.tail_channels} after up-sampling"
+    return f"RDN x{c.scale} D{c.num_blocks} C{c.num_layers} G{c.growth_rate} G0 {c.num_features}{tail}"
 
 
 def _grouped(what: str, keys) -> list[str]:

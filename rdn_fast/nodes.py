@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch.distributed as dist
 
-from rdn_fast.errors import TrainingError, UserError
+from rdn_fast.errors import Failure, UserError
 
 JOIN_TIMEOUT = 600  # seconds that a node waits for the others, which may still be fetching their container
 _ANSWER_TIMEOUT = 10  # seconds in which a launcher that is there answers
@@ -61,7 +61,7 @@ class Nodes:
                 print(f"waiting for {self.rdzv_endpoint} ({error.strerror or error}), {JOIN_TIMEOUT} s at most", flush=True)
             said = True
             if time.monotonic() > deadline:
-                raise TrainingError(
+                raise Failure(
                     f"--rdzv-endpoint {self.rdzv_endpoint}: nobody has answered there for {JOIN_TIMEOUT} s ({error.strerror or error}); "
                     f"start the same command on {host}, and see that the name and the port can be reached from here"
                 )

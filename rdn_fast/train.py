@@ -16,26 +16,29 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from rdn_fast import __version__, apex, loss_scale, metrics, precision
 from rdn_fast import device as devices
-from rdn_fast.checkpoint import Writer, checkpoint_path, host_copy, load_checkpoint, load_weights
+from rdn_fast.checkpoint import Writer, checkpoint_path, host_copy, load_checkpoint
 from rdn_fast.config import Config, TrainConfig
+from rdn_fast.convert import read
 from rdn_fast.data.feed import Batch, Feed, refuse
 from rdn_fast.data.folder import training_pairs
 from rdn_fast.data.h5 import Pairs
 from rdn_fast.data.loader import Loader
+from rdn_fast.data.patches import to_float
 from rdn_fast.data.prepare import Pair
-from rdn_fast.errors import LostContact, Stopped, TrainingError, UserError
-from rdn_fast.evaluate import load_pairs, predict
-from rdn_fast.model import RDN, load_state
+from rdn_fast.errors import Failure, LostContact, Stopped, UserError
+from rdn_fast.model import RDN, check_state
 from rdn_fast.outputs import begun, locked, own, set_aside
 from rdn_fast.progress import Bar, MetricsLog, clock
 from rdn_fast.ranks import Ranks
 from rdn_fast.rdb import able
 from rdn_fast.rdb.tune import Case, choose, fastest_mode
+from rdn_fast.sets import load_pairs
 from rdn_fast.speed import WARM_UP, Speed, per_second
 from rdn_fast.step import Step
 from rdn_fast.update import PATIENCE, update_of
@@ -85,16 +88,16 @@ def open_inputs(model_config: Config, config: TrainConfig, rank: int = 0, world:
     loader = Loader(pairs, config.patch_size, config.batch_size, config.seed, rank, world, config.drop_last)
     refuse(config.data_mode, loader, device)
     validation = load_pairs(eval_file, scale) if eval_file is not None else []
-    weights = load_weights(config.weights_file) if config.weights_file is not None else None
+    weights = read(config.weights_file).state if config.weights_file is not None else None
     if weights is not None:
-        load_state(RDN(model_config), weights, config.weights_file)
+        check_state(model_config, weights, config.weights_file)
     return Inputs(loader, validation, weights)
 
 
 def train(model_config: Config, config: TrainConfig) -> None:
     """Train as `config` says; returns when the run is complete.
 
-    Raises Stopped (SIGTERM or SIGINT, after saving), UserError and TrainingError.
+    Raises Stopped (SIGTERM or SIGINT, after saving), UserError and Failure.
     """
     ranks, outputs = Ranks(), Path(config.outputs_dir)
     try:
@@ -116,7 +119,7 @@ def train(model_config: Config, config: TrainConfig) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise TrainingError(f"{error.filename or outputs}: {error.strerror or error}; mend it, then go on with --resume auto") from None
+        raise Failure(f"{error.filename or outputs}: {error.strerror or error}; mend it, then go on with --resume auto") from None
     except RuntimeError as error:
         if (what := ranks.lost(error)) is None:
             raise
@@ -205,7 +208,7 @@ class _Run:
             raise
         self._close()
         if p.skipped == p.step and self.ranks.first:
-            raise TrainingError("no step had finite gradients, so nothing was learnt; give a smaller --loss-scale-value or --lr")
+            raise Failure("no step had finite gradients, so nothing was learnt; give a smaller --loss-scale-value or --lr")
         if self.ranks.first:
             self._conclude()
 
@@ -295,7 +298,7 @@ class _Run:
             raise SystemExit(1)  # the first rank speaks for all
         cause = "the loss itself is not finite" if not math.isfinite(loss) else f"the loss is {loss:.4g}"
         good = step - self.progress.skips_in_a_row
-        raise TrainingError(
+        raise Failure(
             f"steps {good + 1} to {step} had gradients that are not finite and were skipped; {cause}. The weights are those "
             f"of step {good}; go on from the last checkpoint with --resume auto and a smaller --lr or --clip-grad 1"
         )
@@ -534,6 +537,14 @@ class _Run:
         if self.ranks.first:
             self.log.close()
             self.writer.close()
+
+
+def predict(model: RDN, lr: np.ndarray) -> np.ndarray:
+    """lr uint8 [h, w, 3] -> float32 [scale*h, scale*w, 3] in 0..255, neither rounded nor clipped; computed in float32."""
+    device = next(model.parameters()).device
+    with torch.inference_mode():
+        x = to_float(torch.from_numpy(np.array(lr))[None], device)  # a copy: torch wants writable memory
+        return model(x)[0].permute(1, 2, 0).mul(255).cpu().numpy()
 
 
 def learning_rate(config: TrainConfig, epoch: int, step: int, total_steps: int) -> float:

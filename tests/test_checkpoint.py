@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rdn_fast import checkpoint
-from rdn_fast.errors import TrainingError, UserError
+from rdn_fast.errors import Failure, UserError
 
 
 def save(folder, step):
@@ -100,7 +100,7 @@ def test_writer_keeps_the_newest_two_and_reports_errors(tmp_path):
 
     writer = checkpoint.Writer()
     writer.put(tmp_path / "no folder" / "x.pt", {})
-    with pytest.raises(TrainingError, match="no folder"):
+    with pytest.raises(Failure, match="no folder"):
         writer.close()
 
 
@@ -121,8 +121,8 @@ def test_weights_with_code_are_refused(tmp_path):
     path = tmp_path / "evil.pth"
     path.write_bytes(pickle.dumps({"w": Evil()}))
     with pytest.raises(UserError, match=r"evil\.pth"):
-        checkpoint.load_weights(path)
+        checkpoint.load(path)
     torch.save({"w": Evil()}, path)
     with pytest.raises(UserError, match=r"evil\.pth"):
-        checkpoint.load_weights(path)
+        checkpoint.load(path)
     assert not (tmp_path / "created").exists()

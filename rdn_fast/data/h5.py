@@ -18,7 +18,7 @@ import h5py
 import numpy as np
 import torch
 
-from rdn_fast.errors import TrainingError, UserError
+from rdn_fast.errors import Failure, UserError
 
 LR, HR = range(2)
 _GROUPS = ("lr", "hr")
@@ -26,7 +26,7 @@ _OPEN = 2048  # datasets kept open at most: opening takes longer than reading a 
 
 
 class Pairs:
-    """All pairs of a file: `lr[i]` uint8 [h, w, 3] and `hr[i]` uint8 [scale*h, scale*w, 3]; TrainingError when the file has changed since.
+    """All pairs of a file: `lr[i]` uint8 [h, w, 3] and `hr[i]` uint8 [scale*h, scale*w, 3]; Failure when the file has changed since.
 
     `sizes`: int64 [N, 2], height and width of the LR images; `attributes`: those of the file's root.
     `bytes` is the whole file, uint8, read-only, and `offset[LR][i]`, `offset[HR][i]` is where an image begins in it; `unmappable`
@@ -99,14 +99,14 @@ class Pairs:
         self._map.madvise(mmap.MADV_RANDOM)
 
     def check(self) -> None:
-        """Raise TrainingError when the opened file is no longer what it was: pixels of two states would be mixed, or be missing."""
+        """Raise Failure when the opened file is no longer what it was: pixels of two states would be mixed, or be missing."""
         if self._state() != self._opened:
-            raise TrainingError(f"{self.path}: was changed while it was in use; restore it and start again (a training run with --resume auto)")
+            raise Failure(f"{self.path}: was changed while it was in use; restore it and start again (a training run with --resume auto)")
 
-    def cut_short(self) -> TrainingError:
+    def cut_short(self) -> Failure:
         """What to raise when bytes of the file could not be read."""
         what = "was cut short while it was in use, or the disk failed"
-        return TrainingError(f"{self.path}: {what}; restore it and start again (a training run with --resume auto)")
+        return Failure(f"{self.path}: {what}; restore it and start again (a training run with --resume auto)")
 
     def read_part(self, group: int, i: int, top: int, left: int, out: np.ndarray) -> None:
         """Fill out, uint8 [size, size, 3], with a part of image i, read through h5py (for what cannot be mapped); group: LR or HR."""
@@ -119,7 +119,7 @@ class Pairs:
             raise self.cut_short() from None
 
     def read_into(self, buffer: np.ndarray, start: int) -> None:
-        """Fill buffer uint8 [n] with the file's bytes from `start`; raises TrainingError when they are not all there."""
+        """Fill buffer uint8 [n] with the file's bytes from `start`; raises Failure when they are not all there."""
         done = 0
         while done < len(buffer):
             try:

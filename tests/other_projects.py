@@ -1,0 +1,189 @@
+"""RDN as other projects build it, for the tests of weights: their modules' names, their value range, their files."""
+
+from __future__ import annotations
+
+import argparse
+from collections import OrderedDict
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+G0, G, D, C = 6, 4, 3, 2  # of all models here, where nothing else is said
+
+
+def conv(channels_in: int, channels_out: int, kernel: int = 3) -> nn.Conv2d:
+    return nn.Conv2d(channels_in, channels_out, kernel, padding=kernel // 2)
+
+
+class _Layer(nn.Module):
+    def __init__(self, channels_in, g):
+        super().__init__()
+        self.conv = conv(channels_in, g)
+
+    def forward(self, x):
+        return torch.cat([x, torch.relu(self.conv(x))], 1)
+
+
+class _Block(nn.Module):
+    def __init__(self, g0, g, c):
+        super().__init__()
+        self.layers = nn.Sequential(*(_Layer(g0 + g * i, g) for i in range(c)))
+        self.lff = conv(g0 + g * c, g0, 1)
+
+    def forward(self, x):
+        return x + self.lff(self.layers(x))
+
+
+class Reference(nn.Module):
+    """yjn870's, torchSR's, Ascend's and mmagic's."""
+
+    top = 1  # RGB values reach up to it
+
+    def __init__(self, scale, g0=G0, g=G, d=D, c=C):
+        super().__init__()
+        self.sfe1, self.sfe2 = conv(3, g0), conv(g0, g0)
+        self.rdbs = nn.ModuleList(_Block(g0, g, c) for _ in range(d))
+        self.gff = nn.Sequential(conv(g0 * d, g0, 1), conv(g0, g0))
+        steps = [3] if scale == 3 else [2] * (scale // 2)
+        self.upscale = nn.Sequential(*(module for r in steps for module in (conv(g0, g0 * r * r), nn.PixelShuffle(r))))
+        self.output = conv(g0, 3)
+
+    def forward(self, x):
+        shallow = self.sfe1(x)
+        x = self.sfe2(shallow)
+        local = []
+        for block in self.rdbs:
+            x = block(x)
+            local.append(x)
+        return self.output(self.upscale(self.gff(torch.cat(local, 1)) + shallow))
+
+
+class _EdsrConv(nn.Module):
+    def __init__(self, channels_in, g):
+        super().__init__()
+        self.conv = nn.Sequential(conv(channels_in, g), nn.ReLU())
+
+    def forward(self, x):
+        return torch.cat((x, self.conv(x)), 1)
+
+
+class _EdsrBlock(nn.Module):
+    def __init__(self, g0, g, c):
+        super().__init__()
+        self.convs = nn.Sequential(*(_EdsrConv(g0 + i * g, g) for i in range(c)))
+        self.LFF = conv(g0 + c * g, g0, 1)
+
+    def forward(self, x):
+        return self.LFF(self.convs(x)) + x
+
+
+class Edsr(nn.Module):
+    """EDSR-PyTorch's: RGB in 0..255, `u` channels after up-sampling (None: G, as it builds them)."""
+
+    top = 255
+
+    def __init__(self, scale, u=None, g0=G0, g=G, d=D, c=C):
+        super().__init__()
+        u = u or g
+        self.SFENet1, self.SFENet2 = conv(3, g0), conv(g0, g0)
+        self.RDBs = nn.ModuleList(_EdsrBlock(g0, g, c) for _ in range(d))
+        self.GFF = nn.Sequential(conv(d * g0, g0, 1), conv(g0, g0))
+        if scale == 4:
+            self.UPNet = nn.Sequential(conv(g0, u * 4), nn.PixelShuffle(2), conv(u, u * 4), nn.PixelShuffle(2), conv(u, 3))
+        else:
+            self.UPNet = nn.Sequential(conv(g0, u * scale**2), nn.PixelShuffle(scale), conv(u, 3))
+        with torch.no_grad():
+            for name, parameter in self.named_parameters():
+                if name.endswith("bias"):  # as large as those of a model that has learnt this range
+                    parameter.mul_(255)
+
+    def forward(self, x):
+        first = self.SFENet1(x)
+        x = self.SFENet2(first)
+        outputs = []
+        for block in self.RDBs:
+            x = block(x)
+            outputs.append(x)
+        x = self.GFF(torch.cat(outputs, 1))
+        x += first
+        return self.UPNet(x)
+
+
+class _LornatangLayer(nn.Module):
+    def __init__(self, channels_in, g):
+        super().__init__()
+        self.rb = nn.Sequential(conv(channels_in, g), nn.ReLU(True))
+
+    def forward(self, x):
+        return torch.cat([x, self.rb(x)], 1)
+
+
+class _LornatangBlock(nn.Module):
+    def __init__(self, g0, g, c):
+        super().__init__()
+        self.rdb = nn.Sequential(*(_LornatangLayer(g0 + i * g, g) for i in range(c)))
+        self.local_feature_fusion = conv(g0 + c * g, g0, 1)
+
+    def forward(self, x):
+        return torch.add(self.local_feature_fusion(self.rdb(x)), x)
+
+
+class _LornatangUpsampling(nn.Module):
+    def __init__(self, g0, r):
+        super().__init__()
+        self.upsample_block = nn.Sequential(conv(g0, g0 * r * r), nn.PixelShuffle(r))
+
+    def forward(self, x):
+        return self.upsample_block(x)
+
+
+class Lornatang(nn.Module):
+    """Lornatang's, less the clamp at its end."""
+
+    top = 1
+
+    def __init__(self, scale, g0=G0, g=G, d=D, c=C):
+        super().__init__()
+        self.conv1, self.conv2 = conv(3, g0), conv(g0, g0)
+        self.trunk = nn.Sequential(*(_LornatangBlock(g0, g, c) for _ in range(d)))
+        self.global_feature_fusion = nn.Sequential(conv(d * g0, g0, 1), conv(g0, g0))
+        steps = {2: [2], 3: [3], 4: [2, 2], 8: [2, 2, 2]}[scale]
+        self.upsampling = nn.Sequential(*(_LornatangUpsampling(g0, r) for r in steps))
+        self.conv3 = conv(g0, 3)
+
+    def forward(self, x):
+        first = self.conv1(x)
+        x = self.conv2(first)
+        outputs = []
+        for block in self.trunk:
+            x = block(x)
+            outputs.append(x)
+        x = torch.add(first, self.global_feature_fusion(torch.cat(outputs, 1)))
+        return self.conv3(self.upsampling(x))
+
+
+def wrapped(state: dict, prefix: str) -> OrderedDict:
+    return OrderedDict((prefix + key, value) for key, value in state.items())
+
+
+def ascend(state: dict) -> dict:
+    options = argparse.Namespace(scale=2, lr=4e-4, train_file="DIV2K_x2.h5", loss_scale_value=1024.0, apex=True, device_list="0,1")
+    return {"epoch": 799, "model": wrapped(state, "module."), "args": options, "best_psnr": torch.tensor(37.97)}
+
+
+def mmagic(state: dict, average: dict | None) -> dict:
+    weights = wrapped(state, "generator.")
+    if average:
+        weights.update(wrapped(average, "generator_ema."))
+    weights["step_counter"] = torch.tensor(1000)
+    return {"meta": {"epoch": 0, "iter": 1000}, "state_dict": weights}
+
+
+def lornatang(model: Lornatang, average: Lornatang) -> dict:
+    """Its train.py's files; the average is a torch AveragedModel's, with `module.` and `n_averaged`."""
+    averaged = AveragedModel(average)
+    averaged.update_parameters(average)
+    optimizer = {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 1e-4, "betas": (0.9, 0.999), "params": [0]}]}
+    parts = {"state_dict": model.state_dict(), "ema_state_dict": averaged.state_dict(), "optimizer": optimizer}
+    return {"epoch": 1, "best_psnr": 31.5, "best_ssim": 0.9, **parts}
