@@ -7,13 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from rdn_fast import compare
-from rdn_fast.checkpoint import load_weights
 from rdn_fast.config import settings
 from rdn_fast.data.prepare import Pair, degrade, read_image, write_pairs
 from rdn_fast.errors import UserError
-from rdn_fast.evaluate import evaluate, load_pairs
-from rdn_fast.model import RDN, load_state
+from rdn_fast.evaluate import evaluate
 from rdn_fast.train import train
 
 # Both views of the stereo pair are one scene: they stay on one side.
@@ -33,11 +30,9 @@ def demo(outputs_dir: str, device: str) -> None:
     train(model_config, config)
 
     weights, picture = str(outputs / "best.pth"), outputs / "compare.png"
-    report = evaluate(weights, str(eval_file), device=device)
-    model = RDN(model_config)
-    load_state(model, load_weights(weights), weights)
-    compare.draw(model.eval(), load_pairs(eval_file, model_config.scale), picture)
-    gain = report["mean"]["psnr_y"] - report["mean"]["bicubic_psnr_y"]
+    report = evaluate(weights, [str(eval_file)], device=device, figure=str(picture))
+    mean = report["sets"][0]["mean"]
+    gain = mean["psnr_y"] - mean["bicubic_psnr_y"]
     print(f"\nRDN is {gain:+.2f} dB from bicubic on photographs that it has never seen.")
     print(f"look at:   {picture}")
     print(f"weights:   {weights}")
@@ -47,10 +42,10 @@ def demo(outputs_dir: str, device: str) -> None:
 
 def prepare(outputs: Path) -> tuple[Path, Path]:
     """Write h5 files of the photographs to `outputs`: training tiles, and held-out pictures. Raises UserError without scikit-image."""
-    photographs = _photographs()
+    folder = photographs((*_TRAIN, *_HELD_OUT))
     train_file, eval_file = outputs / "photographs_x2.h5", outputs / "held_out_x2.h5"
-    write_pairs(train_file, [tile for name in _TRAIN for tile in _tiles(photographs / name)], "--outputs-dir")
-    write_pairs(eval_file, [degrade(Path(name).stem, read_image(photographs / name), _SCALE) for name in _HELD_OUT], "--outputs-dir")
+    write_pairs(train_file, [tile for name in _TRAIN for tile in _tiles(folder / name)], "--outputs-dir")
+    write_pairs(eval_file, [degrade(Path(name).stem, read_image(folder / name), _SCALE) for name in _HELD_OUT], "--outputs-dir")
     return train_file, eval_file
 
 
@@ -61,10 +56,10 @@ def _tiles(path: Path) -> list[Pair]:
     return [degrade(f"{path.stem} {y},{x}", image[y : y + _TILE, x : x + _TILE], _SCALE) for y in tops for x in lefts]
 
 
-def _photographs() -> Path:
-    """The folder of the photographs in scikit-image's wheel, found without importing it."""
+def photographs(names: tuple[str, ...]) -> Path:
+    """The folder of these photographs in scikit-image's wheel, found without importing it. Raises UserError when they are not there."""
     spec = importlib.util.find_spec("skimage")
     folder = Path(spec.origin).parent / "data" if spec and spec.origin else None
-    if folder is None or not all((folder / name).is_file() for name in (*_TRAIN, *_HELD_OUT)):
-        raise UserError("the demo's photographs come with scikit-image 0.26: pip install 'scikit-image==0.26.*', or use `make demo`")
+    if folder is None or not all((folder / name).is_file() for name in names):
+        raise UserError("these photographs come with scikit-image 0.26: pip install 'scikit-image==0.26.*', or use `make demo`")
     return folder

@@ -1,102 +1,91 @@
-"""PSNR and SSIM of a model over a set of images, per image and as a mean, bicubic beside them."""
+"""PSNR and SSIM of a model over sets of images, per image and as means, bicubic beside them."""
 
 from __future__ import annotations
 
-import json
+import dataclasses
+import io
 import os
-from collections.abc import Sequence
+import platform
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
-from rich.markup import escape
-from rich.table import Table
 
-from rdn_fast import metrics
-from rdn_fast.checkpoint import load_weights, write_aside
-from rdn_fast.data.h5 import Pairs
-from rdn_fast.data.patches import to_float
-from rdn_fast.data.prepare import Pair, degrade, image_files, read_image
-from rdn_fast.device import memory_format, pick
+from rdn_fast import __version__, compare, convert, metrics, tables
+from rdn_fast import device as devices
+from rdn_fast.checkpoint import write_aside
+from rdn_fast.data.ordered import ordered_map
+from rdn_fast.data.prepare import Pair
 from rdn_fast.errors import UserError
-from rdn_fast.model import RDN, infer_config, load_state
-from rdn_fast.progress import Bar, finite, print_table
+from rdn_fast.model import RDN, describe
+from rdn_fast.progress import Bar
+from rdn_fast.sets import EvaluationSet, distinct, open_sets
+from rdn_fast.tiles import Upscaler
 
 
-def evaluate(weights_file: str, eval_file: str, scale: int | None = None, device: str = "auto", json_file: str | None = None) -> dict:
-    """Print the table of a weights file over an h5 file or folder of HR images; returns (and with `json_file` writes) it as
+def evaluate(
+    weights_file: str | None = None,
+    eval_file: list[str] | tuple[str, ...] = (),
+    data: str | None = None,
+    scale: int | None = None,
+    self_ensemble: bool = False,
+    device: str = "auto",
+    json: str | None = None,
+    csv: str | None = None,
+    markdown: str | None = None,
+    save_images: str | None = None,
+    figure: str | None = None,
+) -> dict:
+    """Print the tables of a weights file (None: the small x2 model of the package) over sets: h5 files, folders of HR images, all sets inside `data`.
 
-    {"images": [{"name", "psnr_y", "psnr_y_compat", "ssim_y", "bicubic_psnr_y", "bicubic_psnr_y_compat", "bicubic_ssim_y"}], "mean": {...}}.
-    PSNR in dB; null stands for infinity (equal images). The model's shape is read off the weights.
+    Returns {"weights", "model" (in words), "config", "parameters", "scale", "self_ensemble", "precision", "device", "versions", "sets"}, each set being
+    {"name", "images": [{"name", "psnr_y", "psnr_y_compat", "ssim_y", "bicubic_psnr_y", "bicubic_psnr_y_compat", "bicubic_ssim_y"}], "mean": {...}},
+    PSNR in dB. json, csv, markdown: files to write it to, too (in JSON null stands for infinity: equal images); save_images: folder for what
+    the model makes of each image, as <set>/<image>.png; figure: PNG file for the crops where it is best and worst. Raises UserError.
     """
-    if json_file and not os.access(Path(json_file).parent, os.W_OK):
-        raise UserError(f"--json {json_file}: there is no such folder, or it cannot be written")
-    target = pick(device)
-    state = load_weights(weights_file)
-    config = infer_config(state, weights_file)
+    if not eval_file and not data:
+        raise UserError("--eval-file SET or --data DIR is missing; give evaluation h5 files or folders of HR images, or the folder that they lie in")
+    for flag, file in (("--json", json), ("--csv", csv), ("--markdown", markdown), ("--figure", figure)):
+        if file and (Path(file).is_dir() or not Path(file).parent.is_dir() or not os.access(Path(file).parent, os.W_OK)):
+            raise UserError(f"{flag} {file}: is a folder, or in one that is not there or cannot be written; give a file that can be")
+    model = convert.load_model(weights_file, device)
+    weights, config = str(weights_file or convert.SHIPPED), model.config
     if scale not in (None, config.scale):
-        raise UserError(f"--scale {scale}: {weights_file} holds an x{config.scale} model; give --scale {config.scale} and its evaluation set")
-    model = RDN(config)
-    load_state(model, state, weights_file)
-    model.to(target, memory_format=memory_format(target)).eval()
-    pairs = load_pairs(eval_file, config.scale)
-    rows = []
-    with Bar("images", len(pairs)) as bar:
-        for pair in pairs:
-            rows.append({"name": pair.name, **score(predict(model, pair.lr), pair, config.scale)})
-            bar.advance(pair.name)
-    keys = [key for key in rows[0] if key != "name"]
-    report = {"images": rows, "mean": {key: float(np.mean([row[key] for row in rows])) for key in keys}}
-    _print_table(report, f"{Path(eval_file).name}, x{config.scale}, {Path(weights_file).name}")
-    if json_file:
-        text = json.dumps(finite(report), indent=1)
-        try:
-            write_aside(json_file, lambda file: file.write(text.encode()))
-        except OSError as error:
-            raise UserError(f"--json {json_file}: cannot be written ({error.strerror})") from None
+        raise UserError(f"--scale {scale}: {weights} holds an x{config.scale} model; give --scale {config.scale} and its evaluation set")
+    sets = open_sets(eval_file, data, config.scale)
+    folders = _folders(save_images, sets) if save_images else None
+    report = {**_about(model, weights, self_ensemble), "sets": [{"name": each.name, "images": []} for each in sets]}
+    print(f"{weights}: {tables.about(report)}")
+    print(f"on {report['device']}, torch {torch.__version__}, rdn-fast {__version__}", flush=True)
+
+    def judge(predicted: _Predicted) -> tuple[int, dict, tuple[compare.Crop, compare.Crop] | None]:
+        place, pair, prediction = predicted.place, predicted.pair, metrics.to_uint8(predicted.image)
+        if folders:
+            _write("--save-images", folders[place] / f"{predicted.file}.png", _png(Image.fromarray(prediction)))
+        crops = compare.worst_and_best(f"{sets[place].name}/{pair.name}", pair.hr, bicubic(pair), prediction, config.scale) if figure else None
+        return place, {"name": pair.name, **score(predicted.image, pair, config.scale)}, crops
+
+    drawn = []
+    with Bar("images", sum(len(each.pairs) for each in sets)) as bar:
+        upscaler = Upscaler(model, tile=0, tile_pad="exact", fp32=True, self_ensemble=self_ensemble, say=bar.say)
+        # Images are judged in threads while the device computes the next ones: metrics and PNG take longer than a fast device.
+        for place, row, crops in ordered_map(judge, _predict(upscaler, sets), workers=2, ahead=3):
+            report["sets"][place]["images"].append(row)
+            drawn.append(crops)
+            bar.advance(f"{sets[place].name}/{row['name']} {row['psnr_y']:.2f} dB")
+    for each in report["sets"]:
+        each["mean"] = {key: float(np.mean([row[key] for row in each["images"]])) for key in each["images"][0] if key != "name"}
+    tables.show(report)
+    for flag, file, text in (("--json", json, tables.as_json), ("--csv", csv, tables.as_csv), ("--markdown", markdown, tables.as_markdown)):
+        if file:
+            _write(flag, file, text(report).encode())
+    if figure:
+        _write("--figure", figure, _png(compare.figure(drawn)))
     return report
-
-
-class _OfFile(Sequence):
-    """The pairs of an h5 file, each read when it is asked for."""
-
-    def __init__(self, pairs: Pairs):
-        self._pairs, self._names = pairs, pairs.names()
-
-    def __len__(self) -> int:
-        return len(self._pairs)
-
-    def __getitem__(self, i: int) -> Pair:
-        return Pair(self._names[i], self._pairs.lr[i], self._pairs.hr[i])
-
-
-def load_pairs(path: str | Path, scale: int) -> Sequence[Pair]:
-    """The pairs of an evaluation h5, or of a folder of HR images (cropped to multiples of scale, LR by PIL's bicubic)."""
-    if Path(path).is_dir():
-        pairs: Sequence[Pair] = []
-        for file in image_files(path):
-            try:
-                pairs.append(degrade(file.stem, read_image(file), scale))
-            except ValueError as error:
-                raise UserError(f"{file}: not an image that can be evaluated ({error}); remove it from the folder") from None
-        sizes = [pair.lr.shape[:2] for pair in pairs]
-    else:
-        opened = Pairs(path, scale)
-        pairs, sizes = _OfFile(opened), opened.sizes
-    smallest = metrics.smallest_side(scale)
-    for i, size in enumerate(sizes):
-        if scale * min(size) < smallest:
-            raise UserError(f"{path}: image {pairs[i].name} is smaller than the {smallest} pixels that PSNR and SSIM at x{scale} need; remove it")
-    return pairs
-
-
-def predict(model: RDN, lr: np.ndarray) -> np.ndarray:
-    """lr uint8 [h, w, 3] -> float32 [scale*h, scale*w, 3] in 0..255, neither rounded nor clipped; computed in float32."""
-    device = next(model.parameters()).device
-    with torch.inference_mode():
-        x = to_float(torch.from_numpy(np.array(lr))[None], device)  # a copy: torch wants writable memory
-        return model(x)[0].permute(1, 2, 0).mul(255).cpu().numpy()
 
 
 def bicubic(pair: Pair) -> np.ndarray:
@@ -105,7 +94,7 @@ def bicubic(pair: Pair) -> np.ndarray:
 
 
 def score(prediction: np.ndarray, pair: Pair, scale: int) -> dict[str, float]:
-    """All columns of the table for one image; prediction as from predict()."""
+    """All columns of the table for one image; prediction: [H, W, 3], uint8 or float in 0..255, neither rounded nor clipped."""
     return {
         prefix + name: measure(image, pair.hr, scale)
         for prefix, image in (("", prediction), ("bicubic_", bicubic(pair)))
@@ -113,14 +102,61 @@ def score(prediction: np.ndarray, pair: Pair, scale: int) -> dict[str, float]:
     }
 
 
-def _print_table(report: dict, title: str) -> None:
-    table = Table(title=escape(title), title_justify="left")
-    table.add_column("image")
-    for name in ("PSNR-Y", "PSNR-Y ref.", "SSIM-Y", "bicubic PSNR-Y", "PSNR-Y ref.", "SSIM-Y"):
-        table.add_column(name, justify="right")
-    for row in (*report["images"], {"name": "mean", **report["mean"]}):
-        if row["name"] == "mean":
-            table.add_section()
-        table.add_row(escape(row["name"]), *(f"{value:.4f}" if "ssim" in key else f"{value:.2f}" for key, value in row.items() if key != "name"))
-    print_table(table)
-    print("PSNR-Y: canonical (rounded to uint8, borders cropped). ref.: as yjn870's code and the Ascend port print it.")
+def _about(model: RDN, weights: str, self_ensemble: bool) -> dict:
+    return {
+        "weights": weights,
+        "model": describe(model.config),
+        "config": dataclasses.asdict(model.config),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "scale": model.config.scale,
+        "self_ensemble": self_ensemble,
+        "precision": "float32",
+        "device": devices.describe(next(model.parameters()).device),
+        "versions": {"rdn_fast": __version__, "torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version()},
+    }
+
+
+class _Predicted(NamedTuple):
+    place: int  # of its set
+    file: str  # a name for it that no other image of its set has
+    pair: Pair
+    image: np.ndarray  # [H, W, 3], float in 0..255
+
+
+def _predict(upscaler: Upscaler, sets: list[EvaluationSet]) -> Iterator[_Predicted]:
+    for place, each in enumerate(sets):
+        taken: set[str] = set()
+        for pair in each.pairs:
+            yield _Predicted(place, distinct(_safe(pair.name), taken), pair, upscaler.exactly(pair.lr))
+
+
+def _folders(save_images: str, sets: list[EvaluationSet]) -> list[Path]:
+    """A folder for the images of each set, made and fit to be written to. Raises UserError, also for the folders of HR images themselves."""
+    taken: set[str] = set()
+    folders = [Path(save_images) / distinct(_safe(each.name), taken) for each in sets]
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--save-images {save_images}: cannot be written ({error.strerror}); choose another folder") from None
+        if not os.access(folder, os.W_OK) or any(folder.samefile(each.path) for each in sets):
+            raise UserError(f"--save-images {save_images}: {folder} cannot be written, or holds HR images; choose another folder")
+    return folders
+
+
+def _safe(name: str) -> str:
+    """As part of a path, on any system."""
+    return re.sub(r'[\x00-\x1f<>:"/\\|?*]|^\.+|[. ]+$', "_", name).encode()[:200].decode(errors="ignore") or "_"
+
+
+def _png(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def _write(flag: str, path: str | Path, content: bytes) -> None:
+    try:
+        write_aside(path, lambda file: file.write(content))
+    except OSError as error:
+        raise UserError(f"{flag} {path}: cannot be written ({error.strerror}); free some space or choose another place") from None

@@ -19,12 +19,23 @@ def to_uint8(rgb: np.ndarray) -> np.ndarray:
 
 def psnr_y(prediction: np.ndarray, hr: np.ndarray, scale: int) -> float:
     """Canonical PSNR in dB; prediction: [H, W, 3] uint8, or float in 0..255 (rounded here); hr: uint8 [H, W, 3]. Equal images: inf."""
-    return _psnr(_luma(_rounded(prediction), _CANONICAL, scale), _luma(hr, _CANONICAL, scale))
+    return decibel(squared_error_y(prediction, hr, scale))
+
+
+def squared_error_y(prediction: np.ndarray, hr: np.ndarray, scale: int) -> np.ndarray:
+    """What canonical PSNR is the mean of, by pixel: float64 [H - 2*scale, W - 2*scale]; arguments as of psnr_y()."""
+    return (_luma(_rounded(prediction), _CANONICAL, scale) - _luma(hr, _CANONICAL, scale)) ** 2
 
 
 def psnr_y_compat(prediction: np.ndarray, hr: np.ndarray, scale: int) -> float:
     """Reference-compatible PSNR in dB; prediction: [H, W, 3] uint8, or float in 0..255 (clipped, not rounded)."""
-    return _psnr(_luma(np.clip(prediction, 0, 255), _COMPATIBLE, scale), _luma(hr, _COMPATIBLE, scale))
+    return decibel((_luma(np.clip(prediction, 0, 255), _COMPATIBLE, scale) - _luma(hr, _COMPATIBLE, scale)) ** 2)
+
+
+def decibel(squared_error: np.ndarray) -> float:
+    """PSNR in dB of an image, or of a part of it, with these squared errors by pixel; all 0: inf."""
+    mse = np.mean(squared_error)
+    return float("inf") if mse == 0 else float(10 * np.log10(255**2 / mse))
 
 
 def ssim_y(prediction: np.ndarray, hr: np.ndarray, scale: int) -> float:
@@ -48,11 +59,6 @@ def _rounded(rgb: np.ndarray) -> np.ndarray:
 
 def _luma(rgb: np.ndarray, weights: np.ndarray, crop: int) -> np.ndarray:
     return 16 + rgb[crop:-crop, crop:-crop].astype(np.float64) @ weights  # [H - 2*crop, W - 2*crop]
-
-
-def _psnr(a: np.ndarray, b: np.ndarray) -> float:
-    mse = np.mean((a - b) ** 2)
-    return float("inf") if mse == 0 else float(10 * np.log10(255**2 / mse))
 
 
 def _blur(image: np.ndarray) -> np.ndarray:

@@ -11,8 +11,8 @@ import sys
 
 import torch
 
+from rdn_fast import convert
 from rdn_fast import device as devices
-from rdn_fast import evaluate
 from rdn_fast.cli import main
 from rdn_fast.data import patches
 from rdn_fast.model import RDN
@@ -23,11 +23,17 @@ def _adam(parameters, device, lr, weight_decay, *_):
     return torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay, foreach=False, fused=False)
 
 
+def _naive(load_model, *arguments) -> RDN:
+    model = load_model(*arguments)
+    model.rdb = "naive"
+    return model
+
+
 def run(device: torch.device, commands: list[list[str]]) -> int:
-    evaluate.RDN = functools.partial(RDN, rdb="naive")
+    convert.load_model = functools.partial(_naive, convert.load_model)
     if devices.on_host(device):
         devices.adam = _adam
-        for module in (devices, patches, evaluate):
+        for module in (devices, patches):
             module.memory_format = lambda device: torch.contiguous_format
         patches._library = lambda: None  # its C writes channels_last
     rows = [row.name for row in able(device, torch.float32, True) if row in able(device, torch.float16, True)]

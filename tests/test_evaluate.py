@@ -1,5 +1,6 @@
-"""`rdn-fast eval`: its numbers against a computation by hand, its table and JSON, and what it says to files that it cannot use."""
+"""`rdn-fast eval`: its numbers against a computation by hand, its tables and files, and what it says to files that it cannot use."""
 
+import csv
 import json
 import math
 import re
@@ -11,7 +12,7 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from rdn_fast import metrics
+from rdn_fast import convert, metrics
 from rdn_fast.config import Config
 from rdn_fast.data.prepare import Pair
 from rdn_fast.evaluate import score
@@ -42,13 +43,13 @@ def weights(tmp_path):
 
 @pytest.fixture
 def evaluate(cli):
-    """evaluate(weights, set, *flags): run the command; what it ended with."""
-    return lambda weights, images, *flags: cli("eval", "--weights-file", weights, "--eval-file", images, "--device", "cpu", *flags)
+    """evaluate(weights, set, *further sets and flags): run the command; what it ended with."""
+    return lambda weights, *sets: cli("eval", "--weights-file", weights, "--device", "cpu", "--eval-file", *sets)
 
 
 @pytest.fixture
 def report(evaluate, tmp_path):
-    """report(weights, set, *flags): the JSON of a command that must succeed."""
+    """report(weights, set, *further sets and flags): the JSON of a command that must succeed."""
 
     def run(*arguments):
         ended = evaluate(*arguments, "--json", tmp_path / "report.json")
@@ -58,19 +59,46 @@ def report(evaluate, tmp_path):
     return run
 
 
+@pytest.fixture
+def numbers(report):
+    """numbers(weights, set, *flags): what the JSON says of the one set, but its name."""
+
+    def run(*arguments):
+        (only,) = report(*arguments)["sets"]
+        return {"images": only["images"], "mean": only["mean"]}
+
+    return run
+
+
+def pictures(folder) -> dict[str, np.ndarray]:
+    """The HR images of a folder of PNG, at x2, by name."""
+    images = {path.stem: np.asarray(Image.open(path)) for path in sorted(folder.iterdir())}
+    return {name: image[: image.shape[0] // 2 * 2, : image.shape[1] // 2 * 2] for name, image in images.items()}
+
+
+def halved(hr: np.ndarray) -> np.ndarray:
+    return np.asarray(Image.fromarray(hr).resize((hr.shape[1] // 2, hr.shape[0] // 2), Image.Resampling.BICUBIC))
+
+
+def output(lr: np.ndarray, model=None) -> np.ndarray:
+    """What the model makes of an LR image, in 0..255."""
+    with torch.no_grad():
+        x = torch.tensor(lr.copy()).permute(2, 0, 1)[None].float() / 255
+        return (model or small())(x)[0].permute(1, 2, 0).numpy() * 255
+
+
 # ---- numbers ----
 
 
-def test_report_has_every_column_for_every_image_and_the_mean(report, weights, prepared):
-    result = report(weights(), prepared.eval)
-    assert set(result) == {"images", "mean"}
+def test_report_has_every_column_for_every_image_and_the_mean(numbers, weights, prepared):
+    result = numbers(weights(), prepared.eval)
     assert [list(row) for row in result["images"]] == [["name", *COLUMNS]] * 4
     assert [row["name"] for row in result["images"]] == [f"picture_{i}" for i in range(4)]
     assert list(result["mean"]) == COLUMNS
 
 
-def test_mean_is_the_mean_over_images(report, weights, prepared):
-    result = report(weights(), prepared.eval)
+def test_mean_is_the_mean_over_images(numbers, weights, prepared):
+    result = numbers(weights(), prepared.eval)
     for column in COLUMNS:
         values = [row[column] for row in result["images"]]
         assert len(set(values)) == 4
@@ -78,44 +106,59 @@ def test_mean_is_the_mean_over_images(report, weights, prepared):
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
-def test_values_are_the_metrics_of_the_models_output(report, weights, image_folder, scale):
+def test_values_are_the_metrics_of_the_models_output(numbers, weights, image_folder, scale):
     folder = image_folder(3, size=(52, 47))
-    result = report(weights(scale), folder)
+    result = numbers(weights(scale), folder)
     for row in result["images"]:
         picture = np.asarray(Image.open(folder / f"{row['name']}.png"))
         h, w = picture.shape[0] // scale, picture.shape[1] // scale
         hr = picture[: h * scale, : w * scale]
         lr = Image.fromarray(hr).resize((w, h), Image.Resampling.BICUBIC)
-        with torch.no_grad():
-            x = torch.tensor(np.asarray(lr)).permute(2, 0, 1)[None].float() / 255
-            output = small(scale)(x)[0].permute(1, 2, 0).numpy() * 255
+        ours = output(np.asarray(lr), small(scale))
         cubic = np.asarray(lr.resize((w * scale, h * scale), Image.Resampling.BICUBIC))
-        assert row["psnr_y"] == pytest.approx(metrics.psnr_y(output, hr, scale), rel=1e-4)  # a value near .5 may round otherwise
-        assert row["psnr_y_compat"] == pytest.approx(metrics.psnr_y_compat(output, hr, scale), rel=1e-5)
-        assert row["ssim_y"] == pytest.approx(metrics.ssim_y(output, hr, scale), abs=1e-4)
+        assert row["psnr_y"] == pytest.approx(metrics.psnr_y(ours, hr, scale), rel=1e-4)  # a value near .5 may round otherwise
+        assert row["psnr_y_compat"] == pytest.approx(metrics.psnr_y_compat(ours, hr, scale), rel=1e-5)
+        assert row["ssim_y"] == pytest.approx(metrics.ssim_y(ours, hr, scale), abs=1e-4)
         assert row["bicubic_psnr_y"] == metrics.psnr_y(cubic, hr, scale)
         assert row["bicubic_psnr_y_compat"] == metrics.psnr_y_compat(cubic, hr, scale)
         assert row["bicubic_ssim_y"] == metrics.ssim_y(cubic, hr, scale)
 
 
-def test_h5_and_folder_give_the_same_numbers(report, weights, prepared):
-    assert report(weights(), prepared.eval) == report(weights(), prepared.images)
+def test_self_ensemble_is_the_mean_over_eight_turned_and_mirrored_images(report, weights, prepared):
+    result = report(weights(), prepared.images, "--self-ensemble")
+    assert result["self_ensemble"] is True
+    for row, hr in zip(result["sets"][0]["images"], pictures(prepared.images).values(), strict=True):
+        ways = [(turns, mirrored) for turns in range(4) for mirrored in (False, True)]
+        lr = halved(hr)
+        seen = [output(np.rot90(lr[:, ::-1] if mirrored else lr, turns)) for turns, mirrored in ways]
+        back = [np.rot90(image, -turns)[:, ::-1] if mirrored else np.rot90(image, -turns) for image, (turns, mirrored) in zip(seen, ways, strict=True)]
+        assert row["psnr_y_compat"] == pytest.approx(metrics.psnr_y_compat(np.mean(back, axis=0), hr, 2), rel=1e-5)
+        assert row["psnr_y_compat"] != pytest.approx(metrics.psnr_y_compat(output(lr), hr, 2), rel=1e-5)
 
 
-def test_safetensors_and_pth_give_the_same_numbers(report, weights, prepared, tmp_path):
+def test_h5_and_folder_give_the_same_numbers(numbers, weights, prepared):
+    assert numbers(weights(), prepared.eval) == numbers(weights(), prepared.images)
+
+
+def test_safetensors_and_pth_give_the_same_numbers(numbers, weights, prepared, tmp_path):
     safetensors.torch.save_file(small().state_dict(), tmp_path / "w.safetensors")
-    assert report(tmp_path / "w.safetensors", prepared.eval) == report(weights(), prepared.eval)
+    assert numbers(tmp_path / "w.safetensors", prepared.eval) == numbers(weights(), prepared.eval)
 
 
-def test_half_precision_weights_are_computed_in_float32(report, prepared, tmp_path):
+def test_checkpoint_gives_the_numbers_of_its_weights(numbers, weights, prepared, tmp_path):
+    torch.save({"model": small().state_dict(), "optimizer": {}, "step": 7}, tmp_path / "c.pt")
+    assert numbers(tmp_path / "c.pt", prepared.eval) == numbers(weights(), prepared.eval)
+
+
+def test_half_precision_weights_are_computed_in_float32(numbers, prepared, tmp_path):
     state = {name: value.half() for name, value in small().state_dict().items()}
     torch.save(state, tmp_path / "half.pth")
     torch.save({name: value.float() for name, value in state.items()}, tmp_path / "float.pth")
-    assert report(tmp_path / "half.pth", prepared.eval) == report(tmp_path / "float.pth", prepared.eval)
+    assert numbers(tmp_path / "half.pth", prepared.eval) == numbers(tmp_path / "float.pth", prepared.eval)
 
 
-def test_scale_may_be_given_when_it_is_right(report, weights, prepared):
-    assert report(weights(), prepared.eval, "--scale", 2) == report(weights(), prepared.eval)
+def test_scale_may_be_given_when_it_is_right(numbers, weights, prepared):
+    assert numbers(weights(), prepared.eval, "--scale", 2) == numbers(weights(), prepared.eval)
 
 
 def test_as_a_process_of_its_own(run_cli, report, weights, prepared, tmp_path):
@@ -124,7 +167,126 @@ def test_as_a_process_of_its_own(run_cli, report, weights, prepared, tmp_path):
     assert "picture_3" in ended.stdout
     here, there = report(weights(), prepared.eval), json.loads((tmp_path / "own.json").read_text())
     for column in COLUMNS:
-        assert there["mean"][column] == pytest.approx(here["mean"][column], rel=1e-4)
+        assert there["sets"][0]["mean"][column] == pytest.approx(here["sets"][0]["mean"][column], rel=1e-4)
+
+
+def test_without_weights_the_packages_own_are_taken(cli, weights, prepared, monkeypatch):
+    monkeypatch.setattr(convert, "SHIPPED", weights())
+    ended = cli("eval", "--eval-file", prepared.eval, "--device", "cpu")
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.out.startswith(f"{weights()}: RDN x2")
+
+
+# ---- several sets ----
+
+
+def test_sets_keep_their_order_and_numbers(report, numbers, weights, prepared, image_folder):
+    other = image_folder(2, size=(40, 36), name="Other")
+    result = report(weights(), prepared.eval, other, prepared.images)
+    assert [each["name"] for each in result["sets"]] == ["eval", "Other", "images"]
+    for each, path in zip(result["sets"], (prepared.eval, other, prepared.images), strict=True):
+        assert {"images": each["images"], "mean": each["mean"]} == numbers(weights(), path)
+
+
+def test_report_tells_of_the_model_and_the_machine(report, weights, prepared):
+    result = report(weights(3), prepared.images)
+    assert list(result) == ["weights", "model", "config", "parameters", "scale", "self_ensemble", "precision", "device", "versions", "sets"]
+    assert (result["weights"], result["scale"], result["self_ensemble"], result["precision"]) == (str(weights(3)), 3, False, "float32")
+    assert Config(**result["config"]) == small(3).config
+    assert result["parameters"] == sum(value.numel() for value in small(3).state_dict().values())
+    assert result["device"].startswith("cpu ")
+    assert result["versions"]["torch"] == torch.__version__
+
+
+def test_first_lines_tell_what_is_evaluated(evaluate, weights, prepared):
+    model, machine = evaluate(weights(), prepared.eval).out.splitlines()[:2]
+    assert model.startswith(f"{weights()}: RDN x2 D2 C2 G4 G0 6, 0.00 M parameters, float32")
+    assert "self-ensemble" not in model
+    assert machine.startswith("on cpu ")
+    assert f"torch {torch.__version__}" in machine
+    assert evaluate(weights(), prepared.eval, "--self-ensemble").out.splitlines()[0].endswith("self-ensemble of 8")
+
+
+def test_several_sets_end_with_a_table_of_means(evaluate, weights, prepared, tmp_path):
+    ended = evaluate(weights(), prepared.eval, prepared.images, "--json", tmp_path / "report.json")
+    means = ended.out.partition("\nmeans")[2]
+    for each in json.loads((tmp_path / "report.json").read_text())["sets"]:
+        (line,) = [line for line in means.splitlines() if line.startswith(f"│ {each['name']} ")]
+        assert re.findall(r"[\w.]+", line) == [each["name"], "4", *in_pairs(each["mean"])]
+    assert "\nmeans" not in evaluate(weights(), prepared.eval).out
+
+
+def in_pairs(mean: dict) -> list[str]:
+    """As the table of means shows it: bicubic before RDN in each measure."""
+    keys = [prefix + key for key in COLUMNS[:3] for prefix in ("bicubic_", "")]
+    return [f"{mean[key]:.4f}" if "ssim" in key else f"{mean[key]:.2f}" for key in keys]
+
+
+# ---- files ----
+
+
+def test_csv_has_a_row_for_each_image_and_each_mean(report, weights, prepared, tmp_path):
+    result = report(weights(), prepared.eval, prepared.images, "--csv", tmp_path / "report.csv")
+    with (tmp_path / "report.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    expected = [{"set": each["name"], "image": row["name"], **row} for each in result["sets"] for row in (*each["images"], {"name": "mean", **each["mean"]})]
+    assert list(rows[0]) == ["set", "image", *COLUMNS]
+    assert [{**row, **{column: float(row[column]) for column in COLUMNS}} for row in rows] == [
+        {key: value for key, value in row.items() if key != "name"} for row in expected
+    ]
+
+
+def test_markdown_has_a_row_for_each_set(report, weights, prepared, tmp_path):
+    result = report(weights(), prepared.eval, prepared.images, "--markdown", tmp_path / "report.md")
+    text = (tmp_path / "report.md").read_text()
+    head, line, *rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in text.splitlines() if row.startswith("|")]
+    assert [len(row) for row in (head, line, *rows)] == [8] * 4
+    assert {*"".join(line)} == {"-"}
+    measures = ("PSNR-Y", "PSNR-Y ref.", "SSIM-Y")
+    assert head == ["set", "images", *(f"{who} {measure}" for measure in measures for who in ("bicubic", "RDN"))]
+    assert rows == [[each["name"], "4", *in_pairs(each["mean"])] for each in result["sets"]]
+    assert text.startswith("x2.pth: RDN x2 ")
+    assert "canonical" in text  # both conventions are labelled
+    assert "yjn870" in text
+
+
+def test_saved_images_are_what_was_measured(report, weights, prepared, tmp_path):
+    result = report(weights(), prepared.eval, prepared.images, "--save-images", tmp_path / "new" / "out")
+    for each in result["sets"]:
+        folder = tmp_path / "new" / "out" / each["name"]
+        assert {path.name for path in folder.iterdir()} == {f"picture_{i}.png" for i in range(4)}
+        for row, hr in zip(each["images"], pictures(prepared.images).values(), strict=True):
+            with Image.open(folder / f"{row['name']}.png") as saved:
+                assert saved.mode == "RGB"
+                assert metrics.psnr_y(np.asarray(saved), hr, 2) == row["psnr_y"]
+
+
+def test_names_of_saved_images_stay_inside_the_folder_and_apart(report, weights, make_h5, photograph, tmp_path):
+    names = ["../up", "a/b", "a_b", "A_B", "", "..", "con\nsole", "x" * 300, "Ä 漢"]
+    images = [photograph(30, 30, seed=i) for i in range(len(names))]
+    make_h5(tmp_path / "odd.h5", [(halved(hr), hr) for hr in images])
+    with h5py.File(tmp_path / "odd.h5", "r+") as file:
+        for i, name in enumerate(names):
+            file[f"hr/{i}"].attrs["name"] = name
+    rows = report(weights(), tmp_path / "odd.h5", "--save-images", tmp_path / "out")["sets"][0]["images"]
+    assert [row["name"] for row in rows] == names
+    saved = {path.name: path for path in (tmp_path / "out" / "odd").iterdir()}
+    assert len(list((tmp_path / "out").rglob("*"))) == 1 + len(saved)
+    assert sorted(saved) == sorted(["__up.png", "a_b.png", "a_b_2.png", "A_B_3.png", "_.png", "__2.png", "con_sole.png", "x" * 200 + ".png", "Ä 漢.png"])
+    assert metrics.psnr_y(np.asarray(Image.open(saved["A_B_3.png"])), images[3], 2) == rows[3]["psnr_y"]
+
+
+def test_saved_images_never_replace_the_sets_own(evaluate, weights, prepared, image_folder, tmp_path):
+    folder = image_folder(2, name="Set")
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    assert str(folder) in evaluate(weights(), folder, "--save-images", tmp_path).user_error()
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_figure_of_all_sets(report, weights, prepared, image_folder, tmp_path):
+    report(weights(), prepared.images, image_folder(1, size=(120, 130), name="Other"), "--figure", tmp_path / "figure.png")
+    with Image.open(tmp_path / "figure.png") as figure:
+        assert (figure.format, figure.width) == ("PNG", 1192)
 
 
 # ---- the table ----
@@ -132,7 +294,7 @@ def test_as_a_process_of_its_own(run_cli, report, weights, prepared, tmp_path):
 
 def test_table_shows_two_decimals_of_psnr_and_four_of_ssim(evaluate, weights, prepared, tmp_path):
     ended = evaluate(weights(), prepared.eval, "--json", tmp_path / "report.json")
-    result = json.loads((tmp_path / "report.json").read_text())
+    (result,) = json.loads((tmp_path / "report.json").read_text())["sets"]
     for row in (*result["images"], {"name": "mean", **result["mean"]}):
         (line,) = [line for line in ended.out.splitlines() if re.search(rf"\W{row['name']}\W", line)]
         shown = re.findall(r"-?\d+\.\d+", line)
@@ -163,11 +325,11 @@ def test_score_of_a_perfect_prediction(photograph):
 def test_infinity_is_null_in_json_and_inf_in_the_table(evaluate, weights, prepared, tmp_path, monkeypatch):
     with h5py.File(prepared.eval) as file:
         answers = {file[f"lr/{i}"][()].tobytes(): file[f"hr/{i}"][()].astype(np.float32) for i in range(4)}
-    monkeypatch.setattr("rdn_fast.evaluate.predict", lambda _, lr: answers[lr.tobytes()])
-    ended = evaluate(weights(), prepared.eval, "--json", tmp_path / "report.json")
+    monkeypatch.setattr("rdn_fast.evaluate.Upscaler.exactly", lambda _, lr: answers[lr.tobytes()])
+    ended = evaluate(weights(), prepared.eval, "--json", tmp_path / "report.json", "--figure", tmp_path / "figure.png")
     assert ended.code == 0
     assert "inf" in ended.out
-    result = json.loads((tmp_path / "report.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    (result,) = json.loads((tmp_path / "report.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))["sets"]
     assert [row["psnr_y"] for row in result["images"]] == [None] * 4
     assert result["mean"]["psnr_y"] is None
     assert result["mean"]["ssim_y"] == pytest.approx(1, abs=1e-12)
@@ -202,7 +364,6 @@ def save(path, content) -> None:
 BAD_WEIGHTS = {
     "other network": lambda: {"conv.weight": torch.zeros(3, 3), "conv.bias": torch.zeros(3)},
     "numbered tensors": lambda: {0: torch.zeros(3)},
-    "checkpoint": lambda: {"model": small().state_dict(), "optimizer": {}, "step": 7},
     "list": lambda: [torch.zeros(3)],
     "tensor": lambda: torch.zeros(3),
     "nothing": dict,
@@ -221,11 +382,6 @@ def test_weights_that_are_none(evaluate, prepared, tmp_path, kind):
     save(path, BAD_WEIGHTS[kind]())
     assert evaluate(path, prepared.eval, "--json", tmp_path / "report.json").user_error().startswith(str(path))
     assert not (tmp_path / "report.json").exists()
-
-
-def test_checkpoint_given_as_weights_is_told_where_it_goes(evaluate, prepared, tmp_path):
-    save(tmp_path / "c.pt", BAD_WEIGHTS["checkpoint"]())
-    assert "--resume" in evaluate(tmp_path / "c.pt", prepared.eval).user_error()
 
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
@@ -283,14 +439,26 @@ def test_empty_folder(evaluate, weights, image_folder):
     assert evaluate(weights(), folder).user_error().startswith(f"{folder}: holds no files")
 
 
-def test_report_that_cannot_be_written(evaluate, weights, prepared, tmp_path):
+@pytest.mark.parametrize("flag", ["--json", "--csv", "--markdown", "--figure"])
+@pytest.mark.parametrize("kind", ["below a file", "no folder", "a folder"])
+def test_files_that_cannot_be_written_are_told_before_the_work(evaluate, tmp_path, flag, kind):
     (tmp_path / "file").write_text("x")
-    path = tmp_path / "file" / "report.json"
-    assert str(path) in evaluate(weights(), prepared.eval, "--json", path).user_error()
+    path = {"below a file": tmp_path / "file" / "out", "no folder": tmp_path / "none" / "out", "a folder": tmp_path}[kind]
+    assert evaluate("none.pth", "none.h5", flag, path).user_error().startswith(f"{flag} {path}: ")
 
 
-@pytest.mark.parametrize("flags", [("--weights-file", "w.pth"), ("--eval-file", "set.h5"), ()], ids=" ".join)
-def test_both_files_are_required(cli, flags):
-    message = cli("eval", *flags).user_error()
-    for flag in {"--weights-file", "--eval-file"} - set(flags):
-        assert flag in message
+def test_image_folder_that_cannot_be_made(evaluate, weights, prepared, tmp_path):
+    (tmp_path / "file").write_text("x")
+    assert evaluate(weights(), prepared.eval, "--save-images", tmp_path / "file").user_error().startswith(f"--save-images {tmp_path / 'file'}: ")
+    (tmp_path / "out" / "eval").mkdir(parents=True)
+    (tmp_path / "out" / "eval" / "picture_1.png").mkdir()  # a file that cannot be written, met in the midst of the work
+    message = evaluate(weights(), prepared.eval, "--save-images", tmp_path / "out", "--json", tmp_path / "report.json").user_error()
+    assert "picture_1.png" in message
+    assert not (tmp_path / "report.json").exists()
+    assert not list((tmp_path / "out").rglob("*.tmp"))
+
+
+def test_a_set_is_required(cli, weights):
+    message = cli("eval", "--weights-file", weights()).user_error()
+    assert "--eval-file" in message
+    assert "--data" in message

@@ -27,7 +27,7 @@ from rdn_fast.data.feed import Batch, Feed, choose, refuse
 from rdn_fast.data.h5 import Pairs
 from rdn_fast.data.loader import Loader
 from rdn_fast.data.ring import Ring
-from rdn_fast.errors import TrainingError, UserError
+from rdn_fast.errors import Failure, UserError
 
 MODES = ("mmap", "resident", "h5py")
 CUDA = torch.device("cuda")  # only a name here: nothing is asked of it
@@ -395,7 +395,7 @@ changes = pytest.mark.parametrize("change", [overwrite, cut_short, os.utime], id
 @changes
 def test_a_file_that_is_changed_in_place_ends_the_run_at_once(own_file, mode, workers, change):
     after, error = to_the_end(Pairs(own_file, 2), mode, workers, change)
-    assert isinstance(error, TrainingError)
+    assert isinstance(error, Failure)
     assert str(error).startswith(f"{own_file}: was changed while it was in use; ")
     assert "\n" not in str(error)
     assert after <= feed.AHEAD + workers  # what was there already
@@ -408,7 +408,7 @@ def test_a_batch_of_a_file_that_changes_meanwhile_is_not_given(own_file, monkeyp
         patches.develop(*arguments)
 
     monkeypatch.setattr(feed, "develop", while_it_changes)
-    with Feed(loader(Pairs(own_file, 2)), CPU, mode, 0, 0, 10) as source, pytest.raises(TrainingError, match="was changed while it was in use"):
+    with Feed(loader(Pairs(own_file, 2)), CPU, mode, 0, 0, 10) as source, pytest.raises(Failure, match="was changed while it was in use"):
         next(source)
 
 
@@ -422,14 +422,14 @@ def test_what_is_resident_needs_the_file_no_more(own_file, change):
 def test_a_file_that_is_cut_short_while_it_is_read_ends_the_run(own_file, monkeypatch, workers):
     monkeypatch.setattr(Pairs, "check", lambda self: None)  # it is cut behind the check's back
     _, error = to_the_end(Pairs(own_file, 2), "mmap", workers, lambda path: os.truncate(path, 4096))
-    assert isinstance(error, TrainingError)
+    assert isinstance(error, Failure)
     assert str(error).startswith(f"{own_file}: was cut short while it was in use")
 
 
 def test_a_file_that_is_cut_short_before_it_is_resident(own_file):
     pairs = Pairs(own_file, 2)
     cut_short(own_file)
-    with pytest.raises(TrainingError, match="cut short"):
+    with pytest.raises(Failure, match="cut short"):
         Feed(loader(pairs), CPU, "resident", 1, 0, 10)
 
 
@@ -565,7 +565,7 @@ def test_a_file_that_changes_while_it_becomes_resident_is_not_kept(own_file):
         read_into(self, buffer, start)
         os.utime(own_file, (1, 1))
 
-    with mock.patch.object(Pairs, "read_into", changing), pytest.raises(TrainingError, match="was changed while it was in use"):
+    with mock.patch.object(Pairs, "read_into", changing), pytest.raises(Failure, match="was changed while it was in use"):
         Feed(loader(pairs), CPU, "resident", 1, 0, 10)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rdn_fast.data.h5 import HR, LR, Pairs
-from rdn_fast.errors import TrainingError, UserError
+from rdn_fast.errors import Failure, UserError
 
 SCALE = 2
 
@@ -134,7 +134,7 @@ def test_read_into_says_when_bytes_are_missing(tmp_path, make_h5, pairs):
     path = make_h5(tmp_path / "a.h5", pairs)
     mapped = Pairs(path, SCALE)
     os.truncate(path, mapped.size - 100)
-    with pytest.raises(TrainingError, match="cut short") as caught:
+    with pytest.raises(Failure, match="cut short") as caught:
         mapped.read_into(np.zeros(mapped.size, np.uint8), 0)
     assert str(caught.value).startswith(f"{path}: ")
 
@@ -157,7 +157,7 @@ def test_check_sees_that_the_file_was_changed(tmp_path, make_h5, pairs, change):
     mapped = Pairs(path, SCALE)
     mapped.check()
     change(path)
-    with pytest.raises(TrainingError, match="was changed while it was in use") as caught:
+    with pytest.raises(Failure, match="was changed while it was in use") as caught:
         mapped.check()
     assert str(caught.value).startswith(f"{path}: ")
     assert "\n" not in str(caught.value)
@@ -400,7 +400,7 @@ def test_an_image_that_cannot_be_unpacked_names_the_file(tmp_path, make_h5, pair
         file.seek(chunk.byte_offset)
         file.write(bytes(chunk.size))
     os.utime(path, ns=(opened._opened[1],) * 2)  # as a disk does it that fails
-    with pytest.raises(TrainingError, match=r"a\.h5: was cut short .* or the disk failed"):
+    with pytest.raises(Failure, match=r"a\.h5: was cut short .* or the disk failed"):
         opened.hr[2]
 
 

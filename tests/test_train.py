@@ -63,7 +63,7 @@ def test_a_run_writes_what_it_promises(train):
 def test_last_weights_give_the_last_psnr(train, data, tmp_path):
     out = train("--epochs", 2)
     assert main(["eval", "--weights-file", str(out / "last.pth"), "--eval-file", str(data / "Set5_x2.h5"), "--json", str(tmp_path / "e.json")]) == 0
-    mean = json.loads((tmp_path / "e.json").read_text())["mean"]
+    mean = json.loads((tmp_path / "e.json").read_text())["sets"][0]["mean"]
     last = events(out, "epoch")[-1]
     assert mean["psnr_y"] == pytest.approx(last["psnr_y"], abs=1e-9)
     assert mean["psnr_y_compat"] == pytest.approx(last["psnr_y_compat"], abs=1e-9)
