@@ -10,7 +10,7 @@ where := import pathlib, torch; print(pathlib.Path(torch.__file__).parent.parent
 site := import sysconfig; print(sysconfig.get_path("purelib"))
 ready := .venv/ready
 
-.PHONY: setup demo test test-slow lint train-full bench-1p bench-8p bench profile report report-check gpu-check
+.PHONY: setup demo test test-slow lint train-full bench-1p bench-8p bench-upscale bench profile report report-check gpu-check
 
 setup: $(ready)
 
@@ -27,7 +27,7 @@ else
 	$(PY) -m venv .venv
 	$(bin)/python -m pip install --quiet $(TORCH)
 endif
-	$(bin)/python -m pip install --quiet --editable '.[log,demo,dev]'
+	$(bin)/python -m pip install --quiet --editable '.[log,demo,export,dev]'
 	@touch $@
 
 demo: $(ready)
@@ -58,6 +58,9 @@ bench-1p: $(ready)
 
 bench-8p: $(ready)
 	$(bin)/python -m bench.run 8p --nproc $(if $(filter file,$(origin NPROC)),8,$(NPROC))
+
+bench-upscale: $(ready)
+	$(bin)/python -m bench.run upscale
 
 bench: $(ready)
 	$(bin)/python -m bench.run all

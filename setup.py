@@ -16,7 +16,7 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=["rdn_fast", "rdn_fast.*"]),
-    package_data={"rdn_fast.rdb": ["*.c"], "rdn_fast.data": ["*.c"]},
+    package_data={"rdn_fast": ["weights/*"], "rdn_fast.rdb": ["*.c"], "rdn_fast.data": ["*.c"]},
     entry_points={"console_scripts": ["rdn-fast = rdn_fast.cli:main"]},
     install_requires=[
         "torch>=2.7",  # torch.accelerator, `with torch.Stream`
@@ -31,7 +31,8 @@ setup(
         "triton": [triton],  # comes with CUDA builds of torch
         "log": ["tensorboard"],  # curves in a browser
         "demo": ["scikit-image"],  # photographs in its wheel; SSIM oracle of the tests
-        "bench": ["onnx", "onnxscript", "onnxruntime", "openvino"],  # other runtimes' rows in `make bench`
+        "export": ["onnx", "onnxruntime"],  # writes ONNX files, and checks what they compute
+        "bench": ["onnx", "onnxruntime", "openvino"],  # other runtimes' rows in `make bench`
         "dev": ["pytest", "pytest-xdist", "pytest-benchmark", "py-spy", "ruff", "hypothesis", "matplotlib", triton],
     },
 )

@@ -1,45 +1,39 @@
-"""Inference runtimes beside ours: ONNX Runtime and OpenVINO on the reference's model, where they are installed (the extra `bench`)."""
+"""Inference runtimes beside ours: ONNX Runtime and OpenVINO on the model that `rdn-fast export` writes, where they are installed (the extra `bench`)."""
 
 from __future__ import annotations
 
 import importlib
-import logging
 import tempfile
-import warnings
 from abc import abstractmethod
 from pathlib import Path
 
 import torch
 
-from bench import baseline
 from bench.cases import Checked, Entry
 from bench.parity import Results
 from bench.results import has_bf16
 from rdn_fast.config import Config
+from rdn_fast.export import OPSET, build
+from rdn_fast.model import RDN
 
 
 class _Runtime(Checked):
     """A model exported for the shape of its input; `load` makes a function numpy -> numpy from the ONNX file."""
 
     def __init__(self, config: Config, height: int, width: int, dtype: torch.dtype):
-        self.model, self.dtype = baseline.RDN(config).eval(), dtype
+        self.model, self.dtype = RDN(config), dtype
         self._size = (1, 3, height, width)
 
     @abstractmethod
     def load(self, file: Path):
         """The function."""
 
-    def _compile(self, x: torch.Tensor):
-        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the exporter's remarks on torch's own code
-            file = Path(folder) / "rdn.onnx"
-            torch.onnx.export(self.model, (x,), file, dynamo=True, verbose=False, external_data=False)
-            return self.load(file)
-
     def solve(self, state: dict, x: torch.Tensor, upstream: torch.Tensor) -> Results:
         self.model.load_state_dict(state)
-        self._run = self._compile(x)
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "rdn.onnx"
+            file.write_bytes(build(self.model, (1, *x.shape[2:]), OPSET).SerializeToString())
+            self._run = self.load(file)
         return {"output": torch.from_numpy(self._run(x.numpy()))}
 
     def fresh(self) -> None:
@@ -77,7 +71,7 @@ def entries(config: Config, height: int, width: int, device: torch.device) -> tu
     found, missing = [], []
     for name, kind, package, dtypes in kinds:
         try:
-            for needed in ("onnx", "onnxscript", package):
+            for needed in ("onnx", package):
                 importlib.import_module(needed)
         except ImportError as error:
             missing.append(f"{name} is not measured: {error}; pip install -e '.[bench]' brings it")

@@ -15,7 +15,7 @@ import typing
 
 from rdn_fast import __version__, ascend
 from rdn_fast.config import PRESETS, Config, TrainConfig, settings
-from rdn_fast.errors import Stopped, TrainingError, UserError
+from rdn_fast.errors import Failure, Stopped, UserError
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         sys.stderr.write(f"{who}: error: {error}\n")  # in one piece: other ranks speak, too
         return 2
-    except TrainingError as error:
+    except Failure as error:
         sys.stderr.write(f"{who}: failed: {error}\n")
         return error.code
     except RuntimeError as error:
@@ -41,8 +41,9 @@ def main(argv: list[str] | None = None) -> int:
 
         if not out_of_memory(error):
             raise
-        remedy = "a smaller --batch-size, --patch-size or model, --data-mode mmap, or smaller images"
-        sys.stderr.write(f"{who}: failed: out of memory; give {remedy} (a run goes on with --resume auto)\n")
+        training = "a smaller --batch-size, --patch-size or model, or --data-mode mmap (a run goes on with --resume auto)"
+        remedy = training if options.run in (_train, _tune) else "a smaller --tile, --size or image, or --device cpu"
+        sys.stderr.write(f"{who}: failed: out of memory; give {remedy}\n")
         return 1
     except BrokenPipeError:  # whoever read our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -62,10 +63,15 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> _Parser:
-    parser = _Parser(prog="rdn-fast", description="Train and evaluate Residual Dense Networks for super-resolution, fast.")
+    parser = _Parser(prog="rdn-fast", description="Train, evaluate and use Residual Dense Networks for super-resolution, fast.")
     parser.add_argument("--version", action="version", version=f"rdn-fast {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for add in (_add_training, _add_upscale, _add_eval, _add_convert, _add_export, _add_prepare, _add_doctor_and_demo):
+        add(commands)
+    return parser
 
+
+def _add_training(commands) -> None:
     train = commands.add_parser("train", help="train a model", description="Train a model. Flags given beside --preset win over it.")
     train.set_defaults(run=_train)
     train.add_argument("--nproc", type=int, default=1, help="ranks to start on this node, one per device")
@@ -90,14 +96,67 @@ def _parser() -> _Parser:
     tune.add_argument("--loss-scale", dest="calibrate", action="store_true", default=argparse.SUPPRESS, help=instead)
     tune.add_argument("--outputs-dir", default="outputs/tune", help="where --loss-scale writes loss_scale.csv and loss_scale.svg")
 
-    evaluate = commands.add_parser("eval", help="PSNR and SSIM of weights over a set, bicubic beside them")
-    evaluate.set_defaults(run=_eval)
-    evaluate.add_argument("--weights-file", required=True, help="weights, a bare state dict")
-    evaluate.add_argument("--eval-file", required=True, help="evaluation h5, or a folder of HR images")
-    evaluate.add_argument("--scale", type=int, help="checked against the weights, which know it")
-    evaluate.add_argument("--device", default="auto", help="auto, cpu, cuda[:i] or npu[:i]")
-    evaluate.add_argument("--json", metavar="FILE", help="write the table there, too")
 
+def _add_upscale(commands) -> None:
+    upscale = commands.add_parser("upscale", help="make pictures larger", description="Make pictures larger with an RDN.")
+    upscale.set_defaults(run=_upscale)
+    upscale.add_argument("-i", "--input", required=True, nargs="+", metavar="IN", help="pictures, folders of pictures, or quoted glob patterns")
+    upscale.add_argument("-o", "--output", required=True, metavar="OUT", help="folder to write to; for a single picture also a file")
+    _add_weights(upscale)
+    upscale.add_argument("-s", "--scale", "--outscale", type=int, help="checked against the weights, which know it")
+    upscale.add_argument("-t", "--tile", type=int, help="edge of the tiles in LR pixels, 0: none (default: what suits the device)")
+    pad_help = "LR pixels that a tile sees beyond its edge; exact: as many as the model looks at, equal to no tiles at all"
+    upscale.add_argument("--tile-pad", default="10", metavar="N|exact", help=pad_help)
+    upscale.add_argument("--suffix", default="out", help="added to names as _SUFFIX; an empty one adds nothing")
+    upscale.add_argument("--ext", default="auto", choices=("auto", "png", "jpg", "webp", "tif"), help="format to write; auto: the picture's own")
+    upscale.add_argument("--fp32", action="store_true", help="compute in float32 throughout")
+    upscale.add_argument("--self-ensemble", action="store_true", help="mean over the eight turns and mirror images: a little better, eight times the work")
+    upscale.add_argument("-r", "--recursive", action="store_true", help="folders with all that lies in them; OUT gets the same folders")
+    upscale.add_argument("--overwrite", action="store_true", help="make pictures anew that are there already")
+    limit_help = "refuse pictures with more, which may be made to exhaust the memory; 0: no limit"
+    upscale.add_argument("--max-pixels", type=int, default=178_956_970, metavar="N", help=limit_help)
+    upscale.add_argument("--device", default="auto", help="auto, cpu, cuda[:i] or npu[:i]")
+
+
+def _add_eval(commands) -> None:
+    evaluate = commands.add_parser("eval", help="PSNR and SSIM of weights over sets of pictures, bicubic beside them")
+    evaluate.set_defaults(run=_eval)
+    _add_weights(evaluate)
+    evaluate.add_argument("--eval-file", nargs="+", default=[], metavar="SET", help="evaluation h5 files, or folders of HR images")
+    evaluate.add_argument("--data", metavar="DIR", help="every set that lies in this folder: Set5, Set14, ...")
+    evaluate.add_argument("--scale", type=int, help="checked against the weights, which know it")
+    evaluate.add_argument("--self-ensemble", action="store_true", help="mean over the eight turns and mirror images")
+    evaluate.add_argument("--device", default="auto", help="auto, cpu, cuda[:i] or npu[:i]")
+    for name in ("json", "csv", "markdown"):
+        evaluate.add_argument(f"--{name}", metavar="FILE", help=f"write the tables there as {name}, too")
+    evaluate.add_argument("--save-images", metavar="DIR", help="write the up-scaled pictures there, as PNG, a folder for each set")
+    evaluate.add_argument("--figure", metavar="FILE.png", help="draw where the model is worst and best against bicubic: HR, bicubic, RDN, error")
+
+
+def _add_convert(commands) -> None:
+    convert = commands.add_parser("convert", help="weights of other projects to ours, and back", description="Read weights of any RDN and write them anew.")
+    convert.set_defaults(run=_convert)
+    convert.add_argument("source", metavar="IN", help="weights or a checkpoint of yjn870, torchSR, Ascend, mmagic, EDSR-PyTorch, Lornatang, BasicSR or ours")
+    convert.add_argument("target", metavar="OUT", help="the file to write: .pth or .safetensors, which also holds the metadata")
+    convert.add_argument("--layout", default="reference", choices=("reference", "edsr"), help="names and value range to write")
+    convert.add_argument("--fp16", action="store_true", help="write half-precision numbers: half the size")
+    metadata_help = "said of the weights in a .safetensors file, for example licence=MIT or 'training_data=DIV2K'"
+    convert.add_argument("--metadata", nargs="+", default=[], metavar="KEY=VALUE", help=metadata_help)
+
+
+def _add_export(commands) -> None:
+    export = commands.add_parser("export", help="the model as ONNX, checked against torch")
+    export.set_defaults(run=_export)
+    _add_weights(export)
+    export.add_argument("-o", "--output", required=True, metavar="FILE", help="the file to write")
+    export.add_argument("--format", default="onnx", choices=("onnx",), help="what to write")
+    export.add_argument("--dynamic", action="store_true", help="batch, height and width may be anything; else they are --size")
+    export.add_argument("--size", type=int, nargs=2, default=[64, 64], metavar=("H", "W"), help="LR height and width of the model's input")
+    export.add_argument("--opset", type=int, help="ONNX operator set (default: 13; Ascend's atc reads 11 to 18)")
+    export.add_argument("--fp16", action="store_true", help="weights and arithmetic in half precision; input and output stay float32")
+
+
+def _add_prepare(commands) -> None:
     prepare = commands.add_parser("prepare", help="make an h5 file from a folder of images, or one that can be mapped from another h5 file")
     prepare.set_defaults(run=_prepare)
     prepare.add_argument("--images-dir", help="folder of HR images")
@@ -109,6 +168,8 @@ def _parser() -> _Parser:
     repack_help = "instead of all these: rewrite a chunked, compressed or float h5 file as the uint8 file that training maps"
     prepare.add_argument("--repack", nargs=2, metavar=("OLD.h5", "NEW.h5"), help=repack_help)
 
+
+def _add_doctor_and_demo(commands) -> None:
     doctor = commands.add_parser("doctor", help="what this machine has for training, and what brings the rest")
     doctor.set_defaults(run=_doctor)
     doctor.add_argument("--device", default="auto", help="auto, cpu, cuda[:i] or npu[:i]")
@@ -117,7 +178,10 @@ def _parser() -> _Parser:
     demo.set_defaults(run=_demo)
     demo.add_argument("--outputs-dir", default="outputs/demo", help="where data, weights and compare.png go")
     demo.add_argument("--device", default="auto", help="auto, cpu, cuda[:i] or npu[:i]")
-    return parser
+
+
+def _add_weights(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-w", "--weights-file", metavar="WEIGHTS", help="weights of any RDN (default: the small x2 model that comes with rdn_fast)")
 
 
 def _add_fields(parser: argparse.ArgumentParser, cls) -> None:
@@ -186,10 +250,32 @@ def _without(arguments: list[str], *flags: str) -> list[str]:
     return kept
 
 
+def _upscale(options: argparse.Namespace, _) -> int:
+    from rdn_fast.upscale_files import upscale_files
+
+    return upscale_files(**_values(options))
+
+
 def _eval(options: argparse.Namespace, _) -> None:
     from rdn_fast.evaluate import evaluate
 
-    evaluate(options.weights_file, options.eval_file, options.scale, options.device, options.json)
+    evaluate(**_values(options))
+
+
+def _convert(options: argparse.Namespace, _) -> None:
+    from rdn_fast.convert import convert
+
+    convert(**_values(options))
+
+
+def _export(options: argparse.Namespace, _) -> None:
+    from rdn_fast.export import export
+
+    export(**_values(options))
+
+
+def _values(options: argparse.Namespace) -> dict:
+    return {name: value for name, value in vars(options).items() if name != "run"}
 
 
 def _prepare(options: argparse.Namespace, arguments: list[str]) -> None:
