@@ -22,7 +22,7 @@ setup(
         "torch>=2.7",  # torch.accelerator, `with torch.Stream`
         "numpy",
         "h5py",  # the reference's file format
-        "pillow",  # reads pictures; its bicubic makes the LR images
+        "pillow>=11",  # reads pictures; its bicubic makes the LR images
         "rich",  # progress bars and tables
         "safetensors",  # weights that cannot hold code
     ],

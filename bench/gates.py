@@ -49,16 +49,18 @@ class Gate:
         return (not self.places or place in self.places) and ranks == self.ranks
 
 
-_1P, _8P = ("1p", "all"), ("8p",)
+_1P, _8P, _PICTURES = ("1p", "all"), ("8p",), ("upscale", "all")
 GATES = (
     Gate("CPU, training step, default precision / reference (fp32)", _1P, CPUS, "training step", "vs_reference", 2.4, 2.9, batch=8),
     Gate("CPU, training step, bf16 / strongest stock bf16", _1P, ("cpu+bf16",), "training step", "vs_stock", 1.08, 1.2, "bfloat16", 8),
     Gate("CPU, training step, fp32 / strongest stock fp32", _1P, CPUS, "training step", "vs_stock", 1.05, 1.2, "float32", 8),
-    Gate("CPU, inference, default precision / reference (fp32)", _1P, CPUS, "inference", "vs_reference", 2.1, 2.5, batch=1),
+    Gate("CPU, inference, default precision / reference (fp32)", ("1p", "upscale", "all"), CPUS, "inference", "vs_reference", 2.1, 2.5, batch=1),
     Gate("memory of a training step / naive", _1P, (), "memory", "vs_naive", 0.40, 0.25, batch=16, at_most=True),
     Gate("loader, patches/s / reference's best loader", _1P, (), "loading", "vs_reference", 30, 60, "float32", 64, shape=ANY),
     Gate("loader at one batch of 64 every 15 ms: share of time waited", _1P, (), "paced loading", "waited", 0.01, None, "float32", 64, at_most=True, shape=ANY),
     Gate("opening a training file of 4,000 pairs, seconds", _1P, (), "opening", "seconds", 1, None, "uint8", at_most=True, shape=ANY),
+    Gate("photograph of 12 megapixels, peak memory, MB", _PICTURES, (), "photograph", "peak_mb", 3 * 1.024**3 * 1e3, at_most=True, shape=ANY),
+    Gate("1,000 small files: share of time without work for the model", _PICTURES, (), "small files", "waited", 0.1, at_most=True, shape=ANY),
     Gate("H100, end to end, fp16 O1 / reference under AMP", _1P, ("h100",), "end to end", "vs_reference", 2.0, None, "float16", 64),
     Gate("H100, end to end, fp16 O1, images/s", _1P, ("h100",), "end to end", "images_s", 3200, 4337, "float16", 64),
     Gate("H100, training step, fp16 O1 / strongest stock", _1P, ("h100",), "training step", "vs_stock", 1.25, 2.0, "float16", 64),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from bench import baseline, cases, end_to_end, loading, memory, others, results
+from bench import baseline, cases, end_to_end, loading, memory, others, results, upscaling
 from bench.end_to_end import Loop, Plan, Speeds
 from bench.gates import honesty, judge, unsteady
 from bench.ours import default_dtype
@@ -19,6 +19,7 @@ from bench.results import Results
 from bench.timing import Times, ceilings, interleave, once
 from rdn_fast import device as devices
 from rdn_fast.config import settings
+from rdn_fast.convert import load_model
 from rdn_fast.errors import UserError
 from rdn_fast.rdb import tune
 
@@ -113,6 +114,26 @@ class Bench:
                         self._row(case="paced loading", recipe=entry.recipe, dtype=_name(entry.dtype), batch=case.batch, shape=case.shape,
                                   images_s=case.batch / seconds, waited=waited, note=note, **_seconds(Times([seconds])))  # fmt: skip
             self.case(loading.opening(Path(folder)), rounds)
+
+    def upscaling(self) -> None:
+        """`rdn-fast upscale` of a photograph and of many small files: seconds, peak memory, how long the model waited for files."""
+        config = load_model(None, self.device).config
+        with tempfile.TemporaryDirectory() as name:
+            for case, make in (("photograph", upscaling.photograph), ("small files", upscaling.small_files)):
+                pictures = make(Path(name) / case)
+                shape = f"{cases.words(config)}, {pictures.sizes}"
+                print(f"\n{case}, {shape}")
+                try:
+                    use = upscaling.upscale(pictures.folder, Path(name) / f"{case} larger", self.device)
+                except RuntimeError as error:
+                    self._fail(str(error))
+                    continue
+                note = "peak of the whole process" if devices.on_host(self.device) else f"peak of the device; of the process {use.resident / 1e6:.0f} MB"
+                self._row(
+                    case=case, recipe="rdn_fast", dtype=_name(self.default), batch=1, shape=shape, images_s=pictures.files / use.seconds,
+                    gflops=2 * config.macs(1, 1) * pictures.pixels / use.seconds / 1e9, peak_mb=(use.allocated or use.resident) / 1e6,
+                    waited=1 - use.computing / use.seconds, note=note, **_seconds(Times([use.seconds])),
+                )  # fmt: skip
 
     def end_to_end(self, plans: list[Plan], rounds: int) -> None:
         """Whole training runs in turn: reference, strongest stock and rdn_fast; with several numbers of ranks also how they scale from one."""

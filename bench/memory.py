@@ -58,17 +58,18 @@ def _resident(device: torch.device) -> int:
         torch.accelerator.reset_peak_memory_stats()
         return torch.accelerator.memory_allocated()
     Path("/proc/self/clear_refs").write_text("5")
-    return _status("VmRSS")
+    return status("VmRSS")
 
 
 def _peak(device: torch.device) -> int:
     if device.type != "cpu":
         devices.synchronize(device)
         return torch.accelerator.max_memory_allocated()
-    return _status("VmHWM")
+    return status("VmHWM")
 
 
-def _status(name: str) -> int:
+def status(name: str) -> int:
+    """Bytes that /proc says of this process, VmHWM being the peak of its resident set."""
     return 1024 * int(re.search(rf"{name}:\s*(\d+) kB", Path("/proc/self/status").read_text())[1])
 
 

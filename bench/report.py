@@ -46,6 +46,11 @@ CHINESE = {
     "memory": "内存",
     "loading": "数据加载",
     "paced loading": "定速加载",
+    "photograph": "照片",
+    "small files": "1,000 个小文件",
+    "LR pixels": "LR 像素",
+    "seconds": "秒",
+    "model without work": "模型空闲占比",
     "RDB forward": "RDB 前向",
     "RDB training": "RDB 训练",
     "GFLOP/s of the recipes": "各方案的 GFLOP/s",
@@ -58,6 +63,8 @@ CHINESE = {
     "loader, patches/s / reference's best loader": "数据加载，图像块/秒 / 参考实现最快的加载器",
     "loader at one batch of 64 every 15 ms: share of time waited": "数据加载，每 15 毫秒取一批（64 块）：等待时间占比",
     "opening a training file of 4,000 pairs, seconds": "打开含 4,000 对图像的训练文件，秒",
+    "photograph of 12 megapixels, peak memory, MB": "1200 万像素照片，峰值内存，MB",
+    "1,000 small files: share of time without work for the model": "1,000 个小文件：模型空闲时间占比",
     "H100, end to end, fp16 O1 / reference under AMP": "H100，端到端，fp16 O1 / AMP 下的参考实现",
     "H100, end to end, fp16 O1, images/s": "H100，端到端，fp16 O1，图像/秒",
     "H100, training step, fp16 O1 / strongest stock": "H100，训练步，fp16 O1 / 最强原生",
@@ -150,6 +157,22 @@ def loading_tables(runs: list[list[Row]], language: str) -> str:
     return _together(tables, language)
 
 
+def upscaling_tables(runs: list[list[Row]], language: str) -> str:
+    """For every device what `rdn-fast upscale` takes for a photograph and for many small files."""
+    columns = ("case", "LR pixels", "seconds", "images/s", "GFLOP/s", "peak memory", "model without work")
+    tables: dict[tuple, list[str]] = {}
+    for group in newest(runs):
+        for row in group:
+            if row.case not in ("photograph", "small files") or row.kind != "measured":
+                continue
+            cells = [
+                translate(row.case, language), row.shape.rsplit(", ", 1)[1], _number(row.seconds, "{:.1f}"), _number(row.images_s, "{:.3g}"),
+                _number(row.gflops, "{:.0f}"), _number(row.peak_mb, "{:,.0f} MB"), _number(row.waited, "{:.1%}"),
+            ]  # fmt: skip
+            tables.setdefault((row.device, row.torch), [_run(row), "", *_head(columns, language)]).append(_line(cells))
+    return _together(tables, language)
+
+
 def _run(row: Row) -> str:
     """What was run to get the row, as a table's first words."""
     return f"**{row.device}**, torch {row.torch}, rdn_fast {row.rdn_fast}, {row.date[:10]}, `{row.command}`:"
@@ -201,6 +224,7 @@ def render(text: str, runs: list[list[Row]], language: str, folder: str) -> str:
         "gates": gates_table(runs, language), "speeds": speeds_tables(runs, language),
         "figures": "\n\n".join(links["GFLOP/s of the recipes"]) or translate("not measured", language),
         "loading": "\n\n".join([loading_tables(runs, language), *links["patches/s of the loaders"]]),
+        "upscaling": upscaling_tables(runs, language),
     }  # fmt: skip
 
     def block(match: re.Match) -> str:

@@ -54,10 +54,10 @@ class Row:
     ceiling_share: float | None = None  # of the ceiling measured in the same run, in the same dtype
     vs_reference: float | None = None  # how many times as fast as the reference recipe, in the same run
     vs_stock: float | None = None  # as the fastest stock recipe, in the same dtype unless the case is end to end
-    peak_mb: float | None = None  # of a step, less what was resident before it; 10^6 bytes
+    peak_mb: float | None = None  # 10^6 bytes: of a step, less what was resident before it; of pictures: what the note says
     vs_naive: float | None = None  # that, as a share of the naive row's
     efficiency: float | None = None  # images/s over (ranks x images/s of one rank)
-    waited: float | None = None  # share of the time in which a steady consumer waited for data
+    waited: float | None = None  # share of the time in which a steady consumer, or the model, waited for data
     kind: str = "measured"
     note: str = ""
 

@@ -1,6 +1,7 @@
-"""`python -m bench.run 1p|8p|all`: check, then time, then judge. Exit code 1 when a gate is missed or a result was wrong, 2 for a user's mistake.
+"""`python -m bench.run 1p|8p|upscale|all`: check, then time, then judge. Exit code 1 when a gate is missed or a result was wrong, 2 for a user's mistake.
 
-1p: one device, a few minutes: reference, strongest stock and rdn_fast in turn. 8p: several ranks, and how they scale. all: every case.
+1p: one device, a few minutes: reference, strongest stock and rdn_fast in turn. 8p: several ranks, and how they scale. upscale:
+pictures, beside other runtimes. all: every case.
 """
 
 from __future__ import annotations
@@ -21,14 +22,12 @@ from rdn_fast.errors import UserError
 
 
 def one_device(bench: Bench, full: bool = False) -> None:
-    """What the gates ask for, a few minutes on two CPU cores; `full`: beside every row of the RDB table and the other runtimes."""
+    """What the gates ask for, a few minutes on two CPU cores; `full`: beside every row of the RDB table."""
     cpu = bench.device.type == "cpu"
     bench.ceilings()
     rounds = 3 if cpu else 10
     bench.case(cases.training_step(RDN_B, 8 if cpu else 64, bench.device, bench.dtypes, bench.rdb, full), rounds)
-    pictures = cases.inference(RDN_B, 96, 96, bench.device, bench.dtypes, bench.rdb, full)
-    pictures.entries.extend(bench.others(96, 96) if full else ())
-    bench.case(pictures, rounds)
+    bench.case(cases.inference(RDN_B, 96, 96, bench.device, bench.dtypes, bench.rdb, full), rounds)
     bench.memory(16)
     bench.loading(rounds=3)
     bench.end_to_end([Plan("rdn-b", 2 if cpu else 64, 3 if cpu else 60, 1, str(bench.device), end_to_end.threads(1))], rounds=2)
@@ -42,9 +41,18 @@ def several_devices(bench: Bench, ranks: int) -> None:
     bench.end_to_end([Plan(*sizes, n, bench.device.type, end_to_end.threads(ranks)) for n in (1, ranks)], rounds=2 if cpu else 3)
 
 
+def pictures(bench: Bench, edge: int = 192) -> None:
+    """A picture through rdn-b, with the other runtimes on the exported model; then `rdn-fast upscale` with the model that is shipped."""
+    case = cases.inference(RDN_B, edge, edge, bench.device, bench.dtypes, bench.rdb)
+    case.entries.extend(bench.others(edge, edge))
+    bench.case(case, rounds=3 if bench.device.type == "cpu" else 10)
+    bench.upscaling()
+
+
 def everything(bench: Bench) -> None:
     """All cases; longer."""
     one_device(bench, full=True)
+    pictures(bench)
     batch = 8 if bench.device.type == "cpu" else 64
     for training in (False, True):
         for config, shape in ((RDN_B, (batch, 32, 32)), (RDN_A, (batch, 32, 32)), (RDN_B, (1, 96, 96)), (RDN_B, (3, 37, 41))):
@@ -56,7 +64,7 @@ def everything(bench: Bench) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("1p", "8p", "all"))
+    parser.add_argument("command", choices=("1p", "8p", "upscale", "all"))
     parser.add_argument("--nproc", type=int, default=8, help="ranks of 8p (default: %(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda[:i] or npu[:i]")
     parser.add_argument("--rdb", default="auto", help="the row of the RDB table that rdn_fast uses (default: the one that it chooses itself)")
@@ -71,6 +79,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{results.name(device)}; torch {torch.__version__}; seed of all inputs {seed}; rows go to {bench.results.path}")
         if options.command == "8p":
             several_devices(bench, options.nproc)
+        elif options.command == "upscale":
+            bench.ceilings()
+            pictures(bench)
         else:
             (one_device if options.command == "1p" else everything)(bench)
     except UserError as error:

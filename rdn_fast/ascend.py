@@ -24,6 +24,9 @@ _DEFAULTS = {
     "HCCL_EXEC_TIMEOUT": "544",  # seconds, 8 x 68 as the 910 counts: HCCL says which card hangs before the process group's 600 end the run
 }
 
+# Names that its files ask for where another torch's have _rebuild_tensor_v2: how a tensor is made, and the format it had on the device.
+REBUILD, FORMAT = "torch_npu.utils.storage._rebuild_npu_tensor", "torch_npu.npu._format.Format"
+
 _TORCH_OWN = ("libtorch", "libc10")
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
+from rdn_fast import ascend
 from rdn_fast.errors import Failure, UserError
 
 KEPT = 2
@@ -42,6 +43,14 @@ def write_aside(path: str | Path, write: Callable) -> None:
         os.fsync(folder)  # the rename itself
     finally:
         os.close(folder)
+
+
+def write_result(path: str | Path, content: bytes, name: str) -> None:
+    """Write aside what a command has made; raises UserError, which begins with `name`, when that cannot be."""
+    try:
+        write_aside(path, lambda file: file.write(content))
+    except OSError as error:
+        raise UserError(f"{name}: cannot be written ({error.strerror}); free some space or choose another place") from None
 
 
 def host_copy(value):
@@ -144,10 +153,18 @@ def _checked(path: Path) -> dict:
     return state
 
 
+def _rebuilt(storage, offset: int, size: tuple, stride: tuple, *_) -> torch.Tensor:
+    """A tensor of a file that torch_npu wrote: where torch_npu is missing, and on the host where it is not."""
+    return torch._utils._rebuild_tensor(storage, offset, size, stride)
+
+
+_SAFE = [argparse.Namespace, (_rebuilt, ascend.REBUILD), (int, ascend.FORMAT)]
+
+
 def load(path: Path, checksums: bool = False) -> tuple[object, dict[str, str]]:
     """What torch.save wrote, or the tensors of a safetensors file with its metadata, on the CPU; the content tells them apart, not the name.
 
-    No code of the file's is run: beside tensors and plain values it may hold an argparse.Namespace. Raises UserError naming the file.
+    No code of the file's is run: beside tensors, torch_npu's too, and plain values it may hold an argparse.Namespace. Raises UserError naming the file.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file")
@@ -161,7 +178,7 @@ def load(path: Path, checksums: bool = False) -> tuple[object, dict[str, str]]:
                     if (broken := archive.testzip()) is not None:
                         raise zipfile.BadZipFile(broken)
             file.seek(0)
-            with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+            with warnings.catch_warnings(), torch.serialization.safe_globals(_SAFE):
                 warnings.simplefilter("ignore")  # the one line of an error is ours
                 return torch.load(file, map_location="cpu", weights_only=True), {}  # of a path, torch would believe the name
     except Exception as error:  # a damaged file can raise nearly anything

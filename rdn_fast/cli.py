@@ -21,6 +21,9 @@ from rdn_fast.errors import Failure, Stopped, UserError
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns its exit code: 0, 1 (failed), 2 (the user's mistake), 128 + signal number (stopped)."""
     arguments = [_dashed(word) for word in (sys.argv[1:] if argv is None else argv)]
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # names of files may be any bytes
     rank = os.environ.get("RANK", "0")
     who = "rdn-fast" if rank == "0" else f"rdn-fast [rank {rank}]"
     os.environ.setdefault(ascend.AUTOLOAD, "0")  # torch_npu is imported when a device is picked, where its failure can be told in a line
@@ -137,7 +140,7 @@ def _add_convert(commands) -> None:
     convert = commands.add_parser("convert", help="weights of other projects to ours, and back", description="Read weights of any RDN and write them anew.")
     convert.set_defaults(run=_convert)
     convert.add_argument("source", metavar="IN", help="weights or a checkpoint of yjn870, torchSR, Ascend, mmagic, EDSR-PyTorch, Lornatang, BasicSR or ours")
-    convert.add_argument("target", metavar="OUT", help="the file to write: .pth or .safetensors, which also holds the metadata")
+    convert.add_argument("target", metavar="OUT", help="the file to write, not IN: .pth or .safetensors, which also holds the metadata")
     convert.add_argument("--layout", default="reference", choices=("reference", "edsr"), help="names and value range to write")
     convert.add_argument("--fp16", action="store_true", help="write half-precision numbers: half the size")
     metadata_help = "said of the weights in a .safetensors file, for example licence=MIT or 'training_data=DIV2K'"

@@ -49,10 +49,10 @@ def worst_and_best(name: str, hr: np.ndarray, bicubic: np.ndarray, rdn: np.ndarr
 
 
 def figure(images: Sequence[tuple[Crop, Crop]]) -> Image.Image:
-    """A row for each of the best and of the worst crops, at most one of an image; `images`: the worst_and_best() of each."""
+    """A row for each of the best and of the worst crops, at most one of an image where there are more; `images`: the worst_and_best() of each."""
     by_worst = sorted(images, key=lambda image: image[0].gain)
     half = min(_ROWS, (len(images) + 1) // 2)
-    best = sorted((best for _, best in by_worst[half:]), key=lambda crop: -crop.gain)[:_ROWS]
+    best = sorted((best for _, best in by_worst[half:] or by_worst), key=lambda crop: -crop.gain)[:_ROWS]
     rows = [_row(f"best {i}", crop) for i, crop in enumerate(best, 1)] + [_row(f"worst {i}", crop) for i, (crop, _) in enumerate(by_worst[:half], 1)]
     sheet = Image.new("RGB", (rows[0].width, sum(row.height for row in rows) + _GAP), "white")
     top = _GAP

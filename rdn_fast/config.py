@@ -185,6 +185,11 @@ PRESETS = {
     "train-performance-1p": _ONE_CARD | {"num_epochs": 1},
     "train-performance-8p": _EIGHT_CARDS | {"num_epochs": 1},
     "train-finetune-1p": _SEED_RECIPE | {"num_epochs": 100, "lr": 1e-4, "loss_scale": 32.0},
+    # The model that comes with the package (tools/small_model.py): 1.46 M parameters, an hour or two on two CPU cores.
+    "small": {
+        "num_features": 48, "growth_rate": 48, "num_blocks": 6, "num_layers": 4, "patch_size": 24, "batch_size": 16,
+        "num_epochs": 100_000, "max_steps": 14_000, "lr": 1e-3, "lr_schedule": "cosine", "ema": 0.999, "eval_every": 20,
+    },
     # About two minutes on two CPU cores: 0.3 M parameters.
     "demo": {
         "num_features": 32, "growth_rate": 32, "num_blocks": 4, "num_layers": 3,

@@ -11,7 +11,7 @@ import torch
 
 from rdn_fast import device as devices
 from rdn_fast import layouts
-from rdn_fast.checkpoint import load, write_aside
+from rdn_fast.checkpoint import load, write_result
 from rdn_fast.config import Config
 from rdn_fast.errors import UserError
 from rdn_fast.model import RDN, check_state, describe, empty, infer_config
@@ -47,7 +47,7 @@ def load_model(path: str | Path | None = None, device: str | torch.device = "aut
     and scale. `device`: "auto", "cpu", "cuda[:i]", "npu[:i]", or a torch.device. Raises UserError as read() does, and for a device that is not there.
     """
     target = device if isinstance(device, torch.device) else devices.pick(device)
-    weights = read(path or SHIPPED)
+    weights = read(SHIPPED if path is None else path)
     model = empty(weights.config)
     model.load_state_dict(weights.state, assign=True)
     return model.to(target, memory_format=devices.memory_format(target)).eval()
@@ -56,13 +56,16 @@ def load_model(path: str | Path | None = None, device: str | torch.device = "aut
 def convert(source: str, target: str, layout: str = "reference", fp16: bool = False, metadata: list[str] | None = None) -> None:
     """Write the weights of `source` anew, to a .safetensors (with metadata) or a .pth or .pt file (a bare state dict), and say so in a line.
 
-    layout: "reference" (RGB 0..1) or "edsr" (RGB 0..255). metadata: KEY=VALUE words, added to what the source says. Raises UserError.
+    layout: "reference" (RGB 0..1) or "edsr" (RGB 0..255). metadata: KEY=VALUE words, added to what the source says.
+    Raises UserError, also for a target that is the source: a checkpoint would lose all but its weights.
     """
     path = Path(target)
     if path.suffix not in (".safetensors", ".pth", ".pt"):
         raise UserError(f"{target}: its name must end in .safetensors or .pth")
     if metadata and path.suffix != ".safetensors":
         raise UserError(f"--metadata {metadata[0]}: {target} cannot hold it; write a .safetensors file")
+    if path.exists() and Path(source).exists() and path.samefile(source):
+        raise UserError(f"{target}: is the file to read, and only its weights would be left; give another name")
     value_range = "0..255" if layout == "edsr" else "0..1"
     weights = _read(Path(source), _TOPS[value_range])
     state = layouts.to_edsr(weights.state) if layout == "edsr" else weights.state
@@ -76,10 +79,7 @@ def convert(source: str, target: str, layout: str = "reference", fp16: bool = Fa
         file = io.BytesIO()
         torch.save(state, file)
         content = file.getvalue()
-    try:
-        write_aside(path, lambda file: file.write(content))
-    except OSError as error:
-        raise UserError(f"{target}: cannot be written ({error.strerror})") from None
+    write_result(path, content, target)
     parameters = sum(tensor.numel() for tensor in state.values()) / 1e6
     read_as = f"{weights.layout} layout, {describe(weights.config)}, {parameters:.2f} M parameters"
     print(f"{source}: {read_as} -> {target}: {layout} layout, RGB {value_range}, {'float16' if fp16 else 'float32'}, {len(content) / 1e6:.1f} MB")

@@ -114,8 +114,14 @@ def pick(name: str = "auto", device_id: int | None = None, local_rank: int | Non
     if not 0 <= chosen < count(kind):
         raise UserError(f"{said}: there is no {kind}:{chosen}; this machine has {have(kind)}, counted from {kind}:0")
     device = torch.device(kind, chosen)
-    torch.accelerator.set_device_index(chosen)
+    make_current(device)
     return device
+
+
+def make_current(device: torch.device) -> None:
+    """Launch what follows on this device, also what asks for the current one (Triton does)."""
+    if device.type != "cpu":
+        torch.accelerator.set_device_index(device.index or 0)
 
 
 def process_group_backend(device: torch.device) -> str:
@@ -283,14 +289,30 @@ def use_mode(device: torch.device, name: str) -> None:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that may still be taken: of the accelerator, or of the host as its kernel estimates it."""
+    """Bytes that may still be taken: of the accelerator, or of the host as its kernel estimates it, and as our container may."""
     if device.type != "cpu":
         return torch.get_device_module(device).mem_get_info(device)[0]
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    return min([available, *_left_to_container(Path("/sys/fs/cgroup"))])
+
+
+def _left_to_container(root: Path) -> list[int]:
+    """Bytes below the memory limit of the control group at `root` (version 2, or 1); none where there is no limit."""
+    for limit, used, cached in (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        try:
+            allowed, taken = (int((root / name).read_text()) for name in (limit, used))
+            stat = dict(line.split() for line in (root / limit).with_name("memory.stat").read_text().splitlines())
+            return [max(0, allowed - taken + int(stat[cached]))]  # what files were read into can be given up
+        except (OSError, ValueError, KeyError):  # ValueError: "max"
+            continue
+    return []
 
 
 def on_host(device: torch.device) -> bool:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from rdn_fast import __version__, compare, convert, metrics, tables
 from rdn_fast import device as devices
-from rdn_fast.checkpoint import write_aside
+from rdn_fast.checkpoint import write_result
 from rdn_fast.data.ordered import ordered_map
 from rdn_fast.data.prepare import Pair
 from rdn_fast.errors import UserError
@@ -25,6 +25,9 @@ from rdn_fast.model import RDN, describe
 from rdn_fast.progress import Bar
 from rdn_fast.sets import EvaluationSet, distinct, open_sets
 from rdn_fast.tiles import Upscaler
+from rdn_fast.upscaler import check_scale
+
+_TEXTS = {"--json": tables.as_json, "--csv": tables.as_csv, "--markdown": tables.as_markdown}
 
 
 def evaluate(
@@ -45,18 +48,22 @@ def evaluate(
     Returns {"weights", "model" (in words), "config", "parameters", "scale", "self_ensemble", "precision", "device", "versions", "sets"}, each set being
     {"name", "images": [{"name", "psnr_y", "psnr_y_compat", "ssim_y", "bicubic_psnr_y", "bicubic_psnr_y_compat", "bicubic_ssim_y"}], "mean": {...}},
     PSNR in dB. json, csv, markdown: files to write it to, too (in JSON null stands for infinity: equal images); save_images: folder for what
-    the model makes of each image, as <set>/<image>.png; figure: PNG file for the crops where it is best and worst. Raises UserError.
+    the model makes of each image, as <set>/<image>.png; figure: PNG file for the crops where it is best and worst.
+    Raises UserError, also for a file to write that is read, too, or lies in a set's folder.
     """
     if not eval_file and not data:
         raise UserError("--eval-file SET or --data DIR is missing; give evaluation h5 files or folders of HR images, or the folder that they lie in")
-    for flag, file in (("--json", json), ("--csv", csv), ("--markdown", markdown), ("--figure", figure)):
-        if file and (Path(file).is_dir() or not Path(file).parent.is_dir() or not os.access(Path(file).parent, os.W_OK)):
+    files = [(flag, file) for flag, file in zip((*_TEXTS, "--figure"), (json, csv, markdown, figure), strict=True) if file is not None]
+    for flag, file in files:
+        if Path(file).is_dir() or not Path(file).parent.is_dir() or not os.access(Path(file).parent, os.W_OK):
             raise UserError(f"{flag} {file}: is a folder, or in one that is not there or cannot be written; give a file that can be")
+    if figure is not None and Path(figure).suffix.lower() != ".png":
+        raise UserError(f"--figure {figure}: its name must end in .png")
     model = convert.load_model(weights_file, device)
-    weights, config = str(weights_file or convert.SHIPPED), model.config
-    if scale not in (None, config.scale):
-        raise UserError(f"--scale {scale}: {weights} holds an x{config.scale} model; give --scale {config.scale} and its evaluation set")
+    weights, config = str(convert.SHIPPED if weights_file is None else weights_file), model.config
+    check_scale(scale, config.scale, "--scale")
     sets = open_sets(eval_file, data, config.scale)
+    _spare(files, weights, sets)
     folders = _folders(save_images, sets) if save_images else None
     report = {**_about(model, weights, self_ensemble), "sets": [{"name": each.name, "images": []} for each in sets]}
     print(f"{weights}: {tables.about(report)}")
@@ -65,7 +72,8 @@ def evaluate(
     def judge(predicted: _Predicted) -> tuple[int, dict, tuple[compare.Crop, compare.Crop] | None]:
         place, pair, prediction = predicted.place, predicted.pair, metrics.to_uint8(predicted.image)
         if folders:
-            _write("--save-images", folders[place] / f"{predicted.file}.png", _png(Image.fromarray(prediction)))
+            file = folders[place] / f"{predicted.file}.png"
+            write_result(file, _png(Image.fromarray(prediction)), f"--save-images {file}")
         crops = compare.worst_and_best(f"{sets[place].name}/{pair.name}", pair.hr, bicubic(pair), prediction, config.scale) if figure else None
         return place, {"name": pair.name, **score(predicted.image, pair, config.scale)}, crops
 
@@ -80,11 +88,9 @@ def evaluate(
     for each in report["sets"]:
         each["mean"] = {key: float(np.mean([row[key] for row in each["images"]])) for key in each["images"][0] if key != "name"}
     tables.show(report)
-    for flag, file, text in (("--json", json, tables.as_json), ("--csv", csv, tables.as_csv), ("--markdown", markdown, tables.as_markdown)):
-        if file:
-            _write(flag, file, text(report).encode())
-    if figure:
-        _write("--figure", figure, _png(compare.figure(drawn)))
+    for flag, file in files:
+        content = _png(compare.figure(drawn)) if flag == "--figure" else _TEXTS[flag](report).encode(errors="backslashreplace")
+        write_result(file, content, f"{flag} {file}")
     return report
 
 
@@ -130,6 +136,16 @@ def _predict(upscaler: Upscaler, sets: list[EvaluationSet]) -> Iterator[_Predict
             yield _Predicted(place, distinct(_safe(pair.name), taken), pair, upscaler.exactly(pair.lr))
 
 
+def _spare(files: list[tuple[str, str]], weights: str, sets: list[EvaluationSet]) -> None:
+    """Raises UserError for a file to write that would replace an input or another one, or lie among the images of a set."""
+    taken = {Path(weights).resolve(), *(each.path.resolve() for each in sets)}
+    for flag, file in files:
+        path = Path(file).resolve()
+        if taken & {path, *path.parents}:
+            raise UserError(f"{flag} {file}: is read by this command, or in a set's folder, or given twice; choose another file")
+        taken.add(path)
+
+
 def _folders(save_images: str, sets: list[EvaluationSet]) -> list[Path]:
     """A folder for the images of each set, made and fit to be written to. Raises UserError, also for the folders of HR images themselves."""
     taken: set[str] = set()
@@ -153,10 +169,3 @@ def _png(image: Image.Image) -> bytes:
     file = io.BytesIO()
     image.save(file, "PNG")
     return file.getvalue()
-
-
-def _write(flag: str, path: str | Path, content: bytes) -> None:
-    try:
-        write_aside(path, lambda file: file.write(content))
-    except OSError as error:
-        raise UserError(f"{flag} {path}: cannot be written ({error.strerror}); free some space or choose another place") from None

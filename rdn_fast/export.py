@@ -16,7 +16,7 @@ from torch import nn
 
 from rdn_fast import __version__
 from rdn_fast import device as devices
-from rdn_fast.checkpoint import write_aside
+from rdn_fast.checkpoint import write_result
 from rdn_fast.convert import load_model
 from rdn_fast.errors import Failure, UserError
 from rdn_fast.model import RDN
@@ -68,10 +68,7 @@ def export(
     if not error <= limit:  # NaN is too large
         remedy = "leave out --fp16" if fp16 else "please report it"
         raise Failure(f"{output}: is not written, its result differs from torch's by {error:.2g}, more than {limit:.2g}; {remedy}")
-    try:
-        write_aside(path, lambda file: file.write(content))
-    except OSError as failure:
-        raise UserError(f"--output {output}: cannot be written ({failure.strerror}); free some space or name another file") from None
+    write_result(path, content, f"--output {output}")
     print(f"{output}: x{model.config.scale}, opset {opset}, {len(content) / 1e6:.1f} MB")
     for value, said in ((made.graph.input[0], "RGB in 0..1"), (made.graph.output[0], "not clamped")):
         edges = ", ".join(edge.dim_param or str(edge.dim_value) for edge in value.type.tensor_type.shape.dim)
@@ -136,7 +133,7 @@ def _check(content: bytes, model: RDN, shapes: Sequence[tuple[int, int, int]], f
     except Exception as error:  # its own classes have nothing else in common
         reason = " ".join(str(error).split())
         raise UserError(f"onnxruntime {onnxruntime.__version__} cannot load the model: {reason}; give a smaller --opset") from None
-    model.rdb = "naive"
+    model.rdb, smaller = "naive", "give a smaller --size, or --dynamic"
 
     def expected(x, dtype=torch.float32):
         model.compute_dtype, model.output_dtype = dtype, torch.float32
@@ -145,16 +142,23 @@ def _check(content: bytes, model: RDN, shapes: Sequence[tuple[int, int, int]], f
     def worst(function, images) -> float:
         return torch.stack([(function(x) - expected(x)).abs().max() for x in images]).max().item()
 
+    def computed(x):
+        try:
+            return torch.from_numpy(session.run(None, {INPUT: x.numpy()})[0])
+        except Exception as failure:  # of its own classes again
+            reason = " ".join(str(failure).split())[:200]
+            raise UserError(f"onnxruntime {onnxruntime.__version__} cannot compute the model ({reason}); {smaller}") from None
+
     random = torch.Generator().manual_seed(0)
     try:
         images = [torch.rand(batch, 3, height, width, generator=random) for batch, height, width in shapes]
-        error, limit = worst(lambda x: torch.from_numpy(session.run(None, {INPUT: x.numpy()})[0]), images), _LIMIT
+        error, limit = worst(computed, images), _LIMIT
         if fp16:  # on crops, as torch's fp16 is slow on most CPUs
             limit += 2 * worst(lambda x: expected(x, torch.float16), [x[..., :32, :32] for x in images])
     except RuntimeError as failure:
         if not devices.out_of_memory(failure):
             raise
-        raise UserError("the check needs more memory than there is; give a smaller --size, or --dynamic") from None
+        raise UserError(f"the check needs more memory than there is; {smaller}") from None
     return error, limit
 
 

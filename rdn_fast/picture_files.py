@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image
-from PIL.ImageFile import StubImageFile
 
+from rdn_fast.data.prepare import safe_formats
 from rdn_fast.errors import UserError
 from rdn_fast.pictures import FORMATS
 
@@ -38,7 +38,12 @@ def plan(inputs: list[str], output: str, suffix: str, ext: str, recursive: bool,
     if "/" in suffix or os.sep in suffix:
         raise UserError(f"--suffix {suffix}: becomes part of a file's name; leave out the {os.sep}")
     out = Path(output)
-    found = list({entry.path.resolve(): entry for text in inputs for entry in _find(text, recursive, out)}.values())
+    by_place: dict[Path, _Found] = {}
+    for text in inputs:
+        for entry in _find(text, recursive, out):
+            first = by_place.setdefault(_place(entry.path), entry)
+            by_place[_place(entry.path)] = first._replace(named=first.named or entry.named)
+    found = list(by_place.values())
     if _extension(out) in _readable() | set(FORMATS) and not out.is_dir():
         return [_to_one_file(found, out, ext)]
     if out.exists() and not out.is_dir():
@@ -72,7 +77,11 @@ def _find(text: str, recursive: bool, out: Path) -> Iterator[_Found]:
 
 def _walk(top: Path, recursive: bool, out: Path) -> Iterator[_Found]:
     """Files with a picture's extension; hidden ones are left out, and what lies in the folder of the results below `top`."""
-    for root, folders, names in os.walk(top):
+
+    def unreadable(error: OSError) -> None:
+        raise UserError(f"-i {error.filename}: cannot be read ({error.strerror}); make it readable, or leave it out")
+
+    for root, folders, names in os.walk(top, onerror=unreadable):
         here = Path(root)
         folders[:] = [name for name in sorted(folders) if not name.startswith(".") and (here / name).resolve() != out] if recursive else []
         for name in sorted(names):
@@ -82,10 +91,13 @@ def _walk(top: Path, recursive: bool, out: Path) -> Iterator[_Found]:
 
 @cache
 def _readable() -> set[str]:
-    """The extensions of the formats that Pillow decodes by itself: for a stub it needs others' code, for EPS a program; MPEG it only knows by sight."""
-    known = Image.registered_extensions()
-    stubs = {name for name, (factory, _) in Image.OPEN.items() if isinstance(factory, type) and issubclass(factory, StubImageFile)}
-    return {extension for extension, name in known.items() if name in set(Image.OPEN) - stubs - {"EPS", "MPEG"}}
+    formats = set(safe_formats())
+    return {extension for extension, name in Image.registered_extensions().items() if name in formats}
+
+
+def _place(path: Path) -> Path:
+    """Two names of one file (a symbolic link) are two places, and become two results; two ways to one name are one."""
+    return path.parent.resolve() / path.name
 
 
 def _extension(path: Path) -> str:
@@ -120,12 +132,12 @@ def _without_results(found: list[_Found], out: Path, tail: str, say: Callable[[s
 
 
 def _check_names(jobs: list[Job]) -> None:
-    sources = {job.source.resolve() for job in jobs}
+    sources = {path for job in jobs for path in (_place(job.source), job.source.resolve())}
     targets: dict[Path, Path] = {}
     for source, target in jobs:
         if len(os.fsencode(target.name)) > _LONGEST:
             raise UserError(f"{source}: the name of its result {target} is too long; give a shorter --suffix, or rename it")
-        place = target.parent.resolve() / target.name
+        place = _place(target)
         if place in sources:
             raise UserError(f"{source}: its result {target} would take the place of a picture to up-scale; give another -o or --suffix")
         if (other := targets.setdefault(place, source)) != source:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from math import isfinite
+from math import inf, isfinite
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +13,13 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from PIL.ExifTags import IFD, Base
 
 from rdn_fast import sixteen_bits
-from rdn_fast.data.prepare import one_line
+from rdn_fast.data.prepare import one_line, open_image
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF"}  # we write
 _EDGE = {"JPEG": 65_500, "WEBP": 16_383}  # pixels
 _TIFF_BYTES = 2**32 - 2**20  # its offsets have 32 bits; a MiB for what is not pixels
+_EXIF_BYTES = 65_500  # of a JPEG, whose segments have 65,533
+_DPI = {"JPEG": 2**16 - 1, "PNG": 10**8, "TIFF": 2**32 - 1}  # the integers that they are written as end there
 _LEVEL = 4  # of zlib: in PNG a hundredth larger than Pillow's 6, in 0.4 of the time
 # What is said of a picture, not of its file's layout: DocumentName .. HostComputer, ratings, Copyright, Exif and GPS, Windows' XP*.
 _EXIF = {269, 270, 271, 272, 305, 306, 315, 316, 18246, 18249, 33432, IFD.Exif, IFD.GPSInfo, *range(40091, 40096)}
@@ -41,19 +43,23 @@ def read(source: str | Path | Image.Image, max_pixels: int = 0) -> Picture:
     """Any picture that Pillow reads, the first frame or page of several.
 
     1 bit and grey -> grey; palette, CMYK (by its ICC profile where it has one) and whatever else has colours -> RGB; transparency of
-    any kind -> alpha. 16 bits stay 16 in grey pictures of any format, and in colour ones (grey with alpha, too) in PNG and TIFF files;
-    32-bit integers are taken as 16 bits where they all lie in 0..65535. The EXIF orientation is applied.
-    Raises ValueError with the reason in one line: not a picture, damaged, more than `max_pixels` (0: no limit), float pixels.
+    any kind -> alpha. 16 bits stay 16 in grey pictures of any format, in colour ones in PNG and TIFF files, and in grey ones with alpha
+    in PNG files (Pillow opens no such TIFF); where those of a TIFF become 8 (CMYK), a note says so. 32-bit integers are taken as 16 bits
+    where they all lie in 0..65535. The EXIF orientation is applied.
+    Raises ValueError with the reason in one line: not a picture, of a format for which Pillow starts a program (EPS), damaged, more than
+    `max_pixels` (0: no limit), float pixels.
     """
     try:
         if isinstance(source, Image.Image):
             return _picture(source, None)
-        with Image.open(source) as image:
+        with open_image(source) as image:
             if max_pixels and image.width * image.height > max_pixels:
                 size = f"{image.width}x{image.height} pixels"
                 raise ValueError(f"{size} are more than --max-pixels {max_pixels}, as files made to exhaust the memory have; give a larger one if you trust it")
             several = image.format != "MPO" and getattr(image, "n_frames", 1)  # MPO: a photograph with its previews
             picture = _picture(image, sixteen_bits.read(source, image))
+            if image.format == "TIFF" and 16 in image.tag_v2.get(258, ()) and picture.pixels.dtype == np.uint8:
+                picture.notes.append("16 bits read as 8: Pillow keeps no more of such a TIFF")
             if several > 1:
                 picture.notes.append(f"the first of its {several} pictures")
             return picture
@@ -73,6 +79,8 @@ def _picture(image: Image.Image, deep: np.ndarray | None) -> Picture:
         if upright.mode == "CMYK":
             upright, icc_profile = _to_srgb(upright, icc_profile), None
         deep = _pixels(upright)
+        if image.mode.startswith("I;16") and image.format == "TIFF" and image.tag_v2.get(262) == 0:
+            deep = 65535 - deep  # 0 is white, which Pillow minds where there are 8 bits only
     key = image.info.get("transparency")
     if key is not None and deep.dtype == np.uint16:  # the one colour that is transparent
         deep = np.dstack([deep, np.where((deep == key).all(axis=2), 0, 65535).astype(np.uint16)])
@@ -124,7 +132,8 @@ def _kept_exif(image: Image.Image) -> tuple[Image.Exif, list[str]]:
 def fit(picture: Picture, scale: int, format: str | None) -> Picture:
     """The picture as `format` (None: a PIL.Image) can hold it `scale` times as large; what that loses is noted. ValueError when it is too large."""
     height, width = (scale * edge for edge in picture.pixels.shape[:2])
-    too_large = scale**2 * picture.pixels.nbytes > _TIFF_BYTES if format == "TIFF" else max(height, width) > _EDGE.get(format, 2**31 - 1)
+    as_colours = _as_colours(picture.pixels, format)
+    too_large = scale**2 * picture.pixels.nbytes * (1 + as_colours) > _TIFF_BYTES if format == "TIFF" else max(height, width) > _EDGE.get(format, 2**31 - 1)
     if too_large:
         raise ValueError(f"{width}x{height} pixels of the result are more than {format} files hold; give --ext png")
     pixels, notes = picture.pixels, [*picture.notes]
@@ -136,7 +145,22 @@ def fit(picture: Picture, scale: int, format: str | None) -> Picture:
         colours, alpha = pixels[..., :-1].astype(np.uint32), pixels[..., -1:].astype(np.uint32)
         pixels = ((colours * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
         notes.append("transparency replaced by white: JPEG holds none")
-    return replace(picture, pixels=pixels, notes=notes)
+    exif, icc_profile, dpi = picture.exif, picture.icc_profile, picture.dpi
+    if format == "JPEG" and len(exif.tobytes()) > _EXIF_BYTES:
+        exif = Image.Exif()
+        notes.append("its EXIF data is left out: it is larger than a JPEG holds")
+    if icc_profile and icc_profile[16:20] == b"GRAY" and (as_colours or format == "WEBP"):
+        icc_profile = None
+        notes.append(f"its ICC profile is left out: it is of grey, which {format} holds as colours")
+    if dpi and max(dpi) > _DPI.get(format, inf):
+        dpi = None
+        notes.append(f"its DPI are left out: they are more than {format} holds")
+    return Picture(pixels, exif, icc_profile, dpi, notes)
+
+
+def _as_colours(pixels: np.ndarray, format: str | None) -> bool:
+    """Whether grey is written three times: of a TIFF with 16 bits of grey and of alpha Pillow could not read."""
+    return format == "TIFF" and pixels.dtype == np.uint16 and pixels.shape[2] == 2
 
 
 def enlarge(picture: Picture, upscaler: Callable[[np.ndarray], np.ndarray]) -> Picture:
@@ -147,11 +171,16 @@ def enlarge(picture: Picture, upscaler: Callable[[np.ndarray], np.ndarray]) -> P
     height, width = large.shape[:2]
     if channels in (2, 4):
         alpha = pixels[..., -1:]
-        constant = alpha.min() == alpha.max()
-        large = np.concatenate([large, np.full((height, width, 1), alpha[0, 0]) if constant else _grey(alpha, upscaler)], axis=2)
+        large = np.concatenate([large, _grey(alpha, upscaler) if times_through(picture) > 1 else np.full((height, width, 1), alpha[0, 0])], axis=2)
     sizes = picture.exif.get(IFD.Exif, {})
     sizes.update({tag: edge for tag, edge in ((Base.ExifImageWidth, width), (Base.ExifImageHeight, height)) if tag in sizes})
     return replace(picture, pixels=large)
+
+
+def times_through(picture: Picture) -> int:
+    """How often enlarge() asks the model: once more for alpha that is not constant."""
+    alpha = picture.pixels[..., -1]
+    return 1 + (picture.pixels.shape[2] in (2, 4) and bool(alpha.min() < alpha.max()))
 
 
 def _grey(plane: np.ndarray, upscaler: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:  # [H, W, 1] -> [s*H, s*W, 1]
@@ -172,7 +201,8 @@ def encode(picture: Picture, format: str) -> bytes:
     """The file's content, of a picture that fits. JPEG at quality 95 without chroma subsampling, WebP at 95; PNG and TIFF lose nothing."""
     metadata = _metadata(picture)
     if format == "TIFF":
-        return sixteen_bits.encode_tiff(picture.pixels, _LEVEL, **metadata)
+        pixels = picture.pixels[..., [0, 0, 0, 1]] if _as_colours(picture.pixels, format) else picture.pixels
+        return sixteen_bits.encode_tiff(pixels, _LEVEL, **metadata)
     if "exif" in metadata:
         metadata["exif"] = metadata["exif"].tobytes()
     if format == "PNG" and picture.pixels.dtype == np.uint16:

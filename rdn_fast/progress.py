@@ -46,13 +46,17 @@ class Bar:
 
     def advance(self, text: str = "") -> None:
         """One more step is done; `text` is its latest news."""
-        self._done += 1
+        self.reach(self._done + 1, text)
+
+    def reach(self, done: float, text: str = "") -> None:
+        """`done` steps are done, a part of one included, which the ETA knows."""
+        self._done = done
         if self._live:
             self._live.update(self._task, completed=self._done, text=text)
         elif not self._quiet and time.monotonic() - self._printed >= _PLAIN_SECONDS:
             self._printed = time.monotonic()
             left = (self._printed - self._began) / (self._done - self._first) * (self._total - self._done)
-            print("  ".join(filter(None, (f"{self._label} {self._done}/{self._total}", text, f"ETA {clock(left)}"))), flush=True)
+            print("  ".join(filter(None, (f"{self._label} {int(self._done)}/{self._total}", text, f"ETA {clock(left)}"))), flush=True)
 
     def say(self, line: str) -> None:
         """A line that stays, above the bar."""

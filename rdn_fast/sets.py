@@ -73,7 +73,7 @@ class _OfFile(Sequence):
 
 def _read(file: Path, scale: int) -> Pair:
     try:
-        return degrade(file.stem, read_image(file), scale)
+        return degrade(_unicode(file.stem), read_image(file), scale)
     except ValueError as error:
         raise UserError(f"{file}: not an image that can be evaluated ({error}); remove it from the folder") from None
 
@@ -124,5 +124,10 @@ def _name(path: Path, scale: int) -> str:
     """What the set is called: Set5 for Set5/, Set5/HR/ (EDSR-PyTorch's folders) and Set5_x2.h5."""
     path = Path(os.path.abspath(path))
     if path.is_dir():
-        return path.parent.name if path.name == "HR" else path.name
-    return path.stem.removesuffix(f"_x{scale}")
+        return _unicode(path.parent.name if path.name == "HR" else path.name)
+    return _unicode(path.stem.removesuffix(f"_x{scale}"))
+
+
+def _unicode(name: str) -> str:
+    """A file's name, of any bytes, as tables and pictures can hold it."""
+    return os.fsencode(name).decode(errors="backslashreplace")

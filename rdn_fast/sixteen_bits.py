@@ -15,6 +15,8 @@ from PIL import Image, ImageOps, TiffTags
 from PIL.PngImagePlugin import putchunk
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
+from rdn_fast.data.prepare import open_image
+
 _OTHER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}  # byte orders as Pillow's raw modes name them
 _ROWS = 64  # that are packed together: a large picture should not be in memory several times
 
@@ -25,17 +27,30 @@ def read(path: str | Path, image: Image.Image) -> np.ndarray | None:
     Pillow keeps the first of a sample's two bytes, in the byte order that it is told: told the other one it keeps the second.
     """
     raw = _raw_mode(image)
-    if image.format == "TIFF" and image.tag_v2.get(284) == 2 and 16 in image.tag_v2.get(258, ()):
+    if image.format == "TIFF" and image.tag_v2.get(284) == 2 and image.tag_v2.get(277, 1) > 1 and 16 in image.tag_v2.get(258, ()):
         raise ValueError("a TIFF of 16 bits whose channels lie apart; save it with interleaved channels")  # Pillow would take one for another
+    if raw == "I" and image.mode.startswith("I;16"):  # the one channel of a TIFF in planes, each of which Pillow calls by one letter
+        _set_raw_mode(image, image.mode)
     if raw == "LA;16B":  # four bytes that may as well be four channels
         _set_raw_mode(image, "RGBA")
         return np.array(ImageOps.exif_transpose(image)).view(">u2").astype(np.uint16)
-    if not re.fullmatch(r"RGB[AX]?;16[BLN]", raw):
+    if not re.fullmatch(r"RGB[AaX]?;16[BLN]", raw):
         return None
-    with Image.open(path) as other:
-        _set_raw_mode(other, raw[:-1] + _OTHER[raw[-1]])
+    as_stored = raw.replace("a", "A")  # for Pillow would divide by alpha, a byte at a time
+    _set_raw_mode(image, as_stored)
+    with open_image(path) as other:
+        _set_raw_mode(other, as_stored[:-1] + _OTHER[raw[-1]])
         low = np.array(ImageOps.exif_transpose(other))
-    return np.array(ImageOps.exif_transpose(image)).astype(np.uint16) << 8 | low
+    pixels = np.array(ImageOps.exif_transpose(image)).astype(np.uint16) << 8 | low
+    return pixels if raw == as_stored else _divided(pixels)
+
+
+def _divided(pixels: np.ndarray) -> np.ndarray:
+    """uint16 [H, W, 4] whose colours have been multiplied by alpha -> without that."""
+    for rows in np.array_split(pixels, -(-len(pixels) // _ROWS)):
+        alpha = rows[..., 3:].astype(np.uint32)
+        rows[..., :3] = np.minimum(65535, (rows[..., :3].astype(np.uint32) * 65535 + alpha // 2) // np.maximum(alpha, 1))
+    return pixels
 
 
 def _raw_mode(image: Image.Image) -> str:

@@ -25,7 +25,7 @@ from rdn_fast.errors import UserError
 from rdn_fast.model import RDN
 
 SMALLEST = 16  # LR pixels: where less memory than tiles of this edge need is left, nothing helps
-_HOST_TILE, _TILE = 192, 1024  # LR pixels: a guess, and what fills any accelerator while its windows overlap by little
+_HOST_TILE, _TILE = 192, 1024  # LR pixels: two cores are no faster with others (profiling/tiles.csv); fills any accelerator, with little overlap
 _PADS = 4  # a tile is at least this many times its pad, where memory allows: it then computes 2.25 times its own pixels at most
 
 
@@ -34,16 +34,20 @@ class Upscaler:
 
     `model` is computed on the device that it is on; it is not altered.
     `tile`: edge in LR pixels of what a window gives to the result, less where that shares a picture out evenly; 0: the whole picture at
-    once; None: what suits the device, its free memory and the pad.
+    once (with an exact pad: when it fits in the free memory, since the result is the same); None: what suits the device, its free memory
+    and the pad.
     `tile_pad`: LR pixels that a window sees beyond its tile; "exact": as many as the model does (receptive_radius), so that the result is
     that of the whole picture but for rounding. 10 is not exact; with the small x2 model it looks so: at most 1 of 255 levels, like rounding,
-    and less than 0.0001 dB of PSNR-Y (Set5, tiles of 32 to 128), where 5 loses 0.0003 dB, and 0 has seams and loses up to 0.25 dB.
-    `fp32`: compute in float32; else in fp16 with the last convolution in float32, on devices that are faster so. Where that overflows,
-    float32 takes its place.
+    and less than 0.0001 dB of PSNR-Y (Set5, tiles of 32 to 128), where 5 loses up to 0.0015 dB, and 0 has seams and loses up to 0.18 dB.
+    `fp32`: compute in float32; else in fp16 with the last convolution in float32, on devices that are faster so, and for pictures of 8 bits
+    (fp16 has 11). Where that overflows, float32 takes its place.
     `self_ensemble`: the mean over the picture's eight turns and mirror images, eight times the work (the paper's RDN+).
     `say`: told in one line when memory ran out, and the tiles are smaller from now on, and when fp16 overflowed.
+    `progress`, an attribute: called with the share of the present picture that is done, up to 1.
     Raises UserError for other values. Not for several threads at a time.
     """
+
+    progress: Callable[[float], None] | None = None
 
     def __init__(
         self,
@@ -62,14 +66,14 @@ class Upscaler:
         self._device = device = next(model.parameters()).device
         self._pad = receptive_radius(model.config) if tile_pad == "exact" else tile_pad
         # bf16 lies 61 to 64 dB from float32, too near to 0.01 dB of PSNR (profiling/LOG.md) for a speed that is not measured; fp16 78 to 81.
-        low = not fp32 and devices.low_precision_pays(device) and devices.low_precision(device) == torch.float16
-        self._use(precision.choose("O1" if low else "O0", "auto", device))
+        self._low = not fp32 and devices.low_precision_pays(device) and devices.low_precision(device) == torch.float16
+        self._use_precision(self._low)
         self._ensemble, self._say = self_ensemble, say
         host = devices.on_host(device)
-        fitting = devices.free_memory(device) // 2 // bytes_per_pixel(model.config, self._precision.compute)  # LR pixels
+        self._fitting = fitting = devices.free_memory(device) // 2 // bytes_per_pixel(model.config, self._precision.compute)  # LR pixels
         wanted = max(_HOST_TILE if host else _TILE, _PADS * self._pad)
         default = max(SMALLEST, min(wanted, isqrt(fitting) - 2 * self._pad))
-        self._tile = default if tile is None else tile
+        self._tile, self._default, self._exact = default if tile is None else tile, default, tile_pad == "exact"
         self._at_once = 0 if host else (default + 2 * self._pad) ** 2  # LR pixels that small windows may add up to; one window fills a CPU
         self._lane = devices.lane(device)
         self._ahead = 1 if self._lane is None else 2  # batches on the device: one is computed while another's result comes back
@@ -87,15 +91,21 @@ class Upscaler:
     @torch.inference_mode()
     def _run(self, image: np.ndarray, dtype: np.dtype | type, finish: Callable) -> np.ndarray:
         height, width = image.shape[:2]
+        devices.make_current(self._device)
+        self._use_precision(self._low and image.dtype == np.uint8)
         out = np.empty((self.scale * height, self.scale * width, 3), dtype)
         whole = _Window(_Span(0, height, 0, height), _Span(0, width, 0, width))
         todo = deque(self._batches(self._cut([whole], image)))
         flying: deque[_Flight] = deque()
-        fewer = False
+        fewer, done = False, 0
         while todo or flying:
             if not todo or len(flying) == self._ahead:
-                if again := self._land(flying.popleft(), out):
+                landed = flying.popleft()
+                if again := self._land(landed, out):
                     todo.appendleft(again)
+                elif self.progress:
+                    done += sum(window.kept for window in landed.windows)
+                    self.progress(done / (height * width))
                 continue
             try:
                 flying.append(self._launch(image, todo[0], finish))
@@ -115,7 +125,8 @@ class Upscaler:
     def _cut(self, windows: Iterable[_Window], image: np.ndarray) -> Iterator[_Window]:
         """Windows of the present tile that give what these do."""
         height, width = image.shape[:2]
-        tile = self._tile or max(height, width)
+        too_large = self._exact and height * width > self._fitting
+        tile = self._tile or (self._default if too_large else max(height, width))
         for window in windows:
             columns = spans(window.columns.first, window.columns.last, width, tile, self._pad)
             for rows in spans(window.rows.first, window.rows.last, height, tile, self._pad):
@@ -167,7 +178,8 @@ class Upscaler:
             raise UserError("the model's output is not finite, in float32 either: its weights are damaged, or their training diverged; give others")
         if self._precision.scaled:
             self._say("fp16 overflowed: computing in float32 from now on")
-            self._use(precision.choose("O0", "auto", self._device))
+            self._low = False
+            self._use_precision(False)
         return flight.windows
 
     def _computed(self, x):
@@ -193,9 +205,9 @@ class Upscaler:
             self._tile = half
         return half >= SMALLEST
 
-    def _use(self, chosen: precision.Precision) -> None:
-        self._precision = chosen
-        chosen.apply(self.model)
+    def _use_precision(self, low: bool) -> None:
+        self._precision = precision.choose("O1" if low else "O0", "auto", self._device)
+        self._precision.apply(self.model)
 
 
 def receptive_radius(config: Config) -> int:
@@ -233,6 +245,11 @@ class _Window(NamedTuple):
     @property
     def shape(self) -> tuple[int, int]:
         return self.rows.stop - self.rows.start, self.columns.stop - self.columns.start
+
+    @property
+    def kept(self) -> int:
+        """LR pixels."""
+        return (self.rows.last - self.rows.first) * (self.columns.last - self.columns.first)
 
     def keep(self, pixels: np.ndarray, out: np.ndarray, scale: int) -> None:
         """Copy to `out` [s*H, s*W, 3] what is kept of this window's `pixels` [s*h, s*w, 3]."""

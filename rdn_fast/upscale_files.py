@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from itertools import count
 
+import numpy as np
 from PIL import Image
 
 from rdn_fast import device as devices
@@ -45,6 +47,10 @@ def upscale_files(
     Raises UserError for mistakes in flags and names, all found before a picture is read, and when no picture could be up-scaled;
     Failure when some could, and then one could not be written (disk full).
     """
+    if tile is not None and tile < 0:
+        raise UserError(f"--tile {tile}: give an edge in LR pixels, or 0 for no tiles")
+    if tile_pad != "exact" and not tile_pad.isdecimal():
+        raise UserError(f"--tile-pad {tile_pad}: give a number of LR pixels, or exact")
     if max_pixels < 0:
         raise UserError(f"--max-pixels {max_pixels}: give a number of pixels, or 0 for no limit")
     jobs = plan(input, output, suffix, ext, recursive, print)
@@ -53,13 +59,12 @@ def upscale_files(
     todo = [job for job in jobs if overwrite or not job.target.exists()]
     made = failed = 0
     with _pillow_unlimited(), Bar("pictures", len(todo)) as bar:
-        upscaler = Upscaler(model, tile, int(tile_pad) if tile_pad.isdecimal() else tile_pad, fp32, self_ensemble, bar.say)
+        upscaler = Upscaler(model, tile, tile_pad if tile_pad == "exact" else int(tile_pad), fp32, self_ensemble, bar.say)
         _make_folders(todo)
         where = devices.describe(next(model.parameters()).device)
-        bar.say(f"{weights_file or SHIPPED.name}: {describe(model.config)}, on {where}")
-        with closing(_enlarged(todo, upscaler, max_pixels)) as results, closing(ordered_map(_write, results, *_encoders())) as written:
+        bar.say(f"{SHIPPED.name if weights_file is None else weights_file}: {describe(model.config)}, on {where}")
+        with closing(_enlarged(todo, upscaler, max_pixels, bar)) as results, closing(ordered_map(_write, results, *_encoders())) as written:
             for job, ended in written:
-                bar.advance(job.source.name)
                 if isinstance(ended, OSError):
                     line = f"{job.target}: cannot be written ({ended.strerror or ended}); free some space, or choose another -o"
                     raise Failure(f"{line}; those before it are whole, and the same command goes on behind them") if made else UserError(line)
@@ -79,8 +84,8 @@ def upscale_files(
     return 1 if failed else 0
 
 
-def _enlarged(jobs: list[Job], upscaler: Upscaler, max_pixels: int) -> Iterator[tuple[Job, Picture | str]]:
-    """Pictures through the model, or why that cannot be."""
+def _enlarged(jobs: list[Job], upscaler: Upscaler, max_pixels: int, bar: Bar) -> Iterator[tuple[Job, Picture | str]]:
+    """Pictures through the model, or why that cannot be; the bar is told of each of their parts, for one may take minutes."""
 
     def load(job: Job) -> tuple[Job, Picture | str]:
         try:
@@ -89,14 +94,25 @@ def _enlarged(jobs: list[Job], upscaler: Upscaler, max_pixels: int) -> Iterator[
             return job, str(error)
 
     with closing(ordered_map(load, jobs, workers=2, ahead=2)) as decoded:
-        for job, picture in decoded:
-            yield job, _enlarge(picture, upscaler) if isinstance(picture, Picture) else picture
+        for number, (job, picture) in enumerate(decoded):
+
+            def tell(share: float, number: int = number, name: str = job.source.name) -> None:
+                bar.reach(number + share, f"{name} {share:.0%}" if share < 1 else name)
+
+            yield job, _enlarge(picture, upscaler, tell) if isinstance(picture, Picture) else picture
             del picture  # it need not wait for the next one
 
 
-def _enlarge(picture: Picture, upscaler: Upscaler) -> Picture | str:
+def _enlarge(picture: Picture, upscaler: Upscaler, tell: Callable[[float], None]) -> Picture | str:
+    times, done = pictures.times_through(picture), count()
+
+    def one_time(image: np.ndarray) -> np.ndarray:
+        before = next(done)
+        upscaler.progress = lambda share: tell((before + share) / times)
+        return upscaler(image)
+
     try:
-        return pictures.enlarge(picture, upscaler)
+        return pictures.enlarge(picture, one_time)
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, RuntimeError) and not devices.out_of_memory(error):
             raise

@@ -49,7 +49,7 @@ def upscale(
                 raise UserError(f"device {device}: an RDN computes where it is; leave the device out, or give its weights as a file")
             upscaler = Upscaler(weights, *settings, say=warnings.warn)
         else:
-            upscaler = _loaded(*_file(weights or SHIPPED), device, settings)
+            upscaler = _loaded(*_file(SHIPPED if weights is None else weights), device, settings)
         check_scale(scale, upscaler.scale, "scale")
         try:
             source = Image.fromarray(image) if isinstance(image, np.ndarray) else image
@@ -66,7 +66,7 @@ def check_scale(wanted: int | None, scale: int, what: str) -> None:
 
 def _file(path: str | Path) -> tuple[str, float]:
     """A file's name and when it was written: training may have written it anew."""
-    path = os.path.abspath(path)
+    path = os.path.abspath(path) if path else path  # an empty name is no file's, and not that of the present folder
     return path, os.path.getmtime(path) if os.path.exists(path) else 0.0
 
 

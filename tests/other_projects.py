@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import enum
+import sys
+import types
 from collections import OrderedDict
+from unittest import mock
 
 import torch
 from torch import nn
@@ -170,6 +174,41 @@ def wrapped(state: dict, prefix: str) -> OrderedDict:
 def ascend(state: dict) -> dict:
     options = argparse.Namespace(scale=2, lr=4e-4, train_file="DIV2K_x2.h5", loss_scale_value=1024.0, apex=True, device_list="0,1")
     return {"epoch": 799, "model": wrapped(state, "module."), "args": options, "best_psnr": torch.tensor(37.97)}
+
+
+class _Format(enum.IntEnum):
+    NCHW = 0
+
+
+class _OnNpu:
+    """A tensor as torch_npu pickles it: with the format that it had there, which older versions wrote as a number, or as a bool."""
+
+    def __init__(self, rebuild, tensor: torch.Tensor, form: int):
+        self._reduced = rebuild, (tensor._typed_storage(), tensor.storage_offset(), tuple(tensor.size()), tensor.stride(), False, OrderedDict(), form)
+
+    def __reduce__(self):
+        return self._reduced
+
+
+def save_from_npu(path, state: dict, form: int = _Format.NCHW) -> None:
+    """What torch.save makes of ascend(state) on an npu; torch_npu need not be there, and is not when this returns."""
+
+    def _rebuild_npu_tensor():
+        pass
+
+    names = {"torch_npu.utils.storage": {"_rebuild_npu_tensor": _rebuild_npu_tensor}, "torch_npu.npu._format": {"Format": _Format}}
+    modules = {"torch_npu": types.ModuleType("torch_npu")}
+    for module, of_module in names.items():
+        modules[module] = types.ModuleType(module)
+        for name, named in of_module.items():
+            named.__module__, named.__qualname__ = module, name
+            setattr(modules[module], name, named)
+    with mock.patch.dict(sys.modules, modules):
+        torch.save(ascend({key: _OnNpu(_rebuild_npu_tensor, value, form) for key, value in state.items()}), path)
+
+
+def lightning(state: dict, prefix: str) -> dict:
+    return {"epoch": 3, "state_dict": wrapped(state, prefix) | {"loss.vgg.weight": torch.rand(3)}, "hyper_parameters": {"lr": 1e-4}}
 
 
 def mmagic(state: dict, average: dict | None) -> dict:

@@ -90,6 +90,13 @@ def test_failed_write_leaves_the_old_file(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.bin"]
 
 
+def test_result_that_cannot_be_written_is_one_line(tmp_path):
+    checkpoint.write_result(tmp_path / "a.bin", b"whole", "--json a.bin")
+    assert (tmp_path / "a.bin").read_bytes() == b"whole"
+    with pytest.raises(UserError, match=r"^--json a\.bin: cannot be written \(No such file or directory\); "):
+        checkpoint.write_result(tmp_path / "none" / "a.bin", b"", "--json a.bin")
+
+
 def test_writer_keeps_the_newest_two_and_reports_errors(tmp_path):
     writer = checkpoint.Writer()
     (tmp_path / "checkpoints").mkdir()

@@ -1,12 +1,14 @@
 """The command line: every spelling that users' hands know, and mistakes that are one line and exit code 2."""
 
 import dataclasses
+import os
+import subprocess
 
 import h5py
 import numpy as np
 import pytest
 import torch
-from runs import TINY, assert_user_error, cli, make_data
+from runs import ROOT, TINY, assert_user_error, cli, command, make_data
 
 from rdn_fast import RDN, Config
 from rdn_fast import cli as command_line
@@ -204,6 +206,20 @@ def test_weights_of_another_shape_print_the_difference(data, tmp_path, capsys):
 def test_no_data_says_what_to_give(capsys):
     assert command_line.main(["train"]) == 2
     assert "--train-file" in capsys.readouterr().err
+
+
+def test_names_of_any_bytes_are_told(tmp_path):
+    torch.save(RDN(Config(2, 6, 4, 2, 2)).state_dict(), tmp_path / "w.pth")
+    source = (tmp_path / "w.pth").rename(os.fsdecode(os.fsencode(tmp_path) + b"/w\xff.pth"))
+    ended = subprocess.run(
+        command("convert", source, tmp_path / "out.pth"),
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8:strict"},
+        timeout=120,
+        check=False,
+    )
+    assert (ended.returncode, ended.stderr) == (0, b"")
+    assert b"w\\udcff.pth: reference layout" in ended.stdout
 
 
 def test_as_a_process(data, tmp_path):

@@ -86,7 +86,7 @@ def crops(gains: list[int]) -> list:
         ([5, 30, -9, 12, -20, 40], [5, 1, 4, 2]),  # the best two, then the worst two
         ([5, 30, -9], [1, 2, 0]),  # no image twice
         ([5, 30], [1, 0]),
-        ([5], [0]),
+        ([5], [0, 0]),  # but one alone
     ],
 )
 def test_rows_are_the_best_and_the_worst_images(gains, shown):

@@ -80,6 +80,8 @@ LAYOUTS = {
     "yjn870, torchSR": (others.Reference, lambda path, m: saved(path, m.state_dict()), "reference"),
     "yjn870, with torch < 1.6": (others.Reference, lambda path, m: saved(path, m.state_dict(), _use_new_zipfile_serialization=False), "reference"),
     "Ascend": (others.Reference, lambda path, m: saved(path, others.ascend(m.state_dict())), "reference (model)"),
+    "Ascend, of npu tensors": (others.Reference, lambda path, m: others.save_from_npu(path, m.state_dict()), "reference (model)"),
+    "Ascend, of npu tensors, of long ago": (others.Reference, lambda path, m: others.save_from_npu(path, m.state_dict(), True), "reference (model)"),
     "mmagic": (others.Reference, lambda path, m: saved(path, others.mmagic(m.state_dict(), None)), "reference (state_dict generator)"),
     "mmagic, averaged": (
         others.Reference,
@@ -101,6 +103,12 @@ LAYOUTS = {
     "safetensors of EDSR": (others.Edsr, lambda path, m: as_safetensors(path, m.state_dict()), "edsr"),
     "our checkpoint": (others.Reference, of_our_checkpoint(average=False), "reference (model)"),
     "our checkpoint, averaged": (others.Reference, of_our_checkpoint(average=True), "reference (average)"),
+    "Lightning": (others.Reference, lambda path, m: saved(path, others.lightning(m.state_dict(), "model.")), "reference (state_dict model)"),
+    "Lightning, net": (others.Edsr, lambda path, m: saved(path, others.lightning(m.state_dict(), "net.")), "edsr (state_dict net)"),
+    **{
+        f"in {key}": (others.Reference, lambda path, m, key=key: saved(path, {key: m.state_dict(), "epoch": 3}), f"reference ({key})")
+        for key in ("model_state_dict", "net", "weights", "generator")
+    },
     "wrapped again and again": (
         others.Reference,
         lambda path, m: saved(path, others.wrapped({k.replace("rdbs.", "rdbs._orig_mod."): v for k, v in m.state_dict().items()}, "module._orig_mod.module.")),
@@ -117,7 +125,7 @@ def test_a_model_computes_what_its_project_computes(tmp_path, project, scale):
     theirs.scale = scale
     save(tmp_path / "weights.bin", theirs)
     weights = read(tmp_path / "weights.bin")
-    tail = G if project in ("EDSR-PyTorch", "BasicSR, averaged EDSR", "safetensors of EDSR") else None
+    tail = G if project in ("EDSR-PyTorch", "BasicSR, averaged EDSR", "safetensors of EDSR", "Lightning, net") else None
     assert (weights.config, weights.layout) == (Config(scale, G0, G, D, C, tail), layout)
     ours = load_model(tmp_path / "weights.bin", "cpu")
     assert ours.config == weights.config
@@ -311,11 +319,14 @@ def test_fp16_refuses_what_it_cannot_hold(cli, tmp_path):
     assert not (tmp_path / "half.pth").exists()
 
 
-def test_a_file_can_be_converted_in_place(convert, tmp_path):
-    path = saved(tmp_path / "w.pth", others.ascend(state := others.Reference(2).state_dict()))
-    convert(path, path)
-    assert_equal(torch.load(path, weights_only=True), state)
-    assert list(tmp_path.iterdir()) == [path]
+def test_a_checkpoint_is_never_replaced_by_its_weights(cli, tmp_path):
+    path = saved(tmp_path / "w.pth", others.ascend(others.Reference(2).state_dict()))
+    before = path.read_bytes()
+    (tmp_path / "link.pt").symlink_to(path)
+    for target in (path, tmp_path / "link.pt", f"{tmp_path}/../{tmp_path.name}/w.pth"):
+        assert cli("convert", path, target).user_error().startswith(f"{target}: is the file to read")
+    assert path.read_bytes() == before
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "link.pt", path]
 
 
 BAD_USE = {
@@ -471,6 +482,11 @@ def test_a_file_that_is_not_there(tmp_path):
     for path in (tmp_path / "none.pth", tmp_path):
         with pytest.raises(UserError, match=f"^{path}: no such file$"):
             load_model(path)
+
+
+def test_an_empty_name_is_no_file(cli, tmp_path):
+    for command in (["export", "-o", tmp_path / "m.onnx"], ["eval", "--eval-file", tmp_path]):
+        assert cli(*command, "-w", "").user_error().endswith(": no such file")
 
 
 # Fine-tuning

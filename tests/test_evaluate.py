@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 import re
 
 import h5py
@@ -283,6 +284,41 @@ def test_saved_images_never_replace_the_sets_own(evaluate, weights, prepared, im
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
+@pytest.mark.parametrize("flag", ["--json", "--csv", "--markdown", "--figure"])
+def test_files_to_write_never_replace_what_is_read(evaluate, weights, prepared, image_folder, tmp_path, flag):
+    folder, file = image_folder(2, name="Set"), tmp_path / "Other.png"
+    file.write_bytes(prepared.eval.read_bytes())
+    of_model = weights().rename(tmp_path / "w.png")  # the content tells, not the name
+    (tmp_path / "link").symlink_to(folder)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for target in (folder / "picture_0.png", folder / "new.png", tmp_path / "link/new.png", file, of_model):
+        assert evaluate(of_model, folder, file, flag, target).user_error().startswith(f"{flag} {target}: is read by this command")
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_two_tables_never_go_to_one_file(evaluate, weights, prepared, tmp_path):
+    message = evaluate(weights(), prepared.eval, "--json", tmp_path / "a", "--csv", tmp_path / ".." / tmp_path.name / "a").user_error()
+    assert message.startswith("--csv ")
+    assert "given twice" in message
+    assert not (tmp_path / "a").exists()
+
+
+def test_figure_is_a_png(evaluate, weights, prepared, tmp_path):
+    assert "must end in .png" in evaluate(weights(), prepared.eval, "--figure", tmp_path / "figure.jpg").user_error()
+
+
+def test_names_of_any_bytes(report, weights, image_folder, tmp_path):
+    folder = image_folder(1).rename(os.fsdecode(os.fsencode(tmp_path) + b"/Set\xff"))
+    (folder / "picture_0.png").rename(os.fsdecode(os.fsencode(folder) + b"/a\xfe.png"))
+    of_model = weights().rename(os.fsdecode(os.fsencode(tmp_path) + b"/w\xfd.pth"))
+    flags = [word for kind in ("csv", "markdown", "figure") for word in (f"--{kind}", tmp_path / f"{kind}.png")]
+    (only,) = report(of_model, folder, *flags, "--save-images", tmp_path / "out")["sets"]
+    assert (only["name"], only["images"][0]["name"]) == ("Set\\xff", "a\\xfe")
+    assert "a\\xfe" in (tmp_path / "csv.png").read_text()
+    assert (tmp_path / "markdown.png").read_text().startswith("w\\udcfd.pth: ")
+    assert (tmp_path / "out" / "Set_xff" / "a_xfe.png").exists()
+
+
 def test_figure_of_all_sets(report, weights, prepared, image_folder, tmp_path):
     report(weights(), prepared.images, image_folder(1, size=(120, 130), name="Other"), "--figure", tmp_path / "figure.png")
     with Image.open(tmp_path / "figure.png") as figure:
@@ -347,7 +383,7 @@ def test_finite_replaces_infinity_everywhere_and_nothing_else():
 def test_wrong_scale(evaluate, weights, prepared, scale):
     message = evaluate(weights(), prepared.eval, "--scale", scale).user_error()
     assert message.startswith(f"--scale {scale}: ")
-    assert "x2 model" in message
+    assert "for x2" in message
     assert "--scale 2" in message
 
 

@@ -272,6 +272,19 @@ def test_size_that_does_not_fit_into_memory(fails, monkeypatch):
     assert "--dynamic" in message
 
 
+def test_size_that_onnxruntime_cannot_compute(fails, monkeypatch):
+    class Fail(Exception):  # as onnxruntime's own are
+        pass
+
+    def full(*_):
+        raise Fail("[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION\nFailed to allocate memory for requested buffer of size 64")
+
+    monkeypatch.setattr(onnxruntime.InferenceSession, "run", full)
+    message = fails()
+    assert "Failed to allocate memory" in message
+    assert message.endswith("give a smaller --size, or --dynamic")
+
+
 @pytest.mark.parametrize("name", ["m.pt", "m", "m.onnx.gz", "none/m.onnx", "folder.onnx", "w.pth/m.onnx"])
 def test_output_that_cannot_be_written(fails, tmp_path, name):
     (tmp_path / "folder.onnx").mkdir()

@@ -238,9 +238,24 @@ def test_free_memory_of_an_accelerator(monkeypatch):
     assert devices.free_memory(torch.device("cuda", 1)) == 123
 
 
+@pytest.mark.parametrize("version", [1, 2])
+def test_memory_that_is_left_to_a_container(tmp_path, version):
+    folder, limit, used, cached = {
+        1: (tmp_path / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        2: (tmp_path, "memory.max", "memory.current", "inactive_file"),
+    }[version]
+    folder.mkdir(exist_ok=True)
+    assert devices._left_to_container(tmp_path) == []
+    for name, text in ((limit, "8000\n"), (used, "5000\n"), ("memory.stat", f"anon 1\n{cached} 1500\n")):
+        (folder / name).write_text(text)
+    assert devices._left_to_container(tmp_path) == [4500]
+    (folder / limit).write_text("max\n")
+    assert devices._left_to_container(tmp_path) == []
+
+
 def test_free_memory_of_the_host(monkeypatch):
     text = "MemTotal:       24000000 kB\nMemFree:          300000 kB\nMemAvailable:   20000000 kB\n"
-    monkeypatch.setattr(Path, "read_text", lambda self: text if self == Path("/proc/meminfo") else None)
+    monkeypatch.setattr(Path, "read_text", lambda self: text if self == Path("/proc/meminfo") else "max")
     assert devices.free_memory(CPU) == 20_000_000 * 1024
 
     def missing(self):

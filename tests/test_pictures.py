@@ -2,6 +2,7 @@
 
 import io
 import struct
+import subprocess
 import zlib
 
 import numpy as np
@@ -9,9 +10,10 @@ import pytest
 import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageCms
+from PIL import EpsImagePlugin, Image, ImageCms
 from PIL.ExifTags import IFD, Base
 
+from rdn_fast.data.prepare import read_image
 from rdn_fast.pictures import FORMATS, Picture, encode, enlarge, fit, read, to_image
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -133,12 +135,15 @@ def test_16_bit_png_becomes_a_16_bit_tiff(tmp_path, made, pixels):
     source = tmp_path / "a.png"
     source.write_bytes(png16(pixels))
     target, _ = made(source, ".tif")
+    if pixels.shape[2] == 2:
+        pixels = pixels[..., [0, 0, 0, 1]]  # Pillow opens no TIFF of 16 bits with grey and alpha
     with tifffile.TiffFile(target) as file:
         tags = {tag.name: tag.value for tag in file.pages[0].tags}
     assert (tags["ImageWidth"], tags["ImageLength"], tags["SamplesPerPixel"]) == (14, 22, pixels.shape[2])
     assert set(np.ravel(tags["BitsPerSample"])) == {16}
     assert ("ExtraSamples" in tags) == (pixels.shape[2] in (2, 4))
     np.testing.assert_array_equal(strips_of(target).reshape(22, 14, -1), large(pixels))
+    np.testing.assert_array_equal(read(target).pixels, large(pixels))
 
 
 def strips_of(path) -> np.ndarray:
@@ -168,6 +173,62 @@ def test_16_bit_tiff_is_read_exactly(tmp_path, byteorder, compression, tile, kin
 def test_16_bit_grey_tiff_is_read_exactly(tmp_path, byteorder, compression):
     tifffile.imwrite(tmp_path / "a.tif", GREY16, photometric="minisblack", byteorder=byteorder, compression=compression, metadata=None)
     np.testing.assert_array_equal(read(tmp_path / "a.tif").pixels, GREY16[..., None])
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_grey_tiff_whose_0_is_white(tmp_path, dtype, orientation):
+    grey = GREY.astype(dtype) if dtype == np.uint8 else GREY16
+    tags = [(274, "H", 1, orientation, True)]
+    tifffile.imwrite(tmp_path / "a.tif", grey, photometric="miniswhite", extratags=tags, metadata=None)
+    upright = np.iinfo(dtype).max - (np.rot90(grey, -1) if orientation == 6 else grey)
+    np.testing.assert_array_equal(read(tmp_path / "a.tif").pixels[..., 0], upright)
+    with Image.open(io.BytesIO((tmp_path / "a.tif").read_bytes())) as image:
+        np.testing.assert_array_equal(read(image).pixels[..., 0], upright)
+
+
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_16_bit_premultiplied_tiff_is_divided_exactly(tmp_path, byteorder, compression):
+    pixels = DEEP["RGBA"].copy()
+    pixels[..., :3] = np.minimum(pixels[..., :3], pixels[..., 3:])
+    pixels[0, 0], pixels[0, 1], pixels[0, 2] = (0, 0, 0, 0), (65535, 1, 0, 65535), (9, 9, 9, 3)  # the last is more than white
+    options = {"photometric": "rgb", "extrasamples": ["assocalpha"], "byteorder": byteorder, "compression": compression}
+    tifffile.imwrite(tmp_path / "a.tif", pixels, metadata=None, **options)
+    picture = read(tmp_path / "a.tif")
+    colours, alpha = pixels[..., :3].astype(float), pixels[..., 3:].astype(float)
+    expected = np.floor(np.minimum(65535, colours * 65535 / np.maximum(alpha, 1)) + 0.5)
+    np.testing.assert_array_equal(picture.pixels[..., :3], expected)
+    np.testing.assert_array_equal(picture.pixels[..., 3], pixels[..., 3])
+    assert picture.notes == []
+
+
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("pixels", [GREY, GREY16, np.dstack([RGB, ALPHA])], ids=["grey", "16 bits of grey", "RGBA"])
+def test_turned_tiff_of_any_channels(tmp_path, pixels, compression, orientation):
+    options = {"photometric": "rgb", "extrasamples": ["unassalpha"]} if pixels.ndim == 3 else {"photometric": "minisblack"}
+    tifffile.imwrite(tmp_path / "a.tif", pixels, compression=compression, extratags=[(274, "H", 1, orientation, True)], metadata=None, **options)
+    mirrored = pixels[:, ::-1] if orientation in (5, 7) else pixels
+    expected = np.rot90(mirrored, 1 if orientation in (5, 8) else -1)
+    np.testing.assert_array_equal(np.squeeze(read(tmp_path / "a.tif").pixels), expected)
+    if pixels.dtype == np.uint8:
+        np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), expected[..., :3] if pixels.ndim == 3 else np.dstack([expected] * 3))
+
+
+def test_16_bits_that_pillow_reads_as_8_are_said(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", DEEP["RGBA"], photometric="separated", metadata=None)
+    picture = read(tmp_path / "a.tif")
+    assert (picture.pixels.dtype, picture.pixels.shape) == (np.uint8, (11, 7, 3))
+    assert picture.notes == ["16 bits read as 8: Pillow keeps no more of such a TIFF"]
+
+
+def test_planes_mean_nothing_to_one_channel(tmp_path):
+    for compression in (None, "tiff_deflate"):
+        Image.fromarray(GREY16).save(tmp_path / "a.tif", tiffinfo={284: 2}, compression=compression)
+        with tifffile.TiffFile(tmp_path / "a.tif") as file:
+            assert file.pages[0].planarconfig == 2
+        np.testing.assert_array_equal(read(tmp_path / "a.tif").pixels[..., 0], GREY16)
 
 
 def test_16_bit_tiff_in_planes_is_refused_rather_than_read_wrongly(tmp_path):
@@ -402,9 +463,6 @@ def test_any_pixels_in_any_lossless_kind(data):
     shape = *(data.draw(st.integers(1, 70)) for _ in range(2)), channels
     pixels = np.random.default_rng(data.draw(st.integers(0, 2**32))).integers(0, np.iinfo(dtype).max, shape, dtype, endpoint=True)
     content = encode(fit(Picture(pixels, Image.Exif(), None, None), 1, format), format)
-    if format == "TIFF" and channels == 2 and dtype == np.uint16:
-        assert tifffile.TiffFile(io.BytesIO(content)).pages[0].shape == shape  # Pillow does not open it
-        return
     path = io.BytesIO(content)
     with Image.open(path) as image:
         assert image.size == shape[1::-1]
@@ -504,6 +562,47 @@ def test_orientation_is_applied(saved, name, orientation):
     assert np.abs(np.subtract(got, expected)).max() <= 4
 
 
+@pytest.mark.parametrize(("size", "left_out"), [(65_000, False), (70_000, True)])
+def test_exif_that_a_jpeg_cannot_hold_is_left_out_and_said(saved, made, size, left_out):
+    exif = Image.Exif()
+    exif[Base.ImageDescription], exif[IFD.Exif] = "x" * size, {Base.ExifImageWidth: 7, Base.ExifImageHeight: 11}
+    source = saved("a.png", RGB, exif=exif)
+    target, notes = made(source, ".jpg")
+    with Image.open(target) as image:
+        assert (Base.ImageDescription in image.getexif()) == (not left_out)
+    assert notes == (["its EXIF data is left out: it is larger than a JPEG holds"] if left_out else [])
+    target, notes = made(source, ".png")
+    with Image.open(target) as image:
+        assert len(image.getexif()[Base.ImageDescription]) == size
+    assert notes == []
+
+
+@pytest.mark.parametrize(("suffix", "most"), [(".jpg", 65_535), (".png", 1e8), (".tif", 2.0**32 - 1)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_dpi_that_a_format_cannot_hold_are_left_out_and_said(suffix, most, dtype):
+    format = FORMATS[suffix]
+    for dpi, notes in ((most, []), (2 * most, [f"its DPI are left out: they are more than {format} holds"])):
+        picture = fit(Picture(RGB.astype(dtype), Image.Exif(), None, (dpi, dpi)), 1, format)
+        with Image.open(io.BytesIO(encode(picture, format))) as image:
+            none = 1 if format == "TIFF" else 0  # Pillow's word
+            assert image.info.get("dpi", (0, 0))[0] == pytest.approx(none if notes else dpi, rel=1e-6)
+        assert [note for note in picture.notes if "16 bits" not in note] == notes
+
+
+@pytest.mark.parametrize(
+    ("channels", "dtype", "suffix", "left_out"),
+    [(1, np.uint8, ".webp", True), (2, np.uint8, ".webp", True), (2, np.uint16, ".tif", True), (1, np.uint8, ".png", False), (1, np.uint16, ".tif", False)],
+)
+def test_profile_of_grey_is_not_said_of_colours(channels, dtype, suffix, left_out):
+    format = FORMATS[suffix]
+    profile = SRGB[:16] + b"GRAY" + SRGB[20:]
+    for icc_profile, kept in ((profile, None if left_out else profile), (SRGB, SRGB)):
+        picture = fit(Picture(np.full((11, 7, channels), 9, dtype), Image.Exif(), icc_profile, None), 1, format)
+        with Image.open(io.BytesIO(encode(picture, format))) as image:
+            assert image.info.get("icc_profile") == kept
+        assert picture.notes == ([] if kept else [f"its ICC profile is left out: it is of grey, which {format} holds as colours"])
+
+
 @pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x01", b"Exif\0\0II*\0\xff\xff\xff\x7f"])
 def test_damaged_exif_does_not_cost_the_picture(saved, made, exif):
     _, pixels = opened(made(saved("a.jpg", np.full((8, 8, 3), 77, np.uint8), exif=exif))[0])
@@ -542,6 +641,26 @@ def test_not_a_picture(tmp_path, content):
     (tmp_path / "a.png").write_bytes(content)
     with pytest.raises(ValueError, match=r"^not a picture of a kind that Pillow reads$"):
         read(tmp_path / "a.png")
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\nshowpage\n%%EOF\n"
+IPTC = b"".join(
+    b"\x1c" + bytes(tag) + struct.pack(">H", len(data)) + data
+    for tag, data in (((3, 20), b"\4"), ((3, 30), b"\4"), ((3, 60), b"\1\0"), ((3, 120), b"\5"), ((8, 10), EPS))
+)
+
+
+@pytest.mark.parametrize("reader", [read, read_image], ids=["upscale", "prepare"])
+@pytest.mark.parametrize("content", [EPS, IPTC, b"GRIB\0\0\0\1", b"\0\0\1\xb3\0\x40\x04"], ids=["EPS", "EPS in IPTC", "GRIB", "MPEG"])
+def test_no_program_is_started_for_a_file(tmp_path, monkeypatch, content, reader):
+    for start in ("Popen", "check_call", "check_output", "call", "run"):
+        monkeypatch.setattr(subprocess, start, lambda *_, **__: pytest.fail("a program was started"))
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("Ghostscript was asked"))
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", "gs")
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"not a picture|cannot identify"):
+        reader(path)
 
 
 def test_truncated_16_bit_png(tmp_path):

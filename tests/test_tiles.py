@@ -292,6 +292,32 @@ def test_equal_windows_go_in_even_batches(monkeypatch):
     assert np.abs(Upscaler(made, 16, "exact").exactly(image) - expected).max() <= 255 * SMALL
 
 
+def test_exact_without_tiles_is_in_tiles_where_the_whole_does_not_fit(monkeypatch):
+    made, image = model(), photograph(90, 70)
+    watched = Watched(made)
+    expected = Upscaler(made, 0, "exact").exactly(image)
+    assert watched.shapes[-1][2:] == (90, 70)
+    free = 2 * 60 * 60 * bytes_per_pixel(made.config, torch.float32)
+    monkeypatch.setattr(devices, "free_memory", lambda device: free)
+    result = Upscaler(made, 0, "exact").exactly(image)
+    assert watched.shapes[-1][2] * watched.shapes[-1][3] <= 60 * 60
+    assert np.abs(result - expected).max() <= 255 * SMALL
+    Upscaler(made, 0, 10).exactly(image)
+    assert watched.shapes[-1][2:] == (90, 70)  # as asked: the result would be another
+
+
+def test_progress_tells_how_much_of_the_picture_is_done():
+    upscaler, told = Upscaler(model(), 24, 4), []
+    upscaler.progress = told.append
+    for _ in range(2):
+        upscaler(photograph(60, 50))
+    half = len(told) // 2
+    assert told[:half] == told[half:] == sorted(told[:half])
+    assert half > 4
+    assert told[0] > 0
+    assert told[-1] == 1
+
+
 # ---- out of memory ----
 
 
@@ -388,6 +414,15 @@ def test_fp16_where_it_pays_with_the_last_convolution_in_float32():
     assert 0 < np.abs(low - high).max() < 2
     assert (made.compute_dtype, made.output_dtype) == (None, None)
     assert (upscaler.exactly(image) == low).all()  # another Upscaler of the model has changed nothing
+
+
+@pytest.mark.usefixtures("fp16")
+def test_pictures_of_16_bits_have_more_of_them_than_fp16():
+    made, image = model(), photograph(30, 20)
+    upscaler, watched = Upscaler(made), Watched(made)
+    for picture in (image.astype(np.uint16) * 257, image):
+        upscaler(picture)
+    assert watched.dtypes == [(torch.float32, torch.float32), (torch.float16, torch.float32)]
 
 
 def test_bf16_is_not_for_pictures(monkeypatch):

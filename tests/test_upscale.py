@@ -1,5 +1,6 @@
 """rdn_fast.upscale and `rdn-fast upscale`: names, mistakes, what goes on when a picture is bad, and what runs beside what."""
 
+import errno
 import os
 import resource
 import signal
@@ -16,7 +17,7 @@ from PIL import Image
 from runs import ROOT, photograph
 
 import rdn_fast
-from rdn_fast import pictures, upscale_files, upscaler
+from rdn_fast import pictures, progress, upscale_files, upscaler
 from rdn_fast.config import Config
 from rdn_fast.errors import UserError
 from rdn_fast.model import RDN
@@ -257,6 +258,33 @@ def test_several_inputs_each_picture_once(run, tree):
     assert files("out") == ["a[1]_out.png", "b_out.png", "c_out.png", "d_out.jpg"]
 
 
+def test_two_names_of_one_picture_become_two_results(run, tree):
+    folder = tree("in/a.png")
+    (folder / "in/b.png").symlink_to("a.png")
+    (folder / "also").symlink_to("in")  # another way to the same names
+    assert run("-i", "in", "also", "-o", "out").out.endswith("out: 2 pictures made\n")
+    assert files("out") == ["a_out.png", "b_out.png"]
+
+
+def test_name_that_is_a_link_is_not_written_over(run, tree):
+    folder = tree("in/a.png")
+    (folder / "in/a_out.png").symlink_to("a.png")
+    assert "take the place" in run("-i", "in/a.png", "in/a_out.png", "-o", "in").user_error()
+    assert (folder / "in/a_out.png").is_symlink()
+
+
+def test_picture_found_twice_goes_where_it_was_found_first(run, tree):
+    tree("in/a.png", "in/x/a.png")
+    assert run("-i", "in", "in/x/a.png", "-o", "out", "-r").code == 0
+    assert files("out") == ["a_out.png", "x/a_out.png"]
+
+
+def test_result_that_is_found_and_named_is_up_scaled(run, tree):
+    tree("a.jpg", "a_out.png")
+    assert run("-i", ".", "a_out.png", "-o", ".").code == 0
+    assert files(".") == ["a.jpg", "a_out.jpg", "a_out.png", "a_out_out.png"]
+
+
 def test_existing_results_are_kept_unless_overwrite(run, tree):
     tree("in/a.png", "in/b.png")
     assert run("-i", "in", "-o", "out").code == 0
@@ -345,12 +373,17 @@ def test_mistakes(run, tree, unread, arguments, words):
 
 @pytest.mark.parametrize(
     ("arguments", "word"),
-    [(("-t", "-1"), "tile -1"), (("--tile-pad", "-1"), "tile_pad -1"), (("--tile_pad", "wide"), "tile_pad wide"), (("--tile_pad=1.5",), "tile_pad 1.5")],
+    [
+        (("-t", "-1"), "--tile -1: "),
+        (("--tile-pad", "-1"), "--tile-pad -1: "),
+        (("--tile_pad", "wide"), "--tile-pad wide: "),
+        (("--tile_pad=1.5",), "--tile-pad 1.5: "),
+    ],
     ids=str,
 )
 def test_tiles_that_cannot_be(cli, tree, unread, weights, monkeypatch, arguments, word):
     folder = tree("a.png")
-    assert word in cli("upscale", "-w", weights, "-i", folder / "a.png", "-o", folder / "out", *arguments).user_error()
+    assert cli("upscale", "-w", weights, "-i", folder / "a.png", "-o", folder / "out", *arguments).user_error().startswith(word)
     assert files(folder) == ["a.png"]
 
 
@@ -364,6 +397,30 @@ def test_weights_that_are_none(cli, tree, unread, tmp_path, content):
         path.write_bytes(content)
     assert str(path) in cli("upscale", "-w", path, "-i", tmp_path / "a.png", "-o", tmp_path / "out").user_error()
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("locked", ["in", "in/x"])
+def test_unreadable_folder_is_named(run, tree, unread, monkeypatch, locked):
+    folder = tree("in/a.png", "in/x/b.png")
+    scandir = os.scandir
+
+    def scanning(path):  # root may read everything
+        if Path(path) == Path(locked):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", scanning)
+    assert run("-i", "in", "-o", "out", "-r").user_error() == f"-i {locked}: cannot be read (Permission denied); make it readable, or leave it out"
+    monkeypatch.undo()
+    assert files(folder) == ["in/a.png", "in/x/b.png"]
+
+
+def test_empty_name_is_not_the_shipped_model(cli, tree, unread, tmp_path):
+    tree("a.png")
+    cli("upscale", "-w", "", "-i", tmp_path / "a.png", "-o", tmp_path / "out").user_error()
+    with pytest.raises(UserError):
+        rdn_fast.upscale(photograph(4, 4), "")
+    assert files(tmp_path) == ["a.png"]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="nothing is read-only to root")
@@ -466,14 +523,19 @@ def test_picture_too_large_for_the_memory_is_named(run, tree, monkeypatch):
     assert files("out") == ["a_out.png", "c_out.png"]
 
 
-def test_picture_that_cannot_be_encoded_is_named(run, tree, tmp_path):
-    tree("in/a.png")
-    exif = Image.Exif()
-    exif[270] = "x" * 70_000  # more than a JPEG holds
-    Image.new("RGB", (6, 5)).save(tmp_path / "in/b.png", exif=exif)
+def test_picture_that_cannot_be_encoded_is_named(run, tree, monkeypatch):
+    tree("in/a.png", "in/b.png")
+    encode = pictures.encode
+
+    def encoding(picture, format):
+        if picture.pixels[0, 0, 0] == 1:
+            raise OSError("encoder error -2 when writing\nimage file")
+        return encode(picture, format)
+
+    monkeypatch.setattr(pictures, "encode", encoding)
     ended = run("-i", "in", "-o", "out", "--ext", "jpg")
     assert ended.code == 1
-    assert "failed in/b.png: cannot be encoded (EXIF data is too long)" in ended.out
+    assert "failed in/b.png: cannot be encoded (encoder error -2 when writing image file)" in ended.out
     assert files("out") == ["a_out.jpg"]
 
 
@@ -540,6 +602,35 @@ def test_next_is_decoded_and_those_before_are_encoded_while_the_model_computes(r
     tree(*(f"in/{name}.png" for name in "abcd"))
     assert run("-i", "in", "-o", "out").code == 0
     assert len(files("out")) == 4
+
+
+def test_parts_of_a_picture_are_told(run, tmp_path, monkeypatch):
+    class Telling(Nearest):
+        def __call__(self, image):
+            for share in (0.5, 1):
+                self.progress(share)
+            return super().__call__(image)
+
+    told = []
+    monkeypatch.setattr(upscale_files, "Upscaler", Telling)
+    monkeypatch.setattr(upscale_files.Bar, "reach", lambda _, done, text: told.append((done, text)))
+    alpha = Image.new("RGBA", (6, 5))
+    alpha.save(tmp_path / "a.png")  # constant alpha does not go through the model
+    alpha.putpixel((0, 0), (1, 2, 3, 4))
+    alpha.save(tmp_path / "b.png")
+    (tmp_path / "c.png").write_bytes(b"")
+    Image.new("L", (6, 5)).save(tmp_path / "d.png")
+    assert run("-i", "a.png", "b.png", "c.png", "d.png", "-o", "out").code == 1
+    parts = [(0.5, "a.png 50%"), (1, "a.png"), (1.25, "b.png 25%"), (1.5, "b.png 50%"), (1.75, "b.png 75%"), (2, "b.png")]
+    assert told == [*parts, (3.5, "d.png 50%"), (4, "d.png")]
+
+
+def test_one_large_picture_has_an_eta(cli, weights, tmp_path, monkeypatch):
+    monkeypatch.setattr(progress, "_PLAIN_SECONDS", 0.0)
+    Image.fromarray(photograph(32, 16)).save(tmp_path / "a.png")
+    out = cli("upscale", "-w", weights, "-i", tmp_path / "a.png", "-o", tmp_path / "out", "-t", 16, "--tile-pad", 0).out
+    assert "pictures 0/1  a.png 50%  ETA 0:00:" in out
+    assert "pictures 1/1  a.png  ETA 0:00:00" in out
 
 
 def test_memory_does_not_grow_with_the_number_of_files(run, tree, watched, monkeypatch):

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import h5py
 import numpy as np
 from PIL import Image
+from PIL.ImageFile import StubImageFile
 
 from rdn_fast.data.ordered import ordered_map
 from rdn_fast.errors import UserError
@@ -211,8 +212,25 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def safe_formats() -> list[str]:
+    """The formats that Pillow decodes by itself; without a list it goes by content alone, whatever a file is called.
+
+    For EPS it starts a program, for a stub it needs others' code, IPTC holds a picture of any format; MPEG it only knows by sight.
+    """
+    Image.init()
+    stubs = {name for name, (factory, _) in Image.OPEN.items() if isinstance(factory, type) and issubclass(factory, StubImageFile)}
+    return [name for name in Image.ID if name not in stubs | {"EPS", "IPTC", "MPEG"}]
+
+
+def open_image(path: str | Path) -> Image.Image:
+    """As Image.open, for a file of one of these formats."""
+    image = Image.open(path, formats=safe_formats())
+    image.filename = ""  # else Pillow maps a TIFF of plain pixels into memory, and takes its width for its height where it is to be turned
+    return image
+
+
 def _decode(path: str | Path) -> np.ndarray:
-    with Image.open(path) as image:
+    with open_image(path) as image:
         if image.mode == "F":
             raise ValueError("float pixels have no defined range; save it with 8 or 16 bits")
         if image.mode.startswith("I"):  # 16-bit grey; PIL's own conversion would clip it to 0..255
