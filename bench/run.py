@@ -41,7 +41,7 @@ def several_devices(bench: Bench, ranks: int) -> None:
     bench.end_to_end([Plan(*sizes, n, bench.device.type, end_to_end.threads(ranks)) for n in (1, ranks)], rounds=2 if cpu else 3)
 
 
-def pictures(bench: Bench, edge: int = 192) -> None:
+def pictures(bench: Bench, edge: int = 128) -> None:
     """A picture through rdn-b, with the other runtimes on the exported model; then `rdn-fast upscale` with the model that is shipped."""
     case = cases.inference(RDN_B, edge, edge, bench.device, bench.dtypes, bench.rdb)
     case.entries.extend(bench.others(edge, edge))
