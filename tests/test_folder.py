@@ -352,9 +352,10 @@ def start():
     processes = []
 
     def run(folder):
-        code = "import sys; from rdn_fast.data.folder import training_pairs; print('ready'); sys.stdin.read(); print(training_pairs(sys.argv[1], 2).path)"
+        hear = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # which what runs in a shell's background ignores
+        make = "import sys; from rdn_fast.data.folder import training_pairs; print('ready'); sys.stdin.read(); print(training_pairs(sys.argv[1], 2).path)"
         process = subprocess.Popen(
-            [sys.executable, "-u", "-c", code, str(folder)], env={**os.environ, "PYTHONPATH": str(ROOT)},
+            [sys.executable, "-u", "-c", f"{hear}; {make}", str(folder)], env={**os.environ, "PYTHONPATH": str(ROOT)},
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         processes.append(process)
