@@ -13,6 +13,8 @@ from runs import TINY, cli, command, events, make_data, weights
 from test_launchers import GREPPED, LAUNCHERS, launch
 from tolerance import SLACK, relative_error
 
+pytestmark = pytest.mark.slow  # two processes with forty runs each
+
 REFERENCE = Path(__file__).parent / "npu_reference.py"
 O0 = ("--opt-level", "O0")
 O1, O2, O1_BF16 = (("--opt-level", level, "--amp-dtype", dtype) for level, dtype in (("O1", "fp16"), ("O2", "fp16"), ("O1", "bf16")))
