@@ -1,4 +1,4 @@
-"""Bar charts of speeds as SVG: the same bytes for the same rows, and a digest in the file that tells whether they are stale."""
+"""Bar charts of speeds and curves of training as SVG: the same bytes for the same rows, and a digest in the file that tells whether they are stale."""
 
 from __future__ import annotations
 
@@ -30,11 +30,20 @@ class Panel(NamedTuple):
     ceilings: dict[str, float]
 
 
-class Figure(NamedTuple):
-    """A title and panels, two in a row."""
+class Curve(NamedTuple):
+    """Lines over one quantity: {label: (x, y)}."""
 
     title: str
-    panels: list[Panel]
+    lines: dict[str, tuple[list[float], list[float]]]
+    x: str
+    y: str
+
+
+class Figure(NamedTuple):
+    """A title and panels of one kind, two in a row."""
+
+    title: str
+    panels: list[Panel] | list[Curve]
 
 
 def digest(figure: Figure) -> str:
@@ -57,13 +66,15 @@ def draw(path: Path, figure: Figure) -> None:
     mpl.rcParams.update({"svg.hashsalt": "rdn_fast", "font.family": "DejaVu Sans", "font.size": 9})
     columns = min(2, len(figure.panels))
     rows = -(-len(figure.panels) // columns)
-    longest = max(len(panel.bars) for panel in figure.panels)
-    size = 5.2 * columns, 0.25 + rows * (1 + 0.34 * longest)
+    height = max(1 + 0.34 * len(panel.bars) if isinstance(panel, Panel) else 3 for panel in figure.panels)
+    size = 5.2 * columns, 0.25 + rows * height
     canvas, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     for ax in axes.flat[len(figure.panels) :]:
         ax.remove()
     for panel, ax in zip(figure.panels, axes.flat, strict=False):
-        _panel(panel, ax)
+        (_bars if isinstance(panel, Panel) else _curve)(panel, ax)
+        ax.set_title(panel.title, fontsize=9.5, loc="left")
+        ax.spines[["top", "right"]].set_visible(False)
     canvas.suptitle(figure.title, fontsize=10.5, x=0.01, ha="left", weight="bold")
     path.parent.mkdir(exist_ok=True)
     metadata = {"Date": None, "Description": f"digest {digest(figure)}"} if path.suffix == ".svg" else None
@@ -71,7 +82,7 @@ def draw(path: Path, figure: Figure) -> None:
     plt.close(canvas)
 
 
-def _panel(panel: Panel, ax) -> None:
+def _bars(panel: Panel, ax) -> None:
     values = [bar.value for bar in panel.bars]
     spread = [[bar.value - bar.least for bar in panel.bars], [bar.most - bar.value for bar in panel.bars]]
     colours = [COLOURS.get(bar.recipe.split()[0], OTHER) for bar in panel.bars]
@@ -89,6 +100,14 @@ def _panel(panel: Panel, ax) -> None:
     ax.set_xlim(0, limit)
     ax.locator_params(axis="x", nbins=7)  # six-digit labels, too, keep their distance
     ax.set_xlabel(panel.unit)
-    ax.set_title(panel.title, fontsize=9.5, loc="left")
-    ax.spines[["top", "right"]].set_visible(False)
     ax.tick_params(axis="y", length=0)
+
+
+def _curve(curve: Curve, ax) -> None:
+    for (label, (x, y)), colour in zip(curve.lines.items(), (COLOURS["rdn_fast"], COLOURS["stock"]), strict=False):
+        ax.plot(x, y, color=colour, linewidth=1.3, marker="o", markersize=2.6, label=label)
+    ax.grid(color="#dddddd", linewidth=0.6)
+    ax.set_xlim(left=0)
+    ax.set_xlabel(curve.x)
+    ax.set_ylabel(curve.y)
+    ax.legend(loc="lower right", fontsize=8, frameon=False)

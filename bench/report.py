@@ -1,4 +1,5 @@
-"""README's tables and the figures, rendered from bench/results/*.csv: `python -m bench.report` writes them, `--check` fails when they are stale.
+"""README's tables and the figures, rendered from bench/results/*.csv and bench/trained/*.jsonl: `python -m bench.report` writes them, `--check`
+fails when they are stale.
 
 Tables go between `<!-- bench:NAME -->` and `<!-- /bench -->`. Only measured rows become figures.
 """
@@ -10,10 +11,11 @@ import re
 import sys
 from pathlib import Path
 
-from bench import figures
-from bench.figures import Bar, Figure, Panel
+from bench import figures, trained
+from bench.figures import Bar, Curve, Figure, Panel
 from bench.gates import GATES, MODEL, Gate, Verdict, judge
 from bench.results import HERE, Row, read
+from bench.trained import Run
 
 READMES = {"en": HERE.parent / "README.md", "zh": HERE.parent / "README.zh-CN.md"}
 RESULTS, FIGURES = HERE / "results", HERE / "figures"
@@ -53,6 +55,19 @@ CHINESE = {
     "model without work": "模型空闲占比",
     "RDB forward": "RDB 前向",
     "RDB training": "RDB 训练",
+    "set": "数据集",
+    "bicubic": "双三次",
+    "RDN": "RDN",
+    "self-ensemble": "自集成",
+    "the paper's RDN": "论文的 RDN",
+    "parameters": "参数",
+    "steps of": "步，每步图像块数",
+    "patches in all": "图像块总数",
+    "end to end, the whole run": "端到端，全程",
+    "of the speed in the benchmark": "占基准测试速度",
+    "minutes in all": "总分钟数",
+    "resumed": "恢复次数",
+    "PSNR over training": "训练中的 PSNR",
     "GFLOP/s of the recipes": "各方案的 GFLOP/s",
     "patches/s of the loaders": "各加载器的图像块/秒",
     "CPU, training step, default precision / reference (fp32)": "CPU，训练步，默认精度 / 参考实现（fp32）",
@@ -109,7 +124,7 @@ def gates_table(runs: list[list[Row]], language: str) -> str:
             lines.append(_line([*cells, translate("not measured", language), ""]))
         for device, verdict in found.items():
             missed = f" ({translate('missed', language)})" if verdict.word == "missed" else ""
-            lines.append(_line([*cells, f"**{verdict.value:.3g}**{missed}", device]))
+            lines.append(_line([*cells, f"**{_three(verdict.value)}**{missed}", device]))
     return "\n".join(lines)
 
 
@@ -128,9 +143,9 @@ def speeds_tables(runs: list[list[Row]], language: str) -> str:
         for row in group:
             if row.kind != "measured" or row.recipe.startswith("row "):
                 continue
-            images = _number(row.images_s, "{:.3g}")
+            images = _three(row.images_s)
             if row.seed_images_s is not None:
-                images += f" ({translate('seed window', language)} {row.seed_images_s:.3g})"
+                images += f" ({translate('seed window', language)} {_three(row.seed_images_s)})"
             memory = "" if row.peak_mb is None else f"{row.peak_mb / 1e3:.2f} GB, {row.vs_naive:.0%}"
             bold = "**" if row.recipe == "rdn_fast" else ""
             cells = [
@@ -166,11 +181,52 @@ def upscaling_tables(runs: list[list[Row]], language: str) -> str:
             if row.case not in ("photograph", "small files") or row.kind != "measured":
                 continue
             cells = [
-                translate(row.case, language), row.shape.rsplit(", ", 1)[1], _number(row.seconds, "{:.1f}"), _number(row.images_s, "{:.3g}"),
+                translate(row.case, language), row.shape.rsplit(", ", 1)[1], _number(row.seconds, "{:.1f}"), _three(row.images_s),
                 _number(row.gflops, "{:.0f}"), _number(row.peak_mb, "{:,.0f} MB"), _number(row.waited, "{:.1%}"),
             ]  # fmt: skip
             tables.setdefault((row.device, row.torch), [_run(row), "", *_head(columns, language)]).append(_line(cells))
     return _together(tables, language)
+
+
+def trained_tables(models: dict[str, Run], runs: list[list[Row]], language: str) -> str:
+    """For every model of trained.NAMES how it was trained, and its means over the usual sets beside bicubic's and the paper's."""
+    blocks = []
+    for name in trained.NAMES:
+        if name not in models:
+            blocks.append(f"**{name}**: {translate('not measured', language)}")
+            continue
+        run = models[name]
+        plain, ensemble = run.means(False), run.means(True)
+        columns = [translate(words, language) for words in ("set", "bicubic", "RDN", "self-ensemble", "the paper's RDN")]
+        lines = [_line(columns), _line(["---"] * len(columns))]
+        for each, mean in plain.items():
+            paper = trained.PAPER.get(each)
+            cells = [_quality(mean, "bicubic_"), f"**{_quality(mean)}**", _quality(ensemble[each]) if each in ensemble else ""]
+            lines.append(_line([each, *cells, f"{paper[0]:.2f}, {paper[1]:.4f}" if paper else ""]))
+        blocks.append("\n".join([_trained(run, runs, language), "", *lines]))
+    return "\n\n".join(blocks)
+
+
+def _trained(run: Run, runs: list[list[Row]], language: str) -> str:
+    """How a model was trained, in a line."""
+    start, last = run.start, run.of("epoch")[-1]
+    parameters = run.of("evaluation")[-1]["parameters"]
+    words = [
+        f"**{run.name}**", f"D{start['num_blocks']} C{start['num_layers']} G{start['growth_rate']} G0 {start['num_features']}",
+        f"{parameters / 1e6:.2f} M {translate('parameters', language)}", start["device"], f"{start['precision']}, torch {start['torch']}",
+        f"{last['step']:,} {translate('steps of', language)} {start['global_batch']}", f"{run.patches(last):,} {translate('patches in all', language)}",
+        f"{_three(run.images_s)} {translate('patches/s', language)} {translate('end to end, the whole run', language)}",
+    ]  # fmt: skip
+    if speed := run.benchmark(runs):
+        words.append(f"{run.images_s / speed:.1%} {translate('of the speed in the benchmark', language)}")
+    if "seconds" in last:
+        words.append(f"{last['seconds'] / 60:.1f} {translate('minutes in all', language)}")
+    return ", ".join([*words, f"{translate('resumed', language)}: {len(run.of('resume'))}"]) + ":"
+
+
+def _quality(mean: dict, prefix: str = "") -> str:
+    psnr, compatible, ssim = (mean[f"{prefix}{key}"] for key in ("psnr_y", "psnr_y_compat", "ssim_y"))
+    return f"{psnr:.2f} ({compatible:.2f}), {ssim:.4f}"
 
 
 def _run(row: Row) -> str:
@@ -214,7 +270,21 @@ def charts(runs: list[list[Row]]) -> dict[str, Figure]:
     return {f"{kind}_{_slug(device)}.svg": Figure(f"{words[kind]} on {device}", panels) for (device, kind), panels in found.items()}
 
 
-def render(text: str, runs: list[list[Row]], language: str, folder: str) -> str:
+def training_charts(models: dict[str, Run]) -> dict[str, Figure]:
+    """{file name: figure}: for every model its validation over patches, and over minutes where the run has told them."""
+    found = {}
+    for name, run in models.items():
+        told = [epoch for epoch in run.of("epoch") if "psnr_y" in epoch]
+        measures = {"canonical": [epoch["psnr_y"] for epoch in told], "reference-compatible": [epoch["psnr_y_compat"] for epoch in told]}
+        axes = {"thousands of patches": [run.patches(epoch) / 1e3 for epoch in told]}
+        if all("seconds" in epoch for epoch in told):
+            axes["minutes"] = [epoch["seconds"] / 60 for epoch in told]
+        panels = [Curve("", {label: (x, y) for label, y in measures.items()}, axis, "PSNR-Y of the validation set, dB") for axis, x in axes.items()]
+        found[f"training_{name}.svg"] = Figure(f"{name} on {run.start['device']}", panels)
+    return found
+
+
+def render(text: str, runs: list[list[Row]], language: str, folder: str, models: dict[str, Run]) -> str:
     """The README with every block between markers made anew. ValueError for a marker that nothing is known of."""
     links: dict[str, list[str]] = {"GFLOP/s of the recipes": [], "patches/s of the loaders": []}
     for name in charts(runs):
@@ -225,6 +295,10 @@ def render(text: str, runs: list[list[Row]], language: str, folder: str) -> str:
         "figures": "\n\n".join(links["GFLOP/s of the recipes"]) or translate("not measured", language),
         "loading": "\n\n".join([loading_tables(runs, language), *links["patches/s of the loaders"]]),
         "upscaling": upscaling_tables(runs, language),
+        "trained": "\n\n".join([
+            trained_tables(models, runs, language),
+            *(f"![{translate('PSNR over training', language)}]({folder}/{name})" for name in training_charts(models)),
+        ]),
     }  # fmt: skip
 
     def block(match: re.Match) -> str:
@@ -247,6 +321,11 @@ def _number(value: float | None, form: str) -> str:
     return "" if value is None else form.format(value)
 
 
+def _three(value: float | None) -> str:
+    """Three digits, and all before the point: never 4.34e+03."""
+    return _number(value, "{:.3g}" if value is None or value < 999.5 else "{:.0f}")
+
+
 def _slug(words: str) -> str:
     return re.sub(r"[^A-Za-z0-9.]+", "-", words).strip("-")
 
@@ -256,15 +335,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when something is stale")
     check = parser.parse_args(argv).check
     try:
-        runs = load(RESULTS)
+        runs, models = load(RESULTS), trained.read(trained.FOLDER)
     except ValueError as error:
         print(f"report: {error}", file=sys.stderr)
         return 1
-    wanted = charts(runs)
+    wanted = charts(runs) | training_charts(models)
     stale = []
     for language, path in READMES.items():
         text = path.read_text(encoding="utf-8")
-        fresh = render(text, runs, language, FIGURES.relative_to(path.parent).as_posix())
+        fresh = render(text, runs, language, FIGURES.relative_to(path.parent).as_posix(), models)
         if fresh != text:
             stale.append(path)
             if not check:

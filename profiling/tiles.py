@@ -2,7 +2,7 @@
 
 pad: pictures in tiles with little padding against the whole ones, in uint8 levels, and the PSNR-Y that they lose against HR.
 precision: PSNR-Y in low precision, all of it (O2) or all but the last convolution (O1), against float32's. On a CPU low-precision convolutions
-are float32 ones of rounded inputs, rounded: what devices with float32 sums compute, without waiting for their emulation.
+are float32 ones of rounded inputs, rounded: what devices with float32 sums compute, without waiting for their emulation. Such rows say simulated.
 speed: seconds for a tile by itself, for each million of its own LR pixels: what its padding costs is counted, what a picture's edge saves is not.
 A run replaces the rows of its kind in the file.
 """
@@ -65,12 +65,16 @@ def precisions(model: RDN, pairs: list[Pair], device: torch.device) -> Iterator[
     for level, dtype in (("O0", "auto"), ("O1", "fp16"), ("O1", "bf16"), ("O2", "fp16"), ("O2", "bf16")):
         chosen = precision.choose(level, dtype, device)
         chosen.apply(model)
-        with torch.inference_mode(), _Rounded() if devices.on_host(device) else nullcontext():
+        simulated = devices.on_host(device) and chosen.compute != torch.float32
+        with torch.inference_mode(), _Rounded() if simulated else nullcontext():
             outputs = (model(to_float(torch.from_numpy(np.array(pair.lr))[None], device)) for pair in pairs)
             pictures = [output[0].permute(1, 2, 0).float().mul(255).cpu().numpy() for output in outputs]
         psnr = _mean_psnr(pictures, pairs, model.config.scale)
         at_best = psnr if at_best is None else at_best
-        yield {"dtype": str(chosen.compute).removeprefix("torch."), "level": level, "tile": 0, "psnr_y": psnr, "loss_y": at_best - psnr}
+        yield {
+            "kind": "simulated" if simulated else "measured", "dtype": str(chosen.compute).removeprefix("torch."), "level": level, "tile": 0,
+            "psnr_y": psnr, "loss_y": at_best - psnr,
+        }  # fmt: skip
 
 
 class _Rounded(TorchFunctionMode):

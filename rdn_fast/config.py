@@ -125,7 +125,7 @@ class TrainConfig:
     device: str = _flag("auto", "auto, cpu, cuda[:i] or npu[:i]")
     device_id: int | None = _flag(None, "index of the accelerator, as in --device npu:INDEX")
     eval_every: int = _flag(1, "epochs between validations; the last epoch is always validated")
-    checkpoint_every: float = _flag(60.0, "seconds between checkpoints, besides the one at every epoch's end")
+    checkpoint_every: float = _flag(60.0, "seconds between checkpoints, besides the one at the end")
 
     def __post_init__(self):
         for name in ("patch_size", "batch_size", "num_epochs", "lr", "lr_step", "lr_gamma", "eval_every", "checkpoint_every"):
@@ -189,6 +189,10 @@ PRESETS = {
     "small": {
         "num_features": 48, "growth_rate": 48, "num_blocks": 6, "num_layers": 4, "patch_size": 24, "batch_size": 16,
         "num_epochs": 100_000, "max_steps": 14_000, "lr": 1e-3, "lr_schedule": "cosine", "ema": 0.999, "eval_every": 20,
+    },
+    # The whole model on photographs at hand (tools/full_model.py): the seed's 800 epochs of 4,000 patches, whatever an epoch is there.
+    "full": _SEED_RECIPE | {
+        "num_epochs": 100_000, "max_steps": 50_000, "lr": 4e-4, "lr_schedule": "cosine", "ema": 0.999, "loss_scale": "auto", "eval_every": 10,
     },
     # About two minutes on two CPU cores: 0.3 M parameters.
     "demo": {

@@ -86,7 +86,8 @@ def _picture(image: Image.Image, deep: np.ndarray | None) -> Picture:
         deep = np.dstack([deep, np.where((deep == key).all(axis=2), 0, 65535).astype(np.uint16)])
     if 0 in deep.shape:
         raise ValueError("it has no pixels")
-    known = dpi is not None and all(isfinite(dots) and dots > 0 for dots in dpi)
+    stated = image.format != "TIFF" or 282 in image.tag_v2  # without a resolution Pillow says 1 DPI
+    known = dpi is not None and stated and all(isfinite(dots) and dots > 0 for dots in dpi)
     return Picture(deep, exif, icc_profile, tuple(map(float, dpi)) if known else None, unread)
 
 

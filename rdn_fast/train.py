@@ -185,7 +185,6 @@ class _Run:
         self.feed = Feed(self.loader, device, config.data_mode, config.num_workers, self.progress.step, self.total_steps)
         self.waited = 0.0  # of feed.waited, what is in the progress
         self.flushed = self.saved = time.monotonic()
-        self.due = False
         self.news = ""
         if ranks.first:
             self.writer = Writer()
@@ -245,7 +244,7 @@ class _Run:
         first = self.ranks.first
         stop, save, flush = self.ranks.agree(
             signal.SIGTERM if self.ranks.orphaned() else max(self.signals, default=0),
-            first and (self.due or now - self.saved >= self.config.checkpoint_every) and not self.writer.busy,
+            first and now - self.saved >= self.config.checkpoint_every and not self.writer.busy,
             (first and now - self.flushed >= _FLUSH_SECONDS) or len(self.unread) == _FLUSH_STEPS,
         )
         if stop or save or flush:
@@ -306,7 +305,6 @@ class _Run:
     def _end_epoch(self) -> None:
         p, first = self.progress, self.ranks.first
         over = p.step >= self.total_steps
-        busy = first and self.writer.busy
         images, seconds, window = self.speed.counted()
         p.run_speed = [a + b for a, b in zip(p.run_speed, (images, seconds, window), strict=True)]
         p.waited = self.ranks.agree(int(1e3 * p.waited))[0] / 1e3  # of the rank that waited longest
@@ -314,6 +312,7 @@ class _Run:
             "event": "epoch", "step": p.step, "epoch": p.epoch, "loss": p.loss_sum / p.loss_steps if p.loss_steps else None, "skipped": p.skipped,
             "fps_end_to_end": per_second(images, seconds), "fps_seed_window": per_second(images, window),
             "gflops_end_to_end": per_second(images, seconds) * self.flop / 1e9, "data_wait_s": p.waited,
+            "seconds": self._seconds(),
         }  # fmt: skip
         if first:
             self.bar.say(f"epoch:{p.epoch} FPS: {record['fps_seed_window']:.3f}")
@@ -336,9 +335,7 @@ class _Run:
         if p.position >= self.loader.steps:
             p.epoch, p.position = p.epoch + 1, 0
         p.loss_sum, p.loss_steps, p.waited, p.epoch_speed, p.ended = 0.0, 0, 0.0, None, p.step
-        if busy and not over:
-            self.due = True  # a disk slower than the epochs must not stop the device
-        elif first and (over or not p.skips_in_a_row):
+        if first and over:
             self._save()
 
     def _validate(self) -> tuple[float, float]:
@@ -360,7 +357,7 @@ class _Run:
 
     def _save(self) -> None:
         """Hand a checkpoint of this very step, and its weights as last.pth, to the writer."""
-        self.saved, self.due = time.monotonic(), False
+        self.saved = time.monotonic()
         state = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),

@@ -80,7 +80,7 @@ def upscale_files(
     if failed == len(jobs):
         raise UserError(f"-i {' '.join(input)}: none of the {failed} pictures could be up-scaled; the lines before this one say why")
     there = f", {len(jobs) - len(todo)} there already (--overwrite makes them anew)" if len(todo) < len(jobs) else ""
-    print(f"{output}: {made} pictures made{there}" + (f", {failed} failed" if failed else ""))
+    print(f"{output}: {made} {'picture' if made == 1 else 'pictures'} made{there}" + (f", {failed} failed" if failed else ""))
     return 1 if failed else 0
 
 

@@ -400,12 +400,12 @@ MARKED = (
 
 @pytest.mark.parametrize(("language", "words"), [("en", "not measured"), ("zh", "未测")])
 def test_without_rows_everything_is_not_measured(language, words):
-    text = report.render(MARKED, [], language, "bench/figures")
+    text = report.render(MARKED, [], language, "bench/figures", {})
     assert text.startswith("before\n")
     assert text.endswith("after\n")
     assert "old" not in text
     assert text.count(words) == len(gates.GATES) + 3
-    assert report.render(text, [], language, "bench/figures") == text
+    assert report.render(text, [], language, "bench/figures", {}) == text
 
 
 def sample_run(**changes) -> list[results.Row]:
@@ -420,7 +420,7 @@ def sample_run(**changes) -> list[results.Row]:
 def test_tables_and_figures_show_the_newest_run_of_a_device():
     old, new = sample_run(), sample_run(date="2026-02-02T00:00:00")
     new[2] = dataclasses.replace(new[2], vs_reference=2.71, gflops=333.0)
-    text = report.render(MARKED, [old, new], "en", "bench/figures")
+    text = report.render(MARKED, [old, new], "en", "bench/figures", {})
     assert "| CPU, training step, default precision / reference (fp32) | 2.4 | 2.9 | **2.71** | Some CPU, 2 threads, AVX2 |" in text
     assert "| training step | 8 | **rdn_fast** | float32 | 4 | 333 |  | 2.71x | 1.50x |  |" in text
     assert text.count("**rdn_fast**") == 1
@@ -443,8 +443,8 @@ def loading_run() -> list[results.Row]:
 
 
 def test_loaders_have_a_table_and_a_figure_of_their_own():
-    text = report.render(MARKED, [sample_run(), loading_run()], "en", "bench/figures")
-    alone = report.render(MARKED, [sample_run()], "en", "bench/figures")
+    text = report.render(MARKED, [sample_run(), loading_run()], "en", "bench/figures", {})
+    alone = report.render(MARKED, [sample_run()], "en", "bench/figures", {})
     assert text.split("<!-- bench:loading -->")[1].split("\n\n")[2:4] == [
         "\n".join([
             "| case | recipe | patches/s | vs reference | time waited |", "| --- | --- | --- | --- | --- |",
@@ -459,7 +459,7 @@ def test_loaders_have_a_table_and_a_figure_of_their_own():
     figure = report.charts([sample_run(), loading_run()])["loading_Some-CPU-2-threads-AVX2.svg"]
     assert [(bar.recipe, bar.value) for bar in figure.panels[0].bars] == [("reference 2 workers", 1000.4), ("rdn_fast resident", 61234.0)]
     assert figure.panels[0].unit.startswith("patches/s")
-    assert "| 定速加载 | **rdn_fast** | 4,266 |  | 0.12% |" in report.render(MARKED, [loading_run()], "zh", "bench/figures")
+    assert "| 定速加载 | **rdn_fast** | 4,266 |  | 0.12% |" in report.render(MARKED, [loading_run()], "zh", "bench/figures", {})
 
 
 def test_a_missed_gate_is_shown_as_missed():
@@ -471,7 +471,7 @@ def test_a_missed_gate_is_shown_as_missed():
 
 def test_unknown_markers_are_named():
     with pytest.raises(ValueError, match="bench:speed -->"):
-        report.render("<!-- bench:speed --><!-- /bench -->", [], "en", "bench/figures")
+        report.render("<!-- bench:speed --><!-- /bench -->", [], "en", "bench/figures", {})
 
 
 def test_the_real_readmes_have_the_same_markers():
@@ -494,6 +494,7 @@ def test_report_check_fails_until_the_report_is_made(tmp_path, monkeypatch, caps
     for name in ("READMES", "HERE", "RESULTS", "FIGURES"):
         monkeypatch.setattr(report, name, {"READMES": {"en": tmp_path / "README.md", "zh": tmp_path / "README.zh.md"}, "HERE": tmp_path / "bench",
                                            "RESULTS": tmp_path / "bench" / "results", "FIGURES": tmp_path / "bench" / "figures"}[name])  # fmt: skip
+    monkeypatch.setattr(report.trained, "FOLDER", tmp_path / "bench" / "trained")
     for readme in report.READMES.values():
         readme.write_text(MARKED, encoding="utf-8")
     report.RESULTS.mkdir(parents=True)

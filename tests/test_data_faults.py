@@ -20,7 +20,8 @@ from rdn_fast.data.h5 import Pairs
 from rdn_fast.data.loader import Loader
 from rdn_fast.data.prepare import degrade, write_pairs
 
-FLAGS = (*TINY, "--batch-size", 4, "--opt-level", "O0", "--rdb", "naive", "--epochs", 100_000)  # 21 patches: 6 steps an epoch
+# 21 patches: 6 steps an epoch. A checkpoint whenever the one before is written.
+FLAGS = (*TINY, "--batch-size", 4, "--opt-level", "O0", "--rdb", "naive", "--epochs", 100_000, "--checkpoint-every", "1e-9")
 SLOW = 0.05  # seconds that a slow disk takes for a batch
 
 
@@ -222,7 +223,7 @@ def test_nothing_is_learnt_from_a_file_that_changes_while_it_is_read(file, other
         return share(self, step)
 
     with mock.patch.object(Loader, "share", shared):
-        out = train("--num-workers", 0, "--data-mode", mode, "--checkpoint-every", "1e-9", file=file, code=1)
+        out = train("--num-workers", 0, "--data-mode", mode, file=file, code=1)
     assert_failed(train.told.err, file)
     shutil.copy(whole, file)
     assert_goes_on_exactly(train, file, out, "--data-mode", mode)
@@ -253,7 +254,7 @@ def test_a_fill_that_fails_ends_the_run_and_leaves_nothing(train, workers):
     began = time.monotonic()
     out = train("--max-steps", 14, "--resume", "auto")
     assert time.monotonic() - began < 10  # the folder was not locked any more
-    assert re.search(r"^resumed at step (6|12),", train.told.out, re.M)
+    assert re.search(r"^resumed at step ([1-9]|1[0-3]),", train.told.out, re.M)
     assert [record["step"] for record in events(out, "step")] == list(range(1, 15))
 
 

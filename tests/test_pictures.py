@@ -577,6 +577,13 @@ def test_exif_that_a_jpeg_cannot_hold_is_left_out_and_said(saved, made, size, le
     assert notes == []
 
 
+def test_a_tiff_without_a_resolution_has_none(tmp_path):
+    Image.fromarray(RGB).save(tmp_path / "a.tif")
+    with Image.open(tmp_path / "a.tif") as image:
+        assert 282 not in image.tag_v2
+    assert read(tmp_path / "a.tif").dpi is None
+
+
 @pytest.mark.parametrize(("suffix", "most"), [(".jpg", 65_535), (".png", 1e8), (".tif", 2.0**32 - 1)])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_dpi_that_a_format_cannot_hold_are_left_out_and_said(suffix, most, dtype):

@@ -543,6 +543,7 @@ def test_the_cost_of_tiles_is_measured(monkeypatch, tmp_path, image_folder, caps
     assert int(of_pad["exact"]["max_level"]) <= 1
     low = {(row["level"], row["dtype"]): float(row["loss_y"]) for row in rows if row["what"] == "precision"}
     assert low["O0", "float32"] == 0
+    assert all((row["kind"] == "simulated") == (row["level"] in ("O1", "O2")) for row in rows)
     assert all(low[level, dtype] != 0 for level in ("O1", "O2") for dtype in ("float16", "bfloat16"))
 
 

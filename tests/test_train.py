@@ -48,6 +48,8 @@ def test_a_run_writes_what_it_promises(train):
         assert epoch["loss"] == pytest.approx(sum(losses) / len(losses))
         assert 0 < epoch["fps_end_to_end"] <= epoch["fps_seed_window"]
         assert epoch["data_wait_s"] >= 0
+    seconds = [record["seconds"] for record in epochs]
+    assert 0 < seconds[0] < seconds[1] < seconds[2] <= float(re.search(r"Duration sec : (.*)$", train.output.out, re.M)[1]) + 0.1
     best = max((record for record in epochs if "psnr_y" in record), key=lambda record: record["psnr_y_compat"])
     text = train.output.out
     assert re.findall(r"^epoch:(\d+) FPS: \d+\.\d{3}$", text, re.M) == ["0", "1", "2"]
@@ -279,6 +281,22 @@ def test_a_killed_runs_half_written_files_are_removed(train, tmp_path):
         path.write_bytes(b"half")
     train("--max-steps", 1)
     assert not any(path.exists() for path in rests)
+
+
+@pytest.mark.parametrize(("seconds", "often"), [("1000", False), ("1e-9", True)])
+def test_checkpoints_go_by_the_clock_not_by_epochs(train, monkeypatch, seconds, often):
+    """An epoch may be shorter than the writing of a checkpoint."""
+    saved, put = [], training.Writer.put
+
+    def noted(self, path, *rest, **options):
+        saved.append(path.name)
+        put(self, path, *rest, **options)
+
+    monkeypatch.setattr(training.Writer, "put", noted)
+    train("--epochs", 4, "--eval-every", 10, "--checkpoint-every", seconds)
+    steps = [name for name in saved if name.startswith("step_")]
+    assert steps[-1] == "step_00000012.pt"
+    assert (len(steps) > 1) == often
 
 
 def test_an_earlier_run_is_moved_aside_not_overwritten(train):

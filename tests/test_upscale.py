@@ -186,7 +186,7 @@ def test_one_file(run, tree, weights):
     assert (ended.code, ended.err) == (0, "")
     first, last = ended.out.splitlines()
     assert first.startswith(f"{weights}: RDN x2 D2 C2 G4 G0 6, on cpu (")
-    assert last == "out: 1 pictures made"
+    assert last == "out: 1 picture made"
     with Image.open(folder / "out/a_out.png") as image:
         assert (image.size, image.getpixel((11, 9))) == ((12, 10), (0, 0, 100))
 
@@ -291,7 +291,7 @@ def test_existing_results_are_kept_unless_overwrite(run, tree):
     Path("out/a_out.png").write_text("kept")
     Path("out/b_out.png").unlink()
     ended = run("-i", "in", "-o", "out")
-    assert (ended.code, ended.out.splitlines()[-1]) == (0, "out: 1 pictures made, 1 there already (--overwrite makes them anew)")
+    assert (ended.code, ended.out.splitlines()[-1]) == (0, "out: 1 picture made, 1 there already (--overwrite makes them anew)")
     assert Path("out/a_out.png").read_text() == "kept"
     assert run("-i", "in", "-o", "out", "--overwrite").out.endswith("out: 2 pictures made\n")
     assert Image.open("out/a_out.png").size == (12, 10)

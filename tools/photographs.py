@@ -1,0 +1,123 @@
+"""Folders of photographs -> a training h5 of overlapping tiles: `python -m tools.photographs FOLDER... --output-path FILE.h5 [--unseen FOLDER...]`.
+
+Tiles, so that every part of a large picture is met as often as one of a small picture; three sizes of each, because a photograph made
+smaller is sharper and has more of what is to be learnt. Collections of photographs overlap: what looks like a picture of an --unseen
+folder, say Set5, is left out and named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from rdn_fast.config import settings
+from rdn_fast.data.ordered import ordered_map
+from rdn_fast.data.prepare import Pair, degrade, image_files, read_image, write_pairs
+from rdn_fast.errors import UserError
+from rdn_fast.progress import Bar
+
+SIZES = (1.0, 0.8, 0.6)
+SCALE = 2
+_TILE, _STRIDE = 96, 64  # LR pixels
+_THUMB = 24  # edge of what pictures are compared by
+_ALIKE = 0.96  # correlation of two thumbnails; of pictures that only resemble each other up to 0.94 was seen
+
+
+def write_tiles(paths: Sequence[Path], train_file: Path, patch: int) -> int:
+    """Write the tiles of these pictures in every size, but for sizes with an edge under `patch` LR pixels; returns how many.
+
+    A picture smaller than a tile is one tile. Raises UserError for a file that is no picture, or when nothing can be written.
+    """
+
+    def tiles(path: Path) -> list[Pair]:
+        image = _read(path)
+        return [tile for size in SIZES for tile in _tiles(path.stem, _resized(image, size), patch)]
+
+    workers = os.cpu_count() or 1
+    with Bar("photographs", len(paths)) as bar:
+
+        def pairs():
+            for of_one in ordered_map(tiles, paths, workers, ahead=2 * workers):
+                bar.advance()
+                yield from of_one
+
+        return write_pairs(train_file, pairs())
+
+
+def alike(paths: Sequence[Path], unseen: Sequence[Path]) -> dict[Path, Path]:
+    """{picture: the one of `unseen` that it shows}, whole or nearly so, in whatever size, also mirrored."""
+    if not unseen:
+        return {}
+    theirs = np.stack([thumb for path in unseen for plain in [_thumbnail(path)] for thumb in (plain, plain[:, ::-1])])
+    found = {}
+    for path in paths:
+        likeness = (theirs * _thumbnail(path)).mean(axis=(1, 2))
+        if likeness.max() > _ALIKE:
+            found[path] = unseen[int(likeness.argmax()) // 2]
+    return found
+
+
+def _read(path: Path) -> np.ndarray:
+    try:
+        return read_image(path)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; remove or repair it") from None
+
+
+def _thumbnail(path: Path) -> np.ndarray:
+    """Grey, of mean 0 and variance 1: the mean of the product of two is their correlation."""
+    grey = np.asarray(Image.fromarray(_read(path)).convert("L").resize((_THUMB, _THUMB), Image.Resampling.BOX), np.float64)
+    return (grey - grey.mean()) / max(grey.std(), 1e-9)
+
+
+def _resized(image: np.ndarray, size: float) -> np.ndarray:
+    if size == 1:
+        return image
+    height, width = (round(edge * size) for edge in image.shape[:2])
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS))
+
+
+def _tiles(name: str, image: np.ndarray, patch: int) -> list[Pair]:
+    if min(image.shape[:2]) < SCALE * patch:
+        return []
+    pair = degrade(name, image, SCALE)  # before it is cut: a tile's borders are no image's
+    found = []
+    for top, left in ((y, x) for y in _starts(pair.lr.shape[0]) for x in _starts(pair.lr.shape[1])):
+        lr, hr = (part[f * top : f * (top + _TILE), f * left : f * (left + _TILE)] for part, f in ((pair.lr, 1), (pair.hr, SCALE)))
+        found.append(Pair(f"{name} {image.shape[1]}x{image.shape[0]} {top},{left}", lr, hr))
+    return found
+
+
+def _starts(edge: int) -> list[int]:
+    """Where tiles begin along an edge; the last one ends with it."""
+    return sorted({*range(0, edge - _TILE + 1, _STRIDE), max(0, edge - _TILE)})
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tools.photographs", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="folders of HR photographs")
+    parser.add_argument("--output-path", type=Path, required=True, metavar="FILE.h5", help="where the tiles go")
+    parser.add_argument("--unseen", type=Path, nargs="+", default=[], metavar="FOLDER", help="evaluation sets that the model must not have seen")
+    options = parser.parse_args(argv)
+    try:
+        paths, unseen = ([path for folder in folders for path in image_files(folder)] for folders in (options.folders, options.unseen))
+        left_out = alike(paths, unseen)
+        for path, evaluated in left_out.items():
+            print(f"left out {path}: it shows what {evaluated} shows")
+        kept = [path for path in paths if path not in left_out]
+        tiles = write_tiles(kept, options.output_path, settings({}, "full")[1].patch_size)
+    except UserError as error:
+        print(f"photographs: error: {error}", file=sys.stderr)
+        return 2
+    print(f"{options.output_path}: {tiles} tiles of {len(kept)} photographs, x{SCALE}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
