@@ -60,12 +60,13 @@ CHINESE = {
     "RDN": "RDN",
     "self-ensemble": "自集成",
     "the paper's RDN": "论文的 RDN",
-    "parameters": "参数",
-    "steps of": "步，每步图像块数",
-    "patches in all": "图像块总数",
-    "end to end, the whole run": "端到端，全程",
-    "of the speed in the benchmark": "占基准测试速度",
-    "minutes in all": "总分钟数",
+    "model": "模型",
+    "shape": "结构",
+    "precision": "计算精度",
+    "steps": "步数",
+    "patches": "图像块数",
+    "of the benchmark": "占基准速度",
+    "minutes": "分钟",
     "resumed": "恢复次数",
     "PSNR over training": "训练中的 PSNR",
     "GFLOP/s of the recipes": "各方案的 GFLOP/s",
@@ -189,39 +190,26 @@ def upscaling_tables(runs: list[list[Row]], language: str) -> str:
 
 
 def trained_tables(models: dict[str, Run], runs: list[list[Row]], language: str) -> str:
-    """For every model of trained.NAMES how it was trained, and its means over the usual sets beside bicubic's and the paper's."""
-    blocks = []
+    """How each model of trained.NAMES was trained, and its means over the usual sets beside bicubic's and the paper's."""
+    runs_table = _head(("model", "shape", "device", "precision", "steps", "batch", "patches", "patches/s", "of the benchmark", "minutes", "resumed"), language)
+    means_table = _head(("model", "set", "bicubic", "RDN", "self-ensemble", "the paper's RDN"), language)
     for name in trained.NAMES:
         if name not in models:
-            blocks.append(f"**{name}**: {translate('not measured', language)}")
+            runs_table.append(_line([name, translate("not measured", language), *[""] * 9]))
             continue
         run = models[name]
-        plain, ensemble = run.means(False), run.means(True)
-        columns = [translate(words, language) for words in ("set", "bicubic", "RDN", "self-ensemble", "the paper's RDN")]
-        lines = [_line(columns), _line(["---"] * len(columns))]
-        for each, mean in plain.items():
-            paper = trained.PAPER.get(each)
-            cells = [_quality(mean, "bicubic_"), f"**{_quality(mean)}**", _quality(ensemble[each]) if each in ensemble else ""]
-            lines.append(_line([each, *cells, f"{paper[0]:.2f}, {paper[1]:.4f}" if paper else ""]))
-        blocks.append("\n".join([_trained(run, runs, language), "", *lines]))
-    return "\n\n".join(blocks)
-
-
-def _trained(run: Run, runs: list[list[Row]], language: str) -> str:
-    """How a model was trained, in a line."""
-    start, last = run.start, run.of("epoch")[-1]
-    parameters = run.of("evaluation")[-1]["parameters"]
-    words = [
-        f"**{run.name}**", f"D{start['num_blocks']} C{start['num_layers']} G{start['growth_rate']} G0 {start['num_features']}",
-        f"{parameters / 1e6:.2f} M {translate('parameters', language)}", start["device"], f"{start['precision']}, torch {start['torch']}",
-        f"{last['step']:,} {translate('steps of', language)} {start['global_batch']}", f"{run.patches(last):,} {translate('patches in all', language)}",
-        f"{_three(run.images_s)} {translate('patches/s', language)} {translate('end to end, the whole run', language)}",
-    ]  # fmt: skip
-    if speed := run.benchmark(runs):
-        words.append(f"{run.images_s / speed:.1%} {translate('of the speed in the benchmark', language)}")
-    if "seconds" in last:
-        words.append(f"{last['seconds'] / 60:.1f} {translate('minutes in all', language)}")
-    return ", ".join([*words, f"{translate('resumed', language)}: {len(run.of('resume'))}"]) + ":"
+        start, last, speed, ensemble = run.start, run.of("epoch")[-1], run.benchmark(runs), run.means(True)
+        shape = f"D{start['num_blocks']} C{start['num_layers']} G{start['growth_rate']} G0 {start['num_features']}"
+        runs_table.append(_line([
+            name, shape, start["device"], f"{start['precision']}, torch {start['torch']}", f"{last['step']:,}", str(start["global_batch"]),
+            f"{run.patches(last):,}", _three(run.images_s), _number(speed and run.images_s / speed, "{:.1%}"),
+            _number(last["seconds"] / 60 if "seconds" in last else None, "{:.1f}"), str(len(run.of("resume"))),
+        ]))  # fmt: skip
+        for each, mean in run.means(False).items():
+            paper = "{:.2f}, {:.4f}".format(*trained.PAPER[each]) if each in trained.PAPER else ""
+            cells = [_quality(mean, "bicubic_"), f"**{_quality(mean)}**", _quality(ensemble[each]) if each in ensemble else "", paper]
+            means_table.append(_line([name, each, *cells]))
+    return "\n".join([*runs_table, "", *means_table])
 
 
 def _quality(mean: dict, prefix: str = "") -> str:

@@ -190,9 +190,10 @@ PRESETS = {
         "num_features": 48, "growth_rate": 48, "num_blocks": 6, "num_layers": 4, "patch_size": 24, "batch_size": 16,
         "num_epochs": 100_000, "max_steps": 14_000, "lr": 1e-3, "lr_schedule": "cosine", "ema": 0.999, "eval_every": 20,
     },
-    # The whole model on photographs at hand (tools/full_model.py): the seed's 800 epochs of 4,000 patches, whatever an epoch is there.
+    # The whole model on photographs at hand (tools/photographs.py): the seed's 800 epochs of 4,000 patches, whatever an epoch is there.
     "full": _SEED_RECIPE | {
         "num_epochs": 100_000, "max_steps": 50_000, "lr": 4e-4, "lr_schedule": "cosine", "ema": 0.999, "loss_scale": "auto", "eval_every": 10,
+        "drop_last": True,
     },
     # About two minutes on two CPU cores: 0.3 M parameters.
     "demo": {
