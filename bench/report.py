@@ -65,6 +65,7 @@ CHINESE = {
     "precision": "计算精度",
     "steps": "步数",
     "patches": "图像块数",
+    "in the steps": "仅计训练步",
     "of the benchmark": "占基准速度",
     "minutes": "分钟",
     "resumed": "恢复次数",
@@ -191,19 +192,21 @@ def upscaling_tables(runs: list[list[Row]], language: str) -> str:
 
 def trained_tables(models: dict[str, Run], runs: list[list[Row]], language: str) -> str:
     """How each model of trained.NAMES was trained, and its means over the usual sets beside bicubic's and the paper's."""
-    runs_table = _head(("model", "shape", "device", "precision", "steps", "batch", "patches", "patches/s", "of the benchmark", "minutes", "resumed"), language)
+    how = "model", "shape", "device", "precision", "steps", "batch", "patches", "patches/s", "in the steps", "of the benchmark", "minutes", "resumed"
+    runs_table = _head(how, language)
     means_table = _head(("model", "set", "bicubic", "RDN", "self-ensemble", "the paper's RDN"), language)
     for name in trained.NAMES:
         if name not in models:
-            runs_table.append(_line([name, translate("not measured", language), *[""] * 9]))
+            runs_table.append(_line([name, translate("not measured", language), *[""] * (len(how) - 2)]))
             continue
         run = models[name]
         start, last, speed, ensemble = run.start, run.of("epoch")[-1], run.benchmark(runs), run.means(True)
         shape = f"D{start['num_blocks']} C{start['num_layers']} G{start['growth_rate']} G0 {start['num_features']}"
         runs_table.append(_line([
             name, shape, start["device"], f"{start['precision']}, torch {start['torch']}", f"{last['step']:,}", str(start["global_batch"]),
-            f"{run.patches(last):,}", _three(run.images_s), _number(speed and run.images_s / speed, "{:.1%}"),
-            _number(last["seconds"] / 60 if "seconds" in last else None, "{:.1f}"), str(len(run.of("resume"))),
+            f"{run.patches(last):,}", _three(run.images_s), _three(run.in_steps),
+            f"{run.images_s / speed:.1%}" if run.images_s and speed else translate("not measured", language),
+            _number(last["seconds"] / 60 if "seconds" in last else None, "{:.1f}"), str(sum(record["step"] < last["step"] for record in run.of("resume"))),
         ]))  # fmt: skip
         for each, mean in run.means(False).items():
             paper = "{:.2f}, {:.4f}".format(*trained.PAPER[each]) if each in trained.PAPER else ""

@@ -12,13 +12,18 @@ import hashlib
 import json
 import math
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from bench import cases
 from bench.results import HERE, Row
+from rdn_fast import convert
 from rdn_fast.checkpoint import write_aside
 from rdn_fast.config import Config
+from rdn_fast.errors import UserError
 
 FOLDER = HERE / "trained"
 NAMES = ("small_x2", "rdn_b_x2")  # those that README tells of
@@ -51,8 +56,8 @@ class Run:
         return whole * min(size, steps * batch) + rest * batch
 
     @property
-    def images_s(self) -> float:
-        """Patches per second end to end, over all epochs."""
+    def in_steps(self) -> float:
+        """Patches per second end to end as every epoch has counted them: what lies between epochs is left out."""
         seconds = before = 0.0
         for epoch in self.of("epoch"):
             patches = self.patches(epoch)
@@ -60,15 +65,32 @@ class Run:
             before = patches
         return before / seconds
 
+    @property
+    def images_s(self) -> float | None:
+        """Patches per second by the clock on the wall, validations and checkpoints included; of each start all before its first epoch's end is left out.
+
+        None where no two epochs follow each other with that clock.
+        """
+        patches, seconds, before = 0, 0.0, None
+        for record in self.records:
+            if record["event"] == "resume":
+                before = None
+            elif record["event"] == "epoch" and "seconds" in record:
+                if before:
+                    patches += self.patches(record) - self.patches(before)
+                    seconds += record["seconds"] - before["seconds"]
+                before = record
+        return patches / seconds if seconds else None
+
     def benchmark(self, runs: list[list[Row]]) -> float | None:
-        """Patches per second of the newest benchmark of just this training on this device, if there is one."""
+        """Patches per second end to end in the newest benchmark of just this training on this device, if there is one."""
         start = self.start
         device, dtype = re.search(r"\((.*)\)", start["device"])[1], start["precision"].split()[1]
         model = Config(**{field.name: start[field.name] for field in dataclasses.fields(Config)})
         shape = f"{cases.words(model)}, {start['patch_size']}x{start['patch_size']}"
         same = [
-            row for rows in runs for row in rows if row.case in ("end to end", "long run") and row.recipe == "rdn_fast"
-            and row.device.startswith(device) and (row.torch, row.dtype, row.batch, row.shape) == (start["torch"], dtype, start["global_batch"], shape)
+            row for rows in runs for row in rows if (row.case, row.recipe, row.torch, row.dtype) == ("end to end", "rdn_fast", start["torch"], dtype)
+            and row.device.startswith(device) and (row.batch, row.ranks, row.shape) == (start["global_batch"], start["world"], shape)
         ]  # fmt: skip
         return same[-1].images_s if same else None
 
@@ -84,14 +106,18 @@ def read(folder: Path) -> dict[str, Run]:
 
 
 def collect(outputs: Path, weights: Path, evaluations: list[Path]) -> list[dict]:
-    """The records to keep of a run. ValueError when an evaluation is of other weights."""
+    """The records to keep of a run. UserError when the weights are not those of its last step, in float16, or an evaluation is of others."""
     records = [record for record in _lines(outputs / "metrics.jsonl") if record["event"] in _KEPT]
+    last, ours = (convert.read(path).state for path in (outputs / "last.pth", weights))
+    if last.keys() != ours.keys() or not all(torch.equal(last[key].half(), ours[key].half()) for key in last):
+        raise UserError(f"--weights {weights}: is not {outputs / 'last.pth'}; convert that one")
     content = weights.read_bytes()
-    records.append({"event": "weights", "file": weights.name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()})
+    sha256 = hashlib.sha256(content).hexdigest()
+    records.append({"event": "weights", "file": weights.name, "bytes": len(content), "sha256": sha256})
     for path in evaluations:
         report = json.loads(path.read_text(encoding="utf-8"))
-        if Path(report["weights"]).name != weights.name:
-            raise ValueError(f"{path}: evaluates {Path(report['weights']).name}, not {weights.name}")
+        if report.get("weights_sha256") != sha256:
+            raise UserError(f"--eval {path}: is of {report['weights']} as it was, not of {weights} as it is; evaluate that one")
         kept = {key: report[key] for key in ("parameters", "self_ensemble", "precision", "device", "versions")}
         sets = [{"name": each["name"], "images": len(each["images"]), "mean": each["mean"]} for each in report["sets"]]
         records.append({"event": "evaluation", **kept, "sets": sets})
@@ -102,17 +128,22 @@ def _lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.trained", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=NAMES)
     parser.add_argument("--outputs-dir", type=Path, required=True, help="of rdn-fast train")
     parser.add_argument("--weights", type=Path, required=True, help="the file that is given away")
     parser.add_argument("--eval", type=Path, nargs="+", required=True, metavar="JSON", help="of rdn-fast eval --json, of just these weights")
-    options = parser.parse_args()
-    records = collect(options.outputs_dir, options.weights, options.eval)
-    FOLDER.mkdir(exist_ok=True)
-    write_aside(FOLDER / f"{options.name}.jsonl", lambda file: file.writelines(json.dumps(record).encode() + b"\n" for record in records))
+    options = parser.parse_args(argv)
+    try:
+        records = collect(options.outputs_dir, options.weights, options.eval)
+        FOLDER.mkdir(exist_ok=True)
+        write_aside(FOLDER / f"{options.name}.jsonl", lambda file: file.writelines(json.dumps(record).encode() + b"\n" for record in records))
+    except (UserError, OSError) as error:
+        print(f"trained: error: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

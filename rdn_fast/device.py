@@ -11,7 +11,8 @@ import platform
 import re
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -260,6 +261,21 @@ def expect_one_shape(device: torch.device) -> None:
     """From now on let cuDNN time its kernels for each new shape: worth it where one shape comes again and again."""
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
+
+
+@contextmanager
+def measuring(device: torch.device) -> Iterator[None]:
+    """Within, float32 is float32 and not CUDA's TF32, and cuDNN does not time its kernels for pictures of sizes that come once."""
+    if device.type != "cuda":
+        yield
+        return
+    cudnn = torch.backends.cudnn
+    before = cudnn.benchmark, cudnn.allow_tf32
+    cudnn.benchmark = cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        cudnn.benchmark, cudnn.allow_tf32 = before
 
 
 def modes(device: torch.device) -> tuple[str, ...]:

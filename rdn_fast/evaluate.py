@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import io
 import os
 import platform
@@ -45,10 +46,10 @@ def evaluate(
 ) -> dict:
     """Print the tables of a weights file (None: the small x2 model of the package) over sets: h5 files, folders of HR images, all sets inside `data`.
 
-    Returns {"weights", "model" (in words), "config", "parameters", "scale", "self_ensemble", "precision", "device", "versions", "sets"}, each set being
-    {"name", "images": [{"name", "psnr_y", "psnr_y_compat", "ssim_y", "bicubic_psnr_y", "bicubic_psnr_y_compat", "bicubic_ssim_y"}], "mean": {...}},
-    PSNR in dB. json, csv, markdown: files to write it to, too (in JSON null stands for infinity: equal images); save_images: folder for what
-    the model makes of each image, as <set>/<image>.png; figure: PNG file for the crops where it is best and worst.
+    Returns {"weights", "weights_sha256", "model" (in words), "config", "parameters", "scale", "self_ensemble", "precision", "device", "versions",
+    "sets"}, each set being {"name", "images": [{"name", "psnr_y", "psnr_y_compat", "ssim_y", "bicubic_psnr_y", "bicubic_psnr_y_compat",
+    "bicubic_ssim_y"}], "mean": {...}}, PSNR in dB. json, csv, markdown: files to write it to, too (in JSON null stands for infinity: equal images);
+    save_images: folder for what the model makes of each image, as <set>/<image>.png; figure: PNG file for the crops where it is best and worst.
     Raises UserError, also for a file to write that is read, too, or lies in a set's folder.
     """
     if not eval_file and not data:
@@ -81,10 +82,11 @@ def evaluate(
     with Bar("images", sum(len(each.pairs) for each in sets)) as bar:
         upscaler = Upscaler(model, tile=0, tile_pad="exact", fp32=True, self_ensemble=self_ensemble, say=bar.say)
         # Images are judged in threads while the device computes the next ones: metrics and PNG take longer than a fast device.
-        for place, row, crops in ordered_map(judge, _predict(upscaler, sets), workers=2, ahead=3):
-            report["sets"][place]["images"].append(row)
-            drawn.append(crops)
-            bar.advance(f"{sets[place].name}/{row['name']} {row['psnr_y']:.2f} dB")
+        with devices.measuring(next(model.parameters()).device):
+            for place, row, crops in ordered_map(judge, _predict(upscaler, sets), workers=2, ahead=3):
+                report["sets"][place]["images"].append(row)
+                drawn.append(crops)
+                bar.advance(f"{sets[place].name}/{row['name']} {row['psnr_y']:.2f} dB")
     for each in report["sets"]:
         each["mean"] = {key: float(np.mean([row[key] for row in each["images"]])) for key in each["images"][0] if key != "name"}
     tables.show(report)
@@ -111,6 +113,7 @@ def score(prediction: np.ndarray, pair: Pair, scale: int) -> dict[str, float]:
 def _about(model: RDN, weights: str, self_ensemble: bool) -> dict:
     return {
         "weights": weights,
+        "weights_sha256": hashlib.sha256(Path(weights).read_bytes()).hexdigest(),
         "model": describe(model.config),
         "config": dataclasses.asdict(model.config),
         "parameters": sum(p.numel() for p in model.parameters()),

@@ -13,6 +13,7 @@ import signal
 import time
 from collections.abc import Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -275,7 +276,7 @@ class _Run:
                 p.loss_sum += loss
                 p.loss_steps += 1
             if self.ranks.first:
-                self.log.write({**record, "loss": loss})
+                self.log.write({**record, "loss": loss}, drawn=record is self.unread[-1])
             halved = scale != p.loss_scale
             if p.skips_in_a_row == MAX_SKIPS or (halved and not math.isfinite(loss)):  # no scale mends a loss that is not finite
                 self._give_up(record["step"], loss)
@@ -312,7 +313,6 @@ class _Run:
             "event": "epoch", "step": p.step, "epoch": p.epoch, "loss": p.loss_sum / p.loss_steps if p.loss_steps else None, "skipped": p.skipped,
             "fps_end_to_end": per_second(images, seconds), "fps_seed_window": per_second(images, window),
             "gflops_end_to_end": per_second(images, seconds) * self.flop / 1e9, "data_wait_s": p.waited,
-            "seconds": self._seconds(),
         }  # fmt: skip
         if first:
             self.bar.say(f"epoch:{p.epoch} FPS: {record['fps_seed_window']:.3f}")
@@ -329,9 +329,9 @@ class _Run:
             if compatible > p.best_psnr:
                 p.best_epoch, p.best_psnr, p.best_psnr_canonical = p.epoch, compatible, psnr
                 if first:
-                    self.writer.put(self.outputs / "best.pth", self._weights())
+                    self.writer.put(self.outputs / "best.pth", host_copy((self.average or self.model).state_dict()))
         if first:
-            self.log.write(record)
+            self.log.write({**record, "seconds": self._seconds()})
         if p.position >= self.loader.steps:
             p.epoch, p.position = p.epoch + 1, 0
         p.loss_sum, p.loss_steps, p.waited, p.epoch_speed, p.ended = 0.0, 0, 0.0, None, p.step
@@ -340,13 +340,14 @@ class _Run:
 
     def _validate(self) -> tuple[float, float]:
         """Mean PSNR (canonical, reference-compatible) of the validation images, in float32, shared out over the ranks."""
-        model = self.average if self.average else self.model
+        model = self.average or self.model
         model.eval()
         model.compute_dtype, model.output_dtype, model.rdb = None, None, self.rows["validation"]
         values = torch.zeros(len(self.validation), 2, dtype=torch.float64)
         for i in range(self.ranks.rank, len(self.validation), self.ranks.world):
             pair = self.validation[i]
-            prediction = predict(model, pair.lr)
+            with devices.measuring(self.device):
+                prediction = predict(model, pair.lr)
             values[i, 0] = metrics.psnr_y(prediction, pair.hr, self.scale)
             values[i, 1] = metrics.psnr_y_compat(prediction, pair.hr, self.scale)
         self.precision.apply(model)
@@ -358,7 +359,7 @@ class _Run:
     def _save(self) -> None:
         """Hand a checkpoint of this very step, and its weights as last.pth, to the writer."""
         self.saved = time.monotonic()
-        state = {
+        state = host_copy({
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "average": self.average.state_dict() if self.average else None,
@@ -369,9 +370,9 @@ class _Run:
             "recipe": self._recipe(),
             "rows": self.rows,
             "mode": self.mode,
-        }
-        self.writer.put(checkpoint_path(self.outputs, self.progress.step), host_copy(state), prune=True)
-        self.writer.put(self.outputs / "last.pth", self._weights())
+        })  # fmt: skip
+        self.writer.put(checkpoint_path(self.outputs, self.progress.step), state, prune=True)
+        self.writer.put(self.outputs / "last.pth", state["average"] or state["model"])
 
     def _loss_scale(self) -> float:
         """The scale to begin with, as float32 holds it."""
@@ -486,9 +487,6 @@ class _Run:
         """Floating-point operations to train on one patch: forward, and twice that backward."""
         return 3 * 2 * self.model.config.macs(self.config.patch_size, self.config.patch_size)
 
-    def _weights(self) -> dict[str, torch.Tensor]:
-        return host_copy((self.average if self.average else self.model).state_dict())
-
     def _seconds(self) -> float:
         return self.progress.seconds + time.monotonic() - self.began
 
@@ -516,7 +514,11 @@ class _Run:
             print("no --eval-file: nothing is validated and no best.pth is written")
         event = "resume" if self.progress.step else "start"
         record = {"event": event, "step": self.progress.step, "device": devices.describe(self.device), "world": world, "torch": torch.__version__}
-        self.log.write({**record, "rdn_fast": __version__, **self._settings(), "loss_scale": self.progress.loss_scale, "rdb": self.rows, "mode": self.mode})
+        files = {name: path and path.name for name, path in zip(("train_file", "eval_file"), c.files(self.scale), strict=True)}
+        self.log.write({
+            **record, "date": datetime.now().isoformat(timespec="seconds"), "rdn_fast": __version__, **self._settings(), "recipe": self._recipe(),
+            "steps": self.total_steps, **files, "loss_scale": self.progress.loss_scale, "rdb": self.rows, "mode": self.mode,
+        })  # fmt: skip
 
     def _conclude(self) -> None:
         p = self.progress

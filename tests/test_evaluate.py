@@ -1,10 +1,12 @@
 """`rdn-fast eval`: its numbers against a computation by hand, its tables and files, and what it says to files that it cannot use."""
 
 import csv
+import hashlib
 import json
 import math
 import os
 import re
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -14,6 +16,7 @@ import torch
 from PIL import Image
 
 from rdn_fast import convert, metrics
+from rdn_fast import device as devices
 from rdn_fast.config import Config
 from rdn_fast.data.prepare import Pair
 from rdn_fast.evaluate import score
@@ -189,9 +192,23 @@ def test_sets_keep_their_order_and_numbers(report, numbers, weights, prepared, i
         assert {"images": each["images"], "mean": each["mean"]} == numbers(weights(), path)
 
 
+def test_cuda_measures_in_float32_and_then_is_as_before(monkeypatch):
+    cudnn = torch.backends.cudnn
+    for name in ("allow_tf32", "benchmark"):
+        monkeypatch.setattr(cudnn, name, True)
+    with devices.measuring(torch.device("cuda")):
+        assert not cudnn.allow_tf32
+        assert not cudnn.benchmark
+    assert cudnn.allow_tf32
+    assert cudnn.benchmark
+    with devices.measuring(torch.device("cpu")):
+        assert cudnn.benchmark
+
+
 def test_report_tells_of_the_model_and_the_machine(report, weights, prepared):
     result = report(weights(3), prepared.images)
-    assert list(result) == ["weights", "model", "config", "parameters", "scale", "self_ensemble", "precision", "device", "versions", "sets"]
+    assert list(result) == ["weights", "weights_sha256", "model", "config", "parameters", "scale", "self_ensemble", "precision", "device", "versions", "sets"]
+    assert result["weights_sha256"] == hashlib.sha256(Path(result["weights"]).read_bytes()).hexdigest()
     assert (result["weights"], result["scale"], result["self_ensemble"], result["precision"]) == (str(weights(3)), 3, False, "float32")
     assert Config(**result["config"]) == small(3).config
     assert result["parameters"] == sum(value.numel() for value in small(3).state_dict().values())

@@ -29,9 +29,11 @@ def folder(tmp_path):
 def test_tiles_cover_every_picture_in_every_size(folder, tmp_path, capsys):
     large, small = photograph(420, 300, seed=1), photograph(90, 110, seed=2)
     out = tmp_path / "tiles.h5"
-    assert main([folder("a", {"large.png": large}), folder("b", {"small.png": small}), "--output-path", str(out)]) == 0
-    pairs = Pairs(out, 2)
-    assert f"{len(pairs.lr)} tiles of 2 photographs" in capsys.readouterr().out
+    folders = folder("a", {"large.png": large, "tiny.png": photograph(60, 200)}), folder("b", {"small.png": small})
+    assert main([*folders, "--output-path", str(out)]) == 0
+    pairs, told = Pairs(out, 2), capsys.readouterr().out
+    assert f"{len(pairs.lr)} tiles of 3 photographs" in told
+    assert f"left out {tmp_path}/a/tiny.png: smaller than a patch" in told
     names = pairs.names()
     assert {name.split()[0] + " " + name.split()[1] for name in names} == {"large 300x420", "large 240x336", "large 180x252", "small 110x90", "small 88x72"}
     # In the first size, put back where they were cut, they are the whole pair.
@@ -69,17 +71,27 @@ def test_a_plain_picture_is_like_no_other(folder, tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [(["nowhere"], ("nowhere", "no such folder")), (["a", "--unseen", "nowhere"], ("nowhere",)), (["broken"], ("broken/x.png", "remove or repair it"))],
+    [
+        (["nowhere"], ("nowhere", "no such folder")),
+        (["a", "--unseen", "nowhere"], ("nowhere",)),
+        (["broken"], ("broken/x.png", "remove or repair it")),
+        (["small"], ("tiles.h5", "no picture left")),
+        (["a", "--unseen", "a"], ("tiles.h5", "no picture left")),
+        (["a", "--output-path", "a/0.png"], ("--output-path a/0.png", ".h5")),
+    ],
 )
 def test_mistakes_are_one_line(folder, tmp_path, monkeypatch, capsys, arguments, words):
     monkeypatch.chdir(tmp_path)
     folder("a", {"0.png": photograph(80, 80)})
+    folder("small", {"0.png": photograph(40, 90)})
     folder("broken", {})
     (tmp_path / "broken" / "x.png").write_bytes(b"no picture")
+    (tmp_path / "tiles.h5").write_bytes(b"of an earlier run")
     assert main([*arguments[:1], "--output-path", "tiles.h5", *arguments[1:]]) == 2
     error = capsys.readouterr().err
     assert error.startswith("photographs: error: ")
     assert error.count("\n") == 1
     for word in words:
         assert word in error
-    assert not (tmp_path / "tiles.h5").exists()
+    assert (tmp_path / "tiles.h5").read_bytes() == b"of an earlier run"
+    assert (tmp_path / "a" / "0.png").read_bytes().startswith(b"\x89PNG")

@@ -62,6 +62,17 @@ def test_a_run_writes_what_it_promises(train):
     assert {path.name for path in out.iterdir()} >= {"best.pth", "last.pth", "checkpoints", "metrics.jsonl"}
 
 
+def test_tensorboard_shows_every_epoch_and_some_steps(train):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    out = train("--epochs", 3)
+    curves = accumulator.EventAccumulator(str(out / "tensorboard")).Reload()
+    for kind, name in (("epoch", "psnr_y"), ("step", "loss")):
+        told = {record["step"]: record[name] for record in events(out, kind)}
+        drawn = {point.step: point.value for point in curves.Scalars(f"{kind}/{name}")}
+        assert set(drawn) >= {3, 6, 9}  # the epochs' ends
+        assert drawn == {step: pytest.approx(told[step], rel=1e-6) for step in drawn}
+
+
 def test_last_weights_give_the_last_psnr(train, data, tmp_path):
     out = train("--epochs", 2)
     assert main(["eval", "--weights-file", str(out / "last.pth"), "--eval-file", str(data / "Set5_x2.h5"), "--json", str(tmp_path / "e.json")]) == 0

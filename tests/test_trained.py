@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
-import sys
 
 import pytest
 from runs import ROOT, TINY, events, make_data
@@ -13,6 +11,8 @@ from test_bench import make_row
 
 from bench import report, trained
 from rdn_fast.cli import main
+from rdn_fast.config import settings
+from rdn_fast.convert import SHIPPED
 
 FLAGS = (*TINY, "--batch-size", "8", "--eval-every", "1", "--opt-level", "O0", "--rdb", "naive", "--epochs", "100")  # 21 patches: 8 + 8 + 5
 BLOCK = "<!-- bench:trained --><!-- /bench -->"
@@ -36,19 +36,8 @@ def made(tmp_path_factory):
 def run(made):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trained, "FOLDER", made / "records")
-        words = [
-            "trained",
-            "small_x2",
-            "--outputs-dir",
-            made / "run",
-            "--weights",
-            made / "model.safetensors",
-            "--eval",
-            made / "plain.json",
-            made / "ensemble.json",
-        ]
-        patch.setattr(sys, "argv", [str(word) for word in words])
-        trained.main()
+        words = ("small_x2", "--outputs-dir", made / "run", "--weights", made / "model.safetensors", "--eval", made / "plain.json", made / "ensemble.json")
+        assert trained.main([str(word) for word in words]) == 0
     (found,) = trained.read(made / "records").values()
     return found
 
@@ -71,16 +60,30 @@ def test_patches_and_seconds_add_up_over_pieces(run):
     epochs = run.of("epoch")
     # The first piece ended in the middle of the second epoch, after one full batch of it.
     assert [(epoch["step"], run.patches(epoch)) for epoch in epochs] == [(3, 21), (4, 29), (6, 42), (9, 63), (10, 71)]
-    assert min(epoch["fps_end_to_end"] for epoch in epochs) <= run.images_s <= max(epoch["fps_end_to_end"] for epoch in epochs)
+    assert min(epoch["fps_end_to_end"] for epoch in epochs) <= run.in_steps <= max(epoch["fps_end_to_end"] for epoch in epochs)
     seconds = [epoch["seconds"] for epoch in epochs]
     assert seconds == sorted(seconds)
     assert seconds[0] > 0
+    # By the clock on the wall: from the first epoch's end to the second's; then from the first epoch's end after the resume on.
+    assert run.images_s == pytest.approx((29 - 21 + 71 - 42) / (seconds[1] - seconds[0] + seconds[4] - seconds[2]))
+    assert run.images_s < run.in_steps  # there were validations
 
 
-def test_an_evaluation_of_other_weights_is_refused(made, tmp_path):
-    (made / "last.safetensors").write_bytes((made / "model.safetensors").read_bytes())
-    with pytest.raises(ValueError, match=r"plain.json: evaluates model.safetensors, not last.safetensors"):
-        trained.collect(made / "run", made / "last.safetensors", [made / "plain.json"])
+def test_what_is_not_of_the_run_is_refused(made, tmp_path, capsys):
+    def told(weights, evaluation, outputs="run"):
+        assert trained.main(["small_x2", "--outputs-dir", str(made / outputs), "--weights", str(weights), "--eval", str(evaluation)]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("trained: error: ")
+        assert error.count("\n") == 1
+        return error
+
+    other = tmp_path / "model.safetensors"
+    assert main(["convert", str(made / "model.safetensors"), str(other)]) == 0  # the same weights, another file
+    assert f"--eval {made}/plain.json: is of " in told(other, made / "plain.json")
+    assert main(["convert", str(SHIPPED), str(other)]) == 0
+    assert f"--weights {other}: is not {made}/run/last.pth" in told(other, made / "plain.json")
+    assert "nowhere.json" in told(made / "model.safetensors", made / "nowhere.json")
+    assert "nowhere" in told(made / "model.safetensors", made / "plain.json", outputs="nowhere")
 
 
 def test_the_speed_is_held_against_the_benchmark_of_the_same_training(run):
@@ -88,9 +91,11 @@ def test_the_speed_is_held_against_the_benchmark_of_the_same_training(run):
     given = {"case": "end to end", "device": device, "torch": run.start["torch"], "dtype": "float32", "batch": 8, "shape": "x2 D2 C2 G4 G0 6, 8x8"}
     old, new = make_row(**given, images_s=5.0), make_row(**given, images_s=2 * run.images_s)
     assert run.benchmark([[old], [new]]) == 2 * run.images_s
+    assert "| not measured |" in report.trained_tables({"small_x2": run}, [], "en").splitlines()[2]
     assert "| 50.0% |" in report.trained_tables({"small_x2": run}, [[new]], "en")
-    for other in ({"recipe": "stock"}, {"batch": 16}, {"dtype": "float16"}, {"shape": "x2 D2 C2 G4 G0 6, 32x32"}, {"device": "another"}, {"torch": "1"}):
-        assert run.benchmark([[make_row(**given | {"images_s": 5.0} | other)]]) is None
+    others = {"case": "long run", "recipe": "stock", "batch": 16, "ranks": 2, "dtype": "float16", "shape": "x2 D2 C2 G4 G0 6, 32x32", "device": "another"}
+    for name, value in others.items():
+        assert run.benchmark([[make_row(**given | {"images_s": 5.0, name: value})]]) is None
 
 
 @pytest.mark.parametrize(("language", "words"), [("en", "| rdn_b_x2 | not measured |"), ("zh", "| rdn_b_x2 | 未测 |")])
@@ -127,6 +132,7 @@ def test_the_curve_is_the_same_bytes_every_time(run, tmp_path):
 def test_a_record_without_minutes_has_no_curve_over_them(run):
     for epoch in (old := trained.Run("small_x2", [dict(record) for record in run.records])).of("epoch"):
         del epoch["seconds"]
+    assert old.images_s is None
     (figure,) = report.training_charts({"small_x2": old}).values()
     assert [panel.x for panel in figure.panels] == ["thousands of patches"]
 
@@ -139,7 +145,10 @@ def test_the_published_records_are_of_the_published_weights():
     assert (weights["bytes"], weights["sha256"]) == (len(content), hashlib.sha256(content).hexdigest())
 
 
-def test_the_command_says_what_it_wants():
-    done = subprocess.run([sys.executable, "-m", "bench.trained", "other"], capture_output=True, text=True, cwd=ROOT, check=False)
-    assert done.returncode == 2
-    assert "small_x2" in done.stderr
+def test_the_preset_is_the_seeds_recipe():
+    """mission: 800 epochs of 4,000 patches, rdn-b, x2, batch 64, patches of 32, Adam at 4e-4."""
+    model, config = settings({}, "full")
+    seed_model, seed = settings({}, "train-full-1p")
+    assert (model, config.patch_size, config.lr, config.seed) == (seed_model, 32, seed.lr, seed.seed)
+    assert config.drop_last
+    assert config.max_steps * config.batch_size == seed.num_epochs * 4_000 == 3_200_000

@@ -32,7 +32,7 @@ _ALIKE = 0.96  # correlation of two thumbnails; of pictures that only resemble e
 def write_tiles(paths: Sequence[Path], train_file: Path, patch: int) -> int:
     """Write the tiles of these pictures in every size, but for sizes with an edge under `patch` LR pixels; returns how many.
 
-    A picture smaller than a tile is one tile. Raises UserError for a file that is no picture, or when nothing can be written.
+    A picture smaller than a tile is one tile. Raises UserError for a file that is no picture, or when there is nothing to write or nothing can be.
     """
 
     def tiles(path: Path) -> list[Pair]:
@@ -43,23 +43,31 @@ def write_tiles(paths: Sequence[Path], train_file: Path, patch: int) -> int:
     with Bar("photographs", len(paths)) as bar:
 
         def pairs():
-            for of_one in ordered_map(tiles, paths, workers, ahead=2 * workers):
+            some = False
+            for path, of_one in zip(paths, ordered_map(tiles, paths, workers, ahead=2 * workers), strict=True):
                 bar.advance()
+                if not of_one:
+                    bar.say(f"left out {path}: smaller than a patch of {patch} LR pixels")
+                some = some or bool(of_one)
                 yield from of_one
+            if not some:
+                raise UserError(f"{train_file}: there is no picture left to put into it; give others")
 
         return write_pairs(train_file, pairs())
 
 
 def alike(paths: Sequence[Path], unseen: Sequence[Path]) -> dict[Path, Path]:
-    """{picture: the one of `unseen` that it shows}, whole or nearly so, in whatever size, also mirrored."""
+    """{picture: the one of `unseen` that it shows as a whole}, in whatever size, also mirrored; crops are not found."""
     if not unseen:
         return {}
     theirs = np.stack([thumb for path in unseen for plain in [_thumbnail(path)] for thumb in (plain, plain[:, ::-1])])
-    found = {}
-    for path in paths:
-        likeness = (theirs * _thumbnail(path)).mean(axis=(1, 2))
-        if likeness.max() > _ALIKE:
-            found[path] = unseen[int(likeness.argmax()) // 2]
+    found, workers = {}, os.cpu_count() or 1
+    with Bar("looked at", len(paths)) as bar:
+        for path, ours in zip(paths, ordered_map(_thumbnail, paths, workers, ahead=2 * workers), strict=True):
+            likeness = (theirs * ours).mean(axis=(1, 2))
+            if likeness.max() > _ALIKE:
+                found[path] = unseen[int(likeness.argmax()) // 2]
+            bar.advance()
     return found
 
 
@@ -106,6 +114,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--unseen", type=Path, nargs="+", default=[], metavar="FOLDER", help="evaluation sets that the model must not have seen")
     options = parser.parse_args(argv)
     try:
+        if options.output_path.suffix != ".h5":
+            raise UserError(f"--output-path {options.output_path}: its name must end in .h5")
         paths, unseen = ([path for folder in folders for path in image_files(folder)] for folders in (options.folders, options.unseen))
         left_out = alike(paths, unseen)
         for path, evaluated in left_out.items():
