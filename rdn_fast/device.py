@@ -265,17 +265,20 @@ def expect_one_shape(device: torch.device) -> None:
 
 @contextmanager
 def measuring(device: torch.device) -> Iterator[None]:
-    """Within, float32 is float32 and not CUDA's TF32, and cuDNN does not time its kernels for pictures of sizes that come once."""
-    if device.type != "cuda":
-        yield
-        return
-    cudnn = torch.backends.cudnn
-    before = cudnn.benchmark, cudnn.allow_tf32
-    cudnn.benchmark = cudnn.allow_tf32 = False
+    """Within, float32 is float32, not CUDA's TF32 or Ascend's HF32, and cuDNN does not time its kernels for pictures of sizes that come once."""
+    switches = []
+    if device.type == "cuda":
+        switches = [(torch.backends.cudnn, "allow_tf32"), (torch.backends.cudnn, "benchmark")]
+    elif device.type == "npu":
+        switches = [(torch.npu.conv, "allow_hf32")]
+    before = [getattr(*switch) for switch in switches]
     try:
+        for switch in switches:
+            setattr(*switch, False)
         yield
     finally:
-        cudnn.benchmark, cudnn.allow_tf32 = before
+        for switch, value in zip(switches, before, strict=True):
+            setattr(*switch, value)
 
 
 def modes(device: torch.device) -> tuple[str, ...]:

@@ -8,6 +8,8 @@ import pytest
 import torch
 import torch_npu
 
+from rdn_fast import device as devices
+
 NPU = torch.device("npu", 0)
 PICTURES = (1, 3, 2, 2)
 no_float64 = pytest.warns(UserWarning, match="no float64")
@@ -269,3 +271,15 @@ def test_profiling(tmp_path):
     with pytest.raises(TypeError, match="_ExperimentalConfig"):
         torch_npu.profiler.profile(experimental_config={})
     assert torch_npu.profiler.schedule(wait=1, warmup=0, active=1)(0) == torch.profiler.ProfilerAction.NONE
+
+
+def test_measuring_is_without_hf32():
+    assert torch.npu.conv.allow_hf32
+    with pytest.raises(ZeroDivisionError, match="on the way"), devices.measuring(NPU):
+        _fail(torch.npu.conv.allow_hf32)
+    assert torch.npu.conv.allow_hf32
+
+
+def _fail(shortened: bool) -> None:
+    assert not shortened
+    raise ZeroDivisionError("on the way")

@@ -22,7 +22,7 @@ from torch.accelerator import (
 from torch_npu.npu import amp, utils
 
 __all__ = [
-    "Event", "Stream", "amp", "config", "current_device", "current_stream", "device", "device_count", "empty_cache", "get_amp_supported_dtype",
+    "Event", "Stream", "amp", "config", "conv", "current_device", "current_stream", "device", "device_count", "empty_cache", "get_amp_supported_dtype",
     "get_device_name", "get_rng_state", "is_available", "is_bf16_supported", "manual_seed", "manual_seed_all", "max_memory_allocated",
     "max_memory_reserved", "mem_get_info", "memory_allocated", "memory_reserved", "memory_stats", "reset_peak_memory_stats", "set_compile_mode",
     "set_device", "set_option", "set_rng_state", "set_stream", "stream", "synchronize", "utils",
@@ -37,7 +37,13 @@ class _Config:
     allow_internal_format = False
 
 
-config = _Config()
+class _Convolutions:
+    """`allow_hf32`: float32 ones may be computed in HF32. This device never does."""
+
+    allow_hf32 = True
+
+
+config, conv = _Config(), _Convolutions()
 _chosen: dict[str, bool] = {}
 
 
