@@ -276,7 +276,7 @@ class _Run:
                 p.loss_sum += loss
                 p.loss_steps += 1
             if self.ranks.first:
-                self.log.write({**record, "loss": loss}, drawn=record is self.unread[-1])
+                self.log.write({**record, "loss": loss})
             halved = scale != p.loss_scale
             if p.skips_in_a_row == MAX_SKIPS or (halved and not math.isfinite(loss)):  # no scale mends a loss that is not finite
                 self._give_up(record["step"], loss)

@@ -166,6 +166,7 @@ def test_a_file_that_changes_ends_the_run(file, other, whole, train, start, tmp_
     assert_goes_on_exactly(train, file, tmp_path / "out", *flags)
 
 
+@pytest.mark.slow
 def test_two_ranks_on_a_folder_whose_file_is_truncated(train, start, image_folder, tmp_path):
     """Until then they do what one rank with the whole batch does."""
     flags = ("--train-dir", image_folder(5, size=(64, 56)), "--drop-last", "--lr", "1e-4")  # 25 patches: 8 + 8 + 8

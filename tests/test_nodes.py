@@ -151,6 +151,7 @@ def test_a_killed_rank_is_started_anew_and_nothing_shows(launcher, data, tmp_pat
     assert_same_run(earlier, whole)
 
 
+@pytest.mark.slow
 def test_two_nodes_are_two_ranks(two_nodes, whole, tmp_path):
     codes, outs, errs = zip(*ends(two_nodes()), strict=True)
     assert codes == (0, 0), errs
