@@ -86,6 +86,7 @@ def test_small_files_are_png_of_many_sizes(tmp_path, monkeypatch):
 # ---- what is measured of the command
 
 
+@pytest.mark.slow
 def test_pictures_through_the_command_fill_what_the_gates_read(measured):
     rows = measured.results.rows
     assert measured.failures == []

@@ -70,6 +70,7 @@ def test_a_stop_signal_saves_and_says_how_to_go_on(data, tmp_path, number):
     assert (out / "last.pth").read_bytes() == (whole / "last.pth").read_bytes()
 
 
+@pytest.mark.slow
 def test_stops_in_the_middle_of_an_epoch_and_resumes(data, tmp_path):
     whole, out = tmp_path / "whole", tmp_path / "out"
     assert main(run(data, whole, "--epochs", 60)[3:]) == 0
@@ -130,11 +131,6 @@ def kill_and_resume(data: Path, tmp_path: Path, kills: int, steps: int, *flags) 
     assert resumed == sorted(resumed)
     assert [record["step"] for record in events(out, "step")] == list(range(1, steps + 1))
     assert_same_run(out, whole)
-
-
-@pytest.mark.slow
-def test_two_kills(data, tmp_path):
-    kill_and_resume(data, tmp_path, 2, 600)
 
 
 @pytest.mark.slow

@@ -337,7 +337,8 @@ def test_two_runs_cannot_share_a_folder(tmp_path):
     os.close(outputs.lock(tmp_path, patience=0))
 
 
-@pytest.mark.parametrize("limit", [3_000, pytest.param(30_000, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("limit", [3_000, 30_000])
 def test_full_disk_ends_the_run_and_keeps_the_checkpoint(data, tmp_path, limit):
     flags = ("train", "--data-path", data, "--outputs-dir", tmp_path, *TINY, "--batch-size", 8)
     assert main([*map(str, flags), "--epochs", "1"]) == 0
