@@ -429,6 +429,7 @@ def test_many_at_once_make_it_once(large, tmp_path, start):
     assert all_in(tmp_path) == ["images", path.name]
 
 
+@pytest.mark.slow
 def test_who_waits_for_a_process_that_is_killed_makes_it(large, tmp_path, start):
     path = tmp_path / "images_x2.rdn_fast.h5"
     first, *others = (start(large) for _ in range(3))

@@ -170,9 +170,8 @@ def test_a_killed_launcher_leaves_no_rank_behind(data, tmp_path):
     process.communicate()
 
 
-@pytest.mark.parametrize(
-    ("number", "to_all"), [(signal.SIGTERM, False), *(pytest.param(number, True, marks=pytest.mark.slow) for number in (signal.SIGTERM, signal.SIGINT))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "to_all"), [(signal.SIGTERM, False), (signal.SIGTERM, True), (signal.SIGINT, True)])
 def test_a_stopped_launcher_saves(data, tmp_path, number, to_all):
     process, ranks = started(data, tmp_path)
     for pid in (process.pid, *(ranks if to_all else ())):  # a terminal or a container's end reaches all, and the launcher tells its ranks again
