@@ -33,7 +33,6 @@ class Panel(NamedTuple):
 class Curve(NamedTuple):
     """Lines over one quantity: {label: (x, y)}."""
 
-    title: str
     lines: dict[str, tuple[list[float], list[float]]]
     x: str
     y: str
@@ -73,7 +72,6 @@ def draw(path: Path, figure: Figure) -> None:
         ax.remove()
     for panel, ax in zip(figure.panels, axes.flat, strict=False):
         (_bars if isinstance(panel, Panel) else _curve)(panel, ax)
-        ax.set_title(panel.title, fontsize=9.5, loc="left")
         ax.spines[["top", "right"]].set_visible(False)
     canvas.suptitle(figure.title, fontsize=10.5, x=0.01, ha="left", weight="bold")
     path.parent.mkdir(exist_ok=True)
@@ -100,6 +98,7 @@ def _bars(panel: Panel, ax) -> None:
     ax.set_xlim(0, limit)
     ax.locator_params(axis="x", nbins=7)  # six-digit labels, too, keep their distance
     ax.set_xlabel(panel.unit)
+    ax.set_title(panel.title, fontsize=9.5, loc="left")
     ax.tick_params(axis="y", length=0)
 
 

@@ -11,7 +11,7 @@ import re
 import sys
 from pathlib import Path
 
-from bench import figures, trained
+from bench import cases, figures, trained
 from bench.figures import Bar, Curve, Figure, Panel
 from bench.gates import GATES, MODEL, Gate, Verdict, judge
 from bench.results import HERE, Row, read
@@ -201,9 +201,8 @@ def trained_tables(models: dict[str, Run], runs: list[list[Row]], language: str)
             continue
         run = models[name]
         start, last, speed, ensemble = run.start, run.of("epoch")[-1], run.benchmark(runs), run.means(True)
-        shape = f"D{start['num_blocks']} C{start['num_layers']} G{start['growth_rate']} G0 {start['num_features']}"
         runs_table.append(_line([
-            name, shape, start["device"], f"{start['precision']}, torch {start['torch']}", f"{last['step']:,}", str(start["global_batch"]),
+            name, cases.words(run.config), start["device"], f"{start['precision']}, torch {start['torch']}", f"{last['step']:,}", str(start["global_batch"]),
             f"{run.patches(last):,}", _three(run.images_s), _three(run.in_steps),
             f"{run.images_s / speed:.1%}" if run.images_s and speed else translate("not measured", language),
             _number(last["seconds"] / 60 if "seconds" in last else None, "{:.1f}"), str(sum(record["step"] < last["step"] for record in run.of("resume"))),
@@ -270,7 +269,7 @@ def training_charts(models: dict[str, Run]) -> dict[str, Figure]:
         axes = {"thousands of patches": [run.patches(epoch) / 1e3 for epoch in told]}
         if all("seconds" in epoch for epoch in told):
             axes["minutes"] = [epoch["seconds"] / 60 for epoch in told]
-        panels = [Curve("", {label: (x, y) for label, y in measures.items()}, axis, "PSNR-Y of the validation set, dB") for axis, x in axes.items()]
+        panels = [Curve({label: (x, y) for label, y in measures.items()}, axis, "PSNR-Y of the validation set, dB") for axis, x in axes.items()]
         found[f"training_{name}.svg"] = Figure(f"{name} on {run.start['device']}", panels)
     return found
 

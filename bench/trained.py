@@ -48,6 +48,11 @@ class Run:
         """What was trained on what: the settings of the run."""
         return self.of("start")[0]
 
+    @property
+    def config(self) -> Config:
+        """The model's."""
+        return Config(**{field.name: self.start[field.name] for field in dataclasses.fields(Config)})
+
     def patches(self, epoch: dict) -> int:
         """Trained on until the end of this epoch; every epoch's last batch may be smaller than the others."""
         batch, size = self.start["global_batch"], self.start["patches_per_epoch"]
@@ -86,8 +91,7 @@ class Run:
         """Patches per second end to end in the newest benchmark of just this training on this device, if there is one."""
         start = self.start
         device, dtype = re.search(r"\((.*)\)", start["device"])[1], start["precision"].split()[1]
-        model = Config(**{field.name: start[field.name] for field in dataclasses.fields(Config)})
-        shape = f"{cases.words(model)}, {start['patch_size']}x{start['patch_size']}"
+        shape = f"{cases.words(self.config)}, {start['patch_size']}x{start['patch_size']}"
         same = [
             row for rows in runs for row in rows if (row.case, row.recipe, row.torch, row.dtype) == ("end to end", "rdn_fast", start["torch"], dtype)
             and row.device.startswith(device) and (row.batch, row.ranks, row.shape) == (start["global_batch"], start["world"], shape)
