@@ -1,24 +1,34 @@
-"""README's tables and the figures, rendered from bench/results/*.csv and bench/trained/*.jsonl: `python -m bench.report` writes them, `--check`
-fails when they are stale.
+"""Render the tables of README and docs/ and the figures from bench/results/*.csv and bench/trained/*.jsonl.
 
-Tables go between `<!-- bench:NAME -->` and `<!-- /bench -->`. Only measured rows become figures.
+`python -m bench.report` writes them; `--check` fails when they are stale. Tables go between `<!-- bench:NAME -->` and `<!-- /bench -->`
+of any page, in Chinese in README.zh-CN.md and in English elsewhere. Only measured rows become figures.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from pathlib import Path
 
 from bench import cases, figures, trained
 from bench.figures import Bar, Curve, Figure, Panel
-from bench.gates import GATES, MODEL, Gate, Verdict, judge
+from bench.gates import CPUS, GATES, MODEL, Gate, Verdict, judge
 from bench.results import HERE, Row, read
 from bench.trained import Run
 
-READMES = {"en": HERE.parent / "README.md", "zh": HERE.parent / "README.zh-CN.md"}
 RESULTS, FIGURES = HERE / "results", HERE / "figures"
+
+# README's speeds, a row each: (what, case, beginning and end of the shape, batch). All are of CPUs in their default precision.
+SUMMARY = (
+    ("training, end to end", "end to end", MODEL, "32x32", 2),
+    ("training step", "training step", MODEL, "32x32", 8),
+    ("memory of a training step", "memory", MODEL, "32x32", 16),
+    ("inference, 128x128", "inference", MODEL, "128x128", 1),
+    ("patches cut and augmented", "loading", "", "32x32", 64),
+    ("photograph of 12 megapixels", "photograph", "", "3000x4000", 1),
+)
 
 CHINESE = {
     "claim": "指标",
@@ -53,6 +63,15 @@ CHINESE = {
     "LR pixels": "LR 像素",
     "seconds": "秒",
     "model without work": "模型空闲占比",
+    "what": "项目",
+    "processor": "处理器",
+    "reference": "参考实现",
+    "strongest other": "其他方案中最强者",
+    "training, end to end": "训练，端到端",
+    "memory of a training step": "训练步内存",
+    "inference, 128x128": "推理，128x128",
+    "patches cut and augmented": "裁取并增强图像块",
+    "photograph of 12 megapixels": "1200 万像素照片",
     "RDB forward": "RDB 前向",
     "RDB training": "RDB 训练",
     "set": "数据集",
@@ -158,6 +177,40 @@ def speeds_tables(runs: list[list[Row]], language: str) -> str:
     return _together(tables, language)
 
 
+def summary_table(runs: list[list[Row]], language: str) -> str:
+    """README's speeds: of every line of SUMMARY the newest measurement, beside the reference and the strongest other recipe of the same run."""
+    lines = _head(("what", "batch", "rdn_fast", "reference", "strongest other", "precision", "processor"), language)
+    for what, case, begin, end, batch in SUMMARY:
+        groups = [
+            {row.recipe: row for row in group if row.kind == "measured"} for group in newest(runs) for first in [group[0]]
+            if (first.case, first.batch) == (case, batch) and first.place in CPUS and first.shape.startswith(begin) and first.shape.endswith(end)
+        ]  # fmt: skip
+        group = max((group for group in groups if "rdn_fast" in group), key=lambda group: group["rdn_fast"].date, default=None)
+        if group is None:
+            lines.append(_line([translate(what, language), str(batch), translate("not measured", language), *[""] * 4]))
+            continue
+        ours, reference = group["rdn_fast"], group.get("naive" if case == "memory" else "reference")
+        others = [row for name, row in group.items() if row is not reference and not name.startswith(("rdn_fast", "reference", "row ")) and row.vs_reference]
+        best = max(others, key=lambda row: row.vs_reference, default=None)
+        cells = [f"**{_amount(ours)}**", *(_against(ours, row) for row in (reference, best)), ours.dtype, ours.device]
+        lines.append(_line([translate(what, language), str(batch), *cells]))
+    return "\n".join(lines)
+
+
+def _amount(row: Row) -> str:
+    if row.peak_mb is not None:
+        return f"{row.peak_mb:,.0f} MB" + ("" if row.seconds is None else f", {row.seconds:.0f} s")
+    return f"{row.images_s:,.0f} /s" if row.images_s > 1000 else f"{_three(row.images_s)} /s"
+
+
+def _against(ours: Row, other: Row | None) -> str:
+    """What another recipe reached, and how many times as fast ours is, or which share of its memory ours takes."""
+    if other is None:
+        return ""
+    ratio = f"{ours.vs_naive:.0%}" if ours.vs_naive is not None else f"{ours.vs_reference / other.vs_reference:.2f}x"
+    return f"{'' if other.recipe == 'reference' else other.recipe + ': '}{_amount(other)} ({ratio})"
+
+
 def loading_tables(runs: list[list[Row]], language: str) -> str:
     """For every device how fast patches arrive from rdn_fast and from the reference's best loader, and how long a steady consumer waits for them."""
     columns = ("case", "recipe", "patches/s", "vs reference", "time waited")
@@ -212,6 +265,18 @@ def trained_tables(models: dict[str, Run], runs: list[list[Row]], language: str)
             cells = [_quality(mean, "bicubic_"), f"**{_quality(mean)}**", _quality(ensemble[each]) if each in ensemble else "", paper]
             means_table.append(_line([name, each, *cells]))
     return "\n".join([*runs_table, "", *means_table])
+
+
+def quality_table(models: dict[str, Run], language: str) -> str:
+    """README's quality: canonical PSNR-Y in dB of the models that have been trained, beside bicubic's and the paper's."""
+    lines = _head(("model", "set", "bicubic", "RDN", "self-ensemble", "the paper's RDN"), language)
+    for name, run in models.items():
+        ensemble = run.means(True)
+        for each, mean in run.means(False).items():
+            better = _number(ensemble.get(each, {}).get("psnr_y"), "{:.2f}")
+            paper = f"{trained.PAPER[each][0]:.2f}" if each in trained.PAPER else ""
+            lines.append(_line([name, each, f"{mean['bicubic_psnr_y']:.2f}", f"**{mean['psnr_y']:.2f}**", better, paper]))
+    return "\n".join(lines)
 
 
 def _quality(mean: dict, prefix: str = "") -> str:
@@ -275,12 +340,13 @@ def training_charts(models: dict[str, Run]) -> dict[str, Figure]:
 
 
 def render(text: str, runs: list[list[Row]], language: str, folder: str, models: dict[str, Run]) -> str:
-    """The README with every block between markers made anew. ValueError for a marker that nothing is known of."""
+    """A page with every block between markers made anew. ValueError for a marker that nothing is known of."""
     links: dict[str, list[str]] = {"GFLOP/s of the recipes": [], "patches/s of the loaders": []}
     for name in charts(runs):
         words = "patches/s of the loaders" if name.startswith("loading_") else "GFLOP/s of the recipes"
         links[words].append(f"![{translate(words, language)}]({folder}/{name})")
     blocks = {
+        "summary": summary_table(runs, language), "quality": quality_table(models, language),
         "gates": gates_table(runs, language), "speeds": speeds_tables(runs, language),
         "figures": "\n\n".join(links["GFLOP/s of the recipes"]) or translate("not measured", language),
         "loading": "\n\n".join([loading_tables(runs, language), *links["patches/s of the loaders"]]),
@@ -300,7 +366,7 @@ def render(text: str, runs: list[list[Row]], language: str, folder: str, models:
 
 
 def _head(columns: tuple[str, ...], language: str) -> list[str]:
-    return [_line([column if column == "GFLOP/s" else translate(column, language) for column in columns]), _line(["---"] * len(columns))]
+    return [_line([column if column in ("GFLOP/s", "rdn_fast") else translate(column, language) for column in columns]), _line(["---"] * len(columns))]
 
 
 def _line(cells: list[str]) -> str:
@@ -320,6 +386,12 @@ def _slug(words: str) -> str:
     return re.sub(r"[^A-Za-z0-9.]+", "-", words).strip("-")
 
 
+def pages() -> list[Path]:
+    """The Markdown files that may hold blocks."""
+    root = HERE.parent
+    return [*(path for path in (root / "README.md", root / "README.zh-CN.md") if path.is_file()), *sorted((root / "docs").glob("*.md"))]
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when something is stale")
@@ -331,9 +403,10 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     wanted = charts(runs) | training_charts(models)
     stale = []
-    for language, path in READMES.items():
+    for path in pages():
         text = path.read_text(encoding="utf-8")
-        fresh = render(text, runs, language, FIGURES.relative_to(path.parent).as_posix(), models)
+        language = "zh" if path.name == "README.zh-CN.md" else "en"
+        fresh = render(text, runs, language, Path(os.path.relpath(FIGURES, path.parent)).as_posix(), models)
         if fresh != text:
             stale.append(path)
             if not check:

@@ -475,9 +475,26 @@ def test_unknown_markers_are_named():
 
 
 def test_the_real_readmes_have_the_same_markers():
-    found = [report.re.findall(r"<!-- (/?bench\S*) -->", path.read_text(encoding="utf-8")) for path in report.READMES.values()]
-    assert found[0] == found[1]
-    assert {"bench:gates", "bench:speeds", "bench:figures", "bench:loading"} <= set(found[0])
+    found = {path.name: report.re.findall(r"<!-- (/?bench\S*) -->", path.read_text(encoding="utf-8")) for path in report.pages()}
+    assert found["README.md"] == found["README.zh-CN.md"]
+    assert {"bench:gates", "bench:speeds", "bench:figures", "bench:loading"} <= {name for names in found.values() for name in names}
+
+
+def test_the_summary_names_the_reference_and_the_strongest_other():
+    given = {"place": "cpu", "case": "inference", "batch": 1, "shape": f"{gates.MODEL}, 128x128"}
+    slow = make_row(**given, recipe="reference", images_s=0.2, vs_reference=1.0)
+    stock = make_row(**given, recipe="stock", images_s=0.22, vs_reference=1.1)
+    other = make_row(**given, recipe="ONNX Runtime", images_s=0.24, vs_reference=1.2)
+    ours = make_row(**given, images_s=0.53, vs_reference=2.64)
+    naive = make_row(place="cpu", case="memory", recipe="naive", batch=16, seconds=None, images_s=None, peak_mb=4000.0, vs_naive=1.0)
+    lean = dataclasses.replace(naive, recipe="rdn_fast", peak_mb=900.0, vs_naive=0.225)
+    table = report.summary_table([[slow, stock, other, ours, naive, lean]], "en").splitlines()
+    assert len(table) == 2 + 6
+    line = "| inference, 128x128 | 1 | **0.53 /s** | 0.2 /s (2.64x) | ONNX Runtime: 0.24 /s (2.20x) | float32 | Some CPU, 2 threads, AVX2 |"
+    assert line in table
+    assert "| memory of a training step | 16 | **900 MB** | naive: 4,000 MB (22%) |  | float32 | Some CPU, 2 threads, AVX2 |" in table
+    assert "| training step | 8 | not measured |  |  |  |  |" in table
+    assert "| 训练步 | 8 | 未测 |  |  |  |  |" in report.summary_table([], "zh")
 
 
 def test_figures_are_the_same_bytes_every_time(tmp_path):
@@ -491,12 +508,13 @@ def test_figures_are_the_same_bytes_every_time(tmp_path):
 
 
 def test_report_check_fails_until_the_report_is_made(tmp_path, monkeypatch, capsys):
-    for name in ("READMES", "HERE", "RESULTS", "FIGURES"):
-        monkeypatch.setattr(report, name, {"READMES": {"en": tmp_path / "README.md", "zh": tmp_path / "README.zh.md"}, "HERE": tmp_path / "bench",
-                                           "RESULTS": tmp_path / "bench" / "results", "FIGURES": tmp_path / "bench" / "figures"}[name])  # fmt: skip
+    bench = tmp_path / "bench"
+    for name, path in {"HERE": bench, "RESULTS": bench / "results", "FIGURES": bench / "figures"}.items():
+        monkeypatch.setattr(report, name, path)
     monkeypatch.setattr(report.trained, "FOLDER", tmp_path / "bench" / "trained")
-    for readme in report.READMES.values():
-        readme.write_text(MARKED, encoding="utf-8")
+    (tmp_path / "docs").mkdir()
+    for name in ("README.md", "README.zh-CN.md", "docs/benchmarks.md"):
+        (tmp_path / name).write_text(MARKED, encoding="utf-8")
     report.RESULTS.mkdir(parents=True)
     monkeypatch.setenv("OUT", str(report.RESULTS))
     file = results.Results("bench-test", CPU)
@@ -506,13 +524,15 @@ def test_report_check_fails_until_the_report_is_made(tmp_path, monkeypatch, caps
     assert report.main([]) == 0
     assert report.main(["--check"]) == 0
     (svg,) = report.FIGURES.glob("*.svg")
-    assert svg.name in (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert f"](bench/figures/{svg.name})" in (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert f"](../bench/figures/{svg.name})" in (tmp_path / "docs/benchmarks.md").read_text(encoding="utf-8")
+    assert "训练步" in (tmp_path / "README.zh-CN.md").read_text(encoding="utf-8")
     file.add(case="training step", recipe="stock", dtype="float32", precision="", batch=8, shape=f"{gates.MODEL}, 32x32", gflops=1.0, images_s=1.0,
              seconds=1.0, seconds_min=1.0, seconds_max=1.0)  # fmt: skip
     capsys.readouterr()
     assert report.main(["--check"]) == 1
     assert {line.split(";")[0] for line in capsys.readouterr().out.splitlines()} == {
-        "stale: README.md", "stale: README.zh.md", f"stale: bench/figures/{svg.name}",
+        "stale: README.md", "stale: README.zh-CN.md", "stale: docs/benchmarks.md", f"stale: bench/figures/{svg.name}",
     }  # fmt: skip
 
 

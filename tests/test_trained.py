@@ -113,6 +113,12 @@ def test_readme_tells_of_the_run_and_of_what_was_not_run(run, language, words):
     assert "rdn_b_x2.svg" not in text
 
 
+def test_the_quality_table_has_a_line_for_every_set(run):
+    mean, better = run.means(False)["Set5"], run.means(True)["Set5"]
+    values = f"{mean['bicubic_psnr_y']:.2f} | **{mean['psnr_y']:.2f}** | {better['psnr_y']:.2f} | {trained.PAPER['Set5'][0]:.2f}"
+    assert f"| small_x2 | Set5 | {values} |" in report.quality_table({"small_x2": run}, "en")
+
+
 def test_the_curve_is_the_validation_over_patches_and_minutes(run):
     (figure,) = report.training_charts({"small_x2": run}).values()
     patches, minutes = figure.panels
