@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -5,18 +6,36 @@ from setuptools import find_packages, setup
 here = Path(__file__).parent
 version = next(line.split('"')[1] for line in (here / "rdn_fast/__init__.py").read_text().splitlines() if line.startswith("__version__"))
 
+
+def long_description() -> str:
+    """README without its pictures and its links into the repository, which would lead nowhere on an index page."""
+    text = (here / "README.md").read_text(encoding="utf-8")
+    text = re.sub(r"^!\[.*\n\n", "", text, flags=re.MULTILINE)
+    return re.sub(r"\[([^\]]+)\]\((?!https?://)[^)]*\)", r"\1", text)
+
+
 triton = "triton>=3.6,<3.10; platform_system == 'Linux'"  # kernels are compiled and interpreted with it, without a card too
 
 setup(
     name="rdn-fast",
     version=version,
     description="Train, evaluate and use Residual Dense Networks (RDN super-resolution), fast, on Ascend NPU, CUDA and CPU",
-    long_description=(here / "README.md").read_text(encoding="utf-8"),
+    long_description=long_description(),
     long_description_content_type="text/markdown",
     license="MIT",
+    classifiers=[
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.11",  # the one that the tests run on
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Processing",
+        "Typing :: Typed",
+    ],
     python_requires=">=3.10",
     packages=find_packages(include=["rdn_fast", "rdn_fast.*"]),
-    package_data={"rdn_fast": ["weights/*"], "rdn_fast.rdb": ["*.c"], "rdn_fast.data": ["*.c"]},
+    package_data={"rdn_fast": ["py.typed", "weights/*"], "rdn_fast.rdb": ["*.c"], "rdn_fast.data": ["*.c"]},
     entry_points={"console_scripts": ["rdn-fast = rdn_fast.cli:main"]},
     install_requires=[
         "torch>=2.7",  # torch.accelerator, `with torch.Stream`
