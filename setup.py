@@ -35,7 +35,12 @@ setup(
     ],
     python_requires=">=3.10",
     packages=find_packages(include=["rdn_fast", "rdn_fast.*"]),
-    package_data={"rdn_fast": ["py.typed", "weights/*"], "rdn_fast.rdb": ["*.c"], "rdn_fast.data": ["*.c"]},
+    package_data={
+        "rdn_fast": ["py.typed"],
+        "rdn_fast.weights": ["*.safetensors", "*.md"],
+        "rdn_fast.rdb": ["*.c"],
+        "rdn_fast.data": ["*.c"],
+    },
     entry_points={"console_scripts": ["rdn-fast = rdn_fast.cli:main"]},
     install_requires=[
         "torch>=2.7",  # torch.accelerator, `with torch.Stream`
@@ -44,6 +49,7 @@ setup(
         "pillow>=11",  # reads pictures; its bicubic makes the LR images
         "rich",  # progress bars and tables
         "safetensors",  # weights that cannot hold code
+        "filelock",  # one run a folder; torch requires it already
     ],
     extras_require={
         "npu": ["torch-npu==2.13.0", "torch==2.13.0"],  # torch-npu works with its exact torch only

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from bench.parity import Results, solve_module
-from rdn_fast.config import Config
+from rdn_fast.config import ModelConfig
 
 LR = 1e-4
 LOSS_SCALE = 1024.0  # the seed system's, on one card
@@ -42,7 +42,7 @@ class RDB(nn.Module):
 class RDN(nn.Module):
     """The network of arXiv:1802.08797: x [B, 3, H, W] in 0..1 -> [B, 3, scale*H, scale*W]."""
 
-    def __init__(self, c: Config):
+    def __init__(self, c: ModelConfig):
         super().__init__()
         g0, u = c.num_features, c.tail_channels
         self.sfe1 = nn.Conv2d(3, g0, 3, padding=1)
@@ -71,7 +71,7 @@ class Reference:
     fused: bool | None = None  # what torch.optim.Adam does unasked
     note = ""
 
-    def __init__(self, config: Config, device: torch.device, dtype: torch.dtype = torch.float32, wrap=lambda model: model):
+    def __init__(self, config: ModelConfig, device: torch.device, dtype: torch.dtype = torch.float32, wrap=lambda model: model):
         """`wrap` makes the model that is trained from the plain one: DistributedDataParallel under several ranks."""
         self.device, self.dtype = device, dtype
         self.model = RDN(config).to(device, memory_format=self.memory_format)
@@ -124,7 +124,7 @@ class Stock(Reference):
     fused = True
 
     def __init__(
-        self, config: Config, device: torch.device, dtype: torch.dtype, wrap=lambda model: model,
+        self, config: ModelConfig, device: torch.device, dtype: torch.dtype, wrap=lambda model: model,
         contiguous: bool = False, compiled: bool = False, graphed: bool = False,
     ):  # fmt: skip
         self.memory_format = torch.contiguous_format if contiguous else torch.channels_last

@@ -12,10 +12,9 @@ import torch
 from bench import baseline
 from bench.ours import Ours
 from bench.parity import Problem, Results, solve_module
-from rdn_fast import device as devices
-from rdn_fast import rdb
-from rdn_fast.config import Config, settings
-from rdn_fast.rdb import tune
+from rdn_fast import devices, rdb
+from rdn_fast.config import ModelConfig, settings
+from rdn_fast.rdb import autotune
 
 PATCH = 32  # LR pixels, the reference's
 RDN_A, RDN_B = (settings({}, preset)[0] for preset in ("rdn-a", "rdn-b"))
@@ -130,14 +129,14 @@ def _different(batch: int) -> int:
     return batch if batch < 4 else 2 - batch % 2
 
 
-def _model_case(name: str, config: Config, batch: int, height: int, width: int, device: torch.device, dtypes: list, rdb_name: str, rows: bool) -> Case:
+def _model_case(name: str, config: ModelConfig, batch: int, height: int, width: int, device: torch.device, dtypes: list, rdb_name: str, rows: bool) -> Case:
     training = name == "training step"
 
     def entry(recipe: str, dtype: torch.dtype, make: Callable) -> Entry:
         return Entry(recipe, dtype, lambda: _Model(make(), batch, height, width, config.scale, training))
 
     def chosen(dtype: torch.dtype) -> Ours:
-        return Ours(config, device, dtype, tune.choose(rdb_name, tune.Case.of(config, (batch, 3, height, width), device, dtype, training)))
+        return Ours(config, device, dtype, autotune.choose(rdb_name, autotune.Case.of(config, (batch, 3, height, width), device, dtype, training)))
 
     reference = torch.float32 if device.type == "cpu" else devices.low_precision(device)  # elsewhere: the reference under AMP
     entries = [entry("reference", reference, functools.partial(baseline.Reference, config, device, reference))]
@@ -161,12 +160,12 @@ def _model_case(name: str, config: Config, batch: int, height: int, width: int, 
     )  # fmt: skip
 
 
-def training_step(config: Config, batch: int, device: torch.device, dtypes: list, rdb_name: str, rows: bool = False) -> Case:
+def training_step(config: ModelConfig, batch: int, device: torch.device, dtypes: list, rdb_name: str, rows: bool = False) -> Case:
     """A training step on random patches: reference, strongest stock and rdn_fast; with `rows` also every row of the RDB table that can train here."""
     return _model_case("training step", config, batch, PATCH, PATCH, device, dtypes, rdb_name, rows)
 
 
-def inference(config: Config, height: int, width: int, device: torch.device, dtypes: list, rdb_name: str, rows: bool = False) -> Case:
+def inference(config: ModelConfig, height: int, width: int, device: torch.device, dtypes: list, rdb_name: str, rows: bool = False) -> Case:
     """One LR picture: reference, stock and rdn_fast; with `rows` also every row of the RDB table that runs here."""
     return _model_case("inference", config, 1, height, width, device, dtypes, rdb_name, rows)
 
@@ -174,7 +173,7 @@ def inference(config: Config, height: int, width: int, device: torch.device, dty
 class _Block(Checked):
     """One RDB: the plain module, or a row of the table on the module's parameters."""
 
-    def __init__(self, config: Config, shape: tuple, device: torch.device, dtype: torch.dtype, training: bool, layout: torch.memory_format, row=None):
+    def __init__(self, config: ModelConfig, shape: tuple, device: torch.device, dtype: torch.dtype, training: bool, layout: torch.memory_format, row=None):
         g0 = config.num_features
         self.module = baseline.RDB(g0, config.growth_rate, config.num_layers).to(device, dtype, memory_format=layout)
         self.device, self.dtype, self.training, self.layout = device, dtype, training, layout
@@ -210,7 +209,7 @@ class _Block(Checked):
         return x.to(self.device, self.dtype).contiguous(memory_format=self.layout)
 
 
-def block(training: bool, config: Config, shape: tuple, device: torch.device, dtype: torch.dtype) -> Case:
+def block(training: bool, config: ModelConfig, shape: tuple, device: torch.device, dtype: torch.dtype) -> Case:
     """One RDB on [batch, height, width] = `shape`, in one dtype: the plain module in both layouts, and every row that can run here."""
     batch, height, width = shape
     fast = devices.memory_format(device)
@@ -235,6 +234,6 @@ def block(training: bool, config: Config, shape: tuple, device: torch.device, dt
     return Computing(name, batch, f"{words(config)}, {height}x{width}", batch, flop, entries, problem, plain)
 
 
-def words(c: Config) -> str:
+def words(c: ModelConfig) -> str:
     """A model's shape in a row."""
     return f"x{c.scale} D{c.num_blocks} C{c.num_layers} G{c.growth_rate} G0 {c.num_features}"

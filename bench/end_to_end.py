@@ -15,8 +15,8 @@ import h5py
 import numpy as np
 
 from bench.cases import PATCH
-from rdn_fast import device as devices
-from rdn_fast.speed import WARM_UP
+from rdn_fast import devices
+from rdn_fast.training.throughput import WARM_UP
 
 LR_SIZE = 351, 510  # DIV2K's five crops at x2, at most
 DIFFERENT = 16  # images unless asked for more; the others are hard links to them

@@ -20,7 +20,7 @@ from typing import NamedTuple, TextIO
 
 import torch
 
-from rdn_fast import device as devices
+from rdn_fast import devices
 
 BUDGET = 525.0  # seconds in all
 GRACE = 8.0  # seconds for the last words of what is stopped: pytest's say what failed
@@ -41,8 +41,8 @@ _PYTEST = ("-m", "pytest", "-o", "addopts=", "-o", "faulthandler_timeout=100", "
 
 # The most telling first. What is stopped has its rows on disk.
 PARTS = (
-    Part("tests of the rows", (*_PYTEST, "tests/test_rdb.py", "tests/test_triton.py"), 60, 130),
-    Part("tests of the model and of training", (*_PYTEST, "tests/test_model.py", "tests/test_precision.py", "tests/test_train.py"), 30, 70),
+    Part("tests of the rows", (*_PYTEST, "tests/rdb/test_rdb.py", "tests/rdb/test_triton.py"), 60, 130),
+    Part("tests of the model and of training", (*_PYTEST, "tests/test_model.py", "tests/test_precision.py", "tests/training/test_train.py"), 30, 70),
     Part("convolutions", ("-m", "bench.gpu_parts", "convolutions"), 20, 50),
     Part("rows", ("-m", "bench.gpu_parts", "rows"), 40, 150),
     Part("kernels", ("-m", "bench.gpu_parts", "kernels"), 25, 80),

@@ -19,8 +19,8 @@ from bench.bandwidth import bandwidth
 from bench.cases import PATCH, RDN_B, Contender
 from bench.measure import Bench, _name, _seconds
 from bench.timing import Times, interleave, once
-from rdn_fast import device as devices
-from rdn_fast.config import Config, settings
+from rdn_fast import devices
+from rdn_fast.config import ModelConfig, settings
 from rdn_fast.errors import UserError
 from rdn_fast.rdb import IMPLS, refusal, triton_planes
 
@@ -51,7 +51,7 @@ class _Convolution(Contender):
             torch.ops.aten.convolution_backward(self.dy, self.x, self.w, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, mask)
 
 
-def convolutions(bench: Bench, config: Config, batch: int, dtypes: list[torch.dtype]) -> None:
+def convolutions(bench: Bench, config: ModelConfig, batch: int, dtypes: list[torch.dtype]) -> None:
     """Ceilings, then each layer in each dtype. Stock PyTorch is the oracle's yardstick itself, so nothing is checked."""
     bench.ceilings()
     what, times, gbytes = bandwidth(bench.device)
@@ -71,14 +71,14 @@ def convolutions(bench: Bench, config: Config, batch: int, dtypes: list[torch.dt
                 )  # fmt: skip
 
 
-def rows(bench: Bench, config: Config, batch: int) -> None:
+def rows(bench: Bench, config: ModelConfig, batch: int) -> None:
     """One block by every row that can run, forward and training, in the device's default dtype."""
     bench.ceilings()
     for training in (True, False):
         bench.case(cases.block(training, config, (batch, PATCH, PATCH), bench.device, bench.default), rounds=5)
 
 
-def kernels(bench: Bench, config: Config, batch: int) -> None:
+def kernels(bench: Bench, config: ModelConfig, batch: int) -> None:
     """Device time of each kernel of triton_planes in one training run of a block, by configuration. UserError where the row cannot run.
 
     The row is left with the last configuration: the process ends here.
@@ -126,7 +126,7 @@ def kernel_times(contender: Contender, device: torch.device, names: list[str]) -
     return {name: microseconds / 1e6 / RUNS for name, microseconds in spent.items()}
 
 
-def _kernel_flop(c: Config, batch: int) -> dict[str, int]:
+def _kernel_flop(c: ModelConfig, batch: int) -> dict[str, int]:
     """Of each kernel in one training run of a block, over all its launches."""
     fusion = (c.num_features + c.num_layers * c.growth_rate) * c.num_features
     macs = {"layer": c.block_macs - fusion, "data_gradient": c.block_macs, "weight_gradient": c.block_macs, "fusion": fusion}

@@ -1,6 +1,6 @@
 """Data: how fast augmented patches reach the device, whether a steady consumer ever waits for them, and how fast a large file opens.
 
-rdn_fast's Feed stands beside the reference's recipe, bench/loop.py's dataset under torch's DataLoader with several numbers of workers.
+rdn_fast's PrefetchLoader stands beside the reference's recipe, bench/loop.py's dataset under torch's DataLoader with several numbers of workers.
 All read one file of noise of DIV2K's size, and deliver float batches on the device. The file is in the page cache: no disk is measured.
 """
 
@@ -22,11 +22,11 @@ from torch.utils.data import DataLoader, RandomSampler
 from bench import end_to_end
 from bench.cases import PATCH, Case, Contender, Entry
 from bench.loop import TrainDataset
-from rdn_fast import device as devices
+from rdn_fast import devices
 from rdn_fast.config import TrainConfig
-from rdn_fast.data.feed import Feed
-from rdn_fast.data.h5 import Pairs
-from rdn_fast.data.loader import Loader
+from rdn_fast.data.h5 import PairedH5
+from rdn_fast.data.prefetch import PrefetchLoader
+from rdn_fast.data.sampler import PatchSampler
 
 SCALE, BATCH = 2, 64
 IMAGES = 200
@@ -118,18 +118,18 @@ class Reference(_Loading):
 
 
 class Ours(_Loading):
-    """rdn_fast's Feed in `mode`, with as many fill threads as training has unasked."""
+    """rdn_fast's PrefetchLoader in `mode`, with as many fill threads as training has unasked."""
 
     ahead = 4 * BATCHES
 
     def __init__(self, path: Path, device: torch.device, running: ExitStack, mode: str):
         super().__init__(path, device, running)
         self._mode = mode
-        self._loader = Loader(Pairs(path, SCALE), PATCH, BATCH, seed=int(torch.randint(2**31, ())), drop_last=True)
+        self._loader = PatchSampler(PairedH5(path, SCALE), PATCH, BATCH, seed=int(torch.randint(2**31, ())), drop_last=True)
 
     @contextmanager
     def open(self) -> Iterator[Iterator[Patches]]:
-        with Feed(self._loader, self.device, self._mode, TrainConfig().num_workers, 0, ENDLESS) as self.feed:
+        with PrefetchLoader(self._loader, self.device, self._mode, TrainConfig().num_workers, 0, ENDLESS) as self.feed:
             self.note = self.feed.about
             yield ((batch.lr, batch.hr) for batch in self.feed)
 
@@ -143,7 +143,7 @@ class _Opening(_Tested):
         self._path = path
 
     def check(self) -> None:
-        pairs = Pairs(self._path, SCALE)
+        pairs = PairedH5(self._path, SCALE)
         with h5py.File(self._path, "r") as file:
             assert len(pairs) == len(file["lr"]), f"{len(pairs)} pairs of {len(file['lr'])}"
             for i in range(0, len(pairs), 100):
@@ -154,7 +154,7 @@ class _Opening(_Tested):
         pass
 
     def run(self) -> None:
-        Pairs(self._path, SCALE)
+        PairedH5(self._path, SCALE)
 
 
 def loading(folder: Path, device: torch.device, running: ExitStack) -> Case:

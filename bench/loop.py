@@ -1,7 +1,7 @@
 """The baselines' training loop over an h5 file: for every patch the file is opened and the whole image read, by DataLoader's workers.
 
 `python -m bench.loop FILE.h5 --recipe reference --dtype float32 --batch-size 8`, or under torchrun; prints one line of JSON with both
-speeds, counted as rdn_fast counts its own (rdn_fast/speed.py).
+speeds, counted as rdn_fast counts its own (rdn_fast/training/throughput.py).
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from bench import baseline
 from bench.cases import PATCH
-from rdn_fast import device as devices
+from rdn_fast import devices
 from rdn_fast.config import settings
-from rdn_fast.ranks import Ranks
-from rdn_fast.speed import Speed, per_second
+from rdn_fast.distributed.process_group import Ranks
+from rdn_fast.training.throughput import ThroughputMeter, per_second
 
 
 class TrainDataset(Dataset):
@@ -63,7 +63,7 @@ def main() -> None:
     ranks = Ranks()
     device = devices.pick(options.device, None, ranks.local_rank)
     ranks.connect(device)
-    devices.expect_one_shape(device)  # as the reference's train.py does
+    devices.enable_autotuning(device)  # as the reference's train.py does
     config = settings({}, options.preset)[0]
     given = {name: getattr(options, name) for name in ("contiguous", "compiled", "graphed")} if options.recipe == "stock" else {}
     wrap = DistributedDataParallel if ranks.world > 1 else lambda model: model
@@ -75,14 +75,14 @@ def main() -> None:
     loader = DataLoader(
         dataset, options.batch_size, shuffle=sampler is None, sampler=sampler, num_workers=workers, pin_memory=device.type != "cpu", drop_last=True,
     )  # fmt: skip
-    speed = Speed(device)
+    speed = ThroughputMeter(device)
     for lr, hr in loader:
         speed.arrived()
         recipe.step(*(batch.to(device, non_blocking=options.recipe == "stock", memory_format=recipe.memory_format) for batch in (lr, hr)))
         speed.stepped(len(lr) * ranks.world)
     speed.settle()
     images, seconds, window = speed.counted()
-    if ranks.first:
+    if ranks.is_rank0:
         print(json.dumps({"images_s": per_second(images, seconds), "seed_images_s": per_second(images, window)}))
     ranks.close()
 

@@ -17,11 +17,11 @@ from bench.gates import honesty, judge, unsteady
 from bench.ours import default_dtype
 from bench.results import Results
 from bench.timing import Times, ceilings, interleave, once
-from rdn_fast import device as devices
+from rdn_fast import devices
 from rdn_fast.config import settings
-from rdn_fast.convert import load_model
 from rdn_fast.errors import UserError
-from rdn_fast.rdb import tune
+from rdn_fast.rdb import autotune
+from rdn_fast.weights.convert import load_model
 
 
 class Bench:
@@ -33,7 +33,7 @@ class Bench:
         self.default = default_dtype(device)
         self.dtypes = [torch.float32, torch.bfloat16][: 1 + results.has_bf16(device)] if device.type == "cpu" else [self.default]
         self._ceilings: dict[str, float] = {}
-        devices.expect_one_shape(device)  # for every recipe: the reference's train.py asks cuDNN for it, too
+        devices.enable_autotuning(device)  # for every recipe: the reference's train.py asks cuDNN for it, too
 
     def ceilings(self) -> None:
         for dtype, (what, times, gflops) in ceilings(self.device, self.dtypes).items():
@@ -53,7 +53,7 @@ class Bench:
             except AssertionError as error:
                 self._refuse(case, entry, f"wrong: {error}")
             except (UserError, RuntimeError, ImportError) as error:
-                reason = "out of memory" if devices.out_of_memory(error) else " ".join(str(error).split())[:200]
+                reason = "out of memory" if devices.is_out_of_memory(error) else " ".join(str(error).split())[:200]
                 self._refuse(case, entry, f"cannot run: {reason}")
             else:
                 ready[entry] = contender
@@ -83,8 +83,8 @@ class Bench:
     def memory(self, batch: int) -> None:
         """Peak memory of a training step of rdn_fast and of the naive row, in the default dtype."""
         print(f"\nmemory of a training step, batch {batch}, rdn-b")
-        training = tune.Case.of(cases.RDN_B, (batch, 3, cases.PATCH, cases.PATCH), self.device, self.default, True)
-        rows = {"naive": "naive", "rdn_fast": tune.choose(self.rdb, training)}
+        training = autotune.Case.of(cases.RDN_B, (batch, 3, cases.PATCH, cases.PATCH), self.device, self.default, True)
+        rows = {"naive": "naive", "rdn_fast": autotune.choose(self.rdb, training)}
         naive = None
         for recipe, row in rows.items():
             try:
@@ -128,7 +128,7 @@ class Bench:
                 except RuntimeError as error:
                     self._fail(str(error))
                     continue
-                note = "peak of the whole process" if devices.on_host(self.device) else f"peak of the device; of the process {use.resident / 1e6:.0f} MB"
+                note = "peak of the whole process" if devices.is_host(self.device) else f"peak of the device; of the process {use.resident / 1e6:.0f} MB"
                 self._row(
                     case=case, recipe="rdn_fast", dtype=_name(self.default), batch=1, shape=shape, images_s=pictures.files / use.seconds,
                     gflops=2 * config.macs(1, 1) * pictures.pixels / use.seconds / 1e9, peak_mb=(use.allocated or use.resident) / 1e6,
@@ -226,7 +226,7 @@ class Bench:
 
 def _warm_ups(device: torch.device) -> int:
     """Runs before the clock: compilation, first allocations, and where a step is replayed as a graph, its capture."""
-    return 1 if device.type == "cpu" else devices.Replayed.EAGER + 1
+    return 1 if device.type == "cpu" else devices.CudaGraphed.EAGER + 1
 
 
 def _strongest(times: dict[cases.Entry, Times]) -> dict[torch.dtype, cases.Entry]:

@@ -18,7 +18,7 @@ import torch
 
 from bench.cases import PATCH, RDN_B
 from bench.ours import Ours
-from rdn_fast import device as devices
+from rdn_fast import devices
 from rdn_fast.rdb import winograd
 
 

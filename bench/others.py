@@ -12,15 +12,15 @@ import torch
 from bench.cases import Checked, Entry
 from bench.parity import Results
 from bench.results import has_bf16
-from rdn_fast.config import Config
-from rdn_fast.export import OPSET, build
+from rdn_fast.config import ModelConfig
 from rdn_fast.model import RDN
+from rdn_fast.weights.onnx_export import OPSET, build
 
 
 class _Runtime(Checked):
     """A model exported for the shape of its input; `load` makes a function numpy -> numpy from the ONNX file."""
 
-    def __init__(self, config: Config, height: int, width: int, dtype: torch.dtype):
+    def __init__(self, config: ModelConfig, height: int, width: int, dtype: torch.dtype):
         self.model, self.dtype = RDN(config), dtype
         self._size = (1, 3, height, width)
 
@@ -62,7 +62,7 @@ class _OpenVino(_Runtime):
         return lambda x: model(x)[0]
 
 
-def entries(config: Config, height: int, width: int, device: torch.device) -> tuple[list[Entry], list[str]]:
+def entries(config: ModelConfig, height: int, width: int, device: torch.device) -> tuple[list[Entry], list[str]]:
     """The runtimes that can be imported, and a line for every other one. Both compute on the CPU, so they are left out elsewhere."""
     if device.type != "cpu":
         return [], []

@@ -15,8 +15,7 @@ from pathlib import Path
 
 import torch
 
-from rdn_fast import __version__
-from rdn_fast import device as devices
+from rdn_fast import __version__, devices
 
 HERE = Path(__file__).resolve().parent
 KINDS = ("measured", "published", "simulated", "not measured")

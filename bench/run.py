@@ -17,7 +17,7 @@ from bench import cases, end_to_end, results
 from bench.cases import RDN_A, RDN_B
 from bench.end_to_end import Plan
 from bench.measure import Bench
-from rdn_fast import device as devices
+from rdn_fast import devices
 from rdn_fast.errors import UserError
 
 

@@ -7,7 +7,7 @@ from bench import cases
 from bench.cases import RDN_B
 from bench.measure import _warm_ups
 from bench.results import has_bf16, name
-from rdn_fast import device as devices
+from rdn_fast import devices
 
 DEVICE = devices.pick()
 DTYPES = [torch.float32, torch.bfloat16][: 1 + has_bf16(DEVICE)] if DEVICE.type == "cpu" else [devices.low_precision(DEVICE)]

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from rdn_fast import device as devices
+from rdn_fast import devices
 
 SPAN = 0.2  # seconds; what takes less is run several times within one reading of the clock
 

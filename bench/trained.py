@@ -20,10 +20,10 @@ import torch
 
 from bench import cases
 from bench.results import HERE, Row
-from rdn_fast import convert
-from rdn_fast.checkpoint import write_aside
-from rdn_fast.config import Config
+from rdn_fast.config import ModelConfig
 from rdn_fast.errors import UserError
+from rdn_fast.files import atomic_write
+from rdn_fast.weights import convert
 
 FOLDER = HERE / "trained"
 NAMES = ("small_x2", "rdn_b_x2")  # those that README tells of
@@ -49,9 +49,9 @@ class Run:
         return self.of("start")[0]
 
     @property
-    def config(self) -> Config:
+    def config(self) -> ModelConfig:
         """The model's."""
-        return Config(**{field.name: self.start[field.name] for field in dataclasses.fields(Config)})
+        return ModelConfig(**{field.name: self.start[field.name] for field in dataclasses.fields(ModelConfig)})
 
     def patches(self, epoch: dict) -> int:
         """Trained on until the end of this epoch; every epoch's last batch may be smaller than the others."""
@@ -142,7 +142,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         records = collect(options.outputs_dir, options.weights, options.eval)
         FOLDER.mkdir(exist_ok=True)
-        write_aside(FOLDER / f"{options.name}.jsonl", lambda file: file.writelines(json.dumps(record).encode() + b"\n" for record in records))
+        atomic_write(FOLDER / f"{options.name}.jsonl", lambda file: file.writelines(json.dumps(record).encode() + b"\n" for record in records))
     except (UserError, OSError) as error:
         print(f"trained: error: {error}", file=sys.stderr)
         return 2

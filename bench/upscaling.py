@@ -18,9 +18,9 @@ import torch
 from PIL import Image
 
 from bench.memory import status
-from rdn_fast import device as devices
+from rdn_fast import devices
 from rdn_fast.cli import main
-from rdn_fast.tiles import Upscaler
+from rdn_fast.pictures.tiled import Upscaler
 
 PHOTOGRAPH = 4000, 3000  # width, height
 FILES = 1000
@@ -95,7 +95,7 @@ def _use(name: str, pictures: str, out: str) -> int:
     start = time.perf_counter()
     code = main(["upscale", "-i", pictures, "-o", out, "--device", name])
     seconds = time.perf_counter() - start
-    allocated = 0 if devices.on_host(device) else torch.accelerator.max_memory_allocated()
+    allocated = 0 if devices.is_host(device) else torch.accelerator.max_memory_allocated()
     print(json.dumps(Use(seconds, computing, status("VmHWM"), allocated)._asdict()))
     return code
 

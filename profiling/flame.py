@@ -20,7 +20,7 @@ from bench.ours import default_dtype
 from profiling.step import options
 from profiling.trace import FOLDER
 from rdn_fast.errors import UserError
-from rdn_fast.rdb import tune
+from rdn_fast.rdb import autotune
 
 STEPS = 6
 
@@ -53,7 +53,9 @@ def main(argv: list[str] | None = None) -> int:
     picture = FOLDER / "flame.svg"
     try:
         device, batch = options(__doc__, argv)
-        tune.choose("auto", tune.Case.of(RDN_B, (batch, 3, PATCH, PATCH), device, default_dtype(device), True))  # remembered: no timing of rows in the picture
+        autotune.choose(
+            "auto", autotune.Case.of(RDN_B, (batch, 3, PATCH, PATCH), device, default_dtype(device), True)
+        )  # remembered: no timing of rows in the picture
         flame("rdn-b", batch, device, picture)
     except (UserError, CannotSample) as error:
         print(f"flame: error: {error}", file=sys.stderr)

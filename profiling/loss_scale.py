@@ -29,18 +29,18 @@ import torch
 
 from bench import results
 from bench.cases import words
-from rdn_fast import __version__, demo, precision
-from rdn_fast import device as devices
-from rdn_fast.config import Config
-from rdn_fast.convert import read
-from rdn_fast.data.h5 import Pairs
-from rdn_fast.data.loader import Loader
+from rdn_fast import __version__, devices, precision
+from rdn_fast.commands import demo
+from rdn_fast.config import ModelConfig
+from rdn_fast.data.h5 import PairedH5
+from rdn_fast.data.sampler import PatchSampler
 from rdn_fast.errors import UserError
-from rdn_fast.loss_scale import MARGIN, SUBNORMAL, Evidence, calibrate, sample
 from rdn_fast.model import RDN
+from rdn_fast.training.loss_scale import MARGIN, SUBNORMAL, Evidence, calibrate, sample
+from rdn_fast.weights.convert import read
 
 PICTURE = Path(__file__).with_name("loss_scale.svg")
-MODEL = Config(num_features=16, growth_rate=16, num_blocks=2, num_layers=3)
+MODEL = ModelConfig(num_features=16, growth_rate=16, num_blocks=2, num_layers=3)
 PATCH, BATCH, LR = 12, 4, 2e-3
 STEPS, LAST, POINT = 300, 100, 20  # steps of a run, of its final loss, of a point of its curve
 SEEDS = (123, 1, 2, 3)
@@ -158,7 +158,7 @@ class Trial:
         if run.steps:
             model.load_state_dict(read(self._folder(run) / "last.pth").state)
         model.to(self.device, memory_format=devices.memory_format(self.device))
-        loader = Loader(Pairs(self.train_file, MODEL.scale), PATCH, BATCH, run.seed)
+        loader = PatchSampler(PairedH5(self.train_file, MODEL.scale), PATCH, BATCH, run.seed)
         return calibrate(model, precision.choose(level, "fp16", self.device), sample(loader, self.device, run.steps))
 
     def _folder(self, run: Run) -> Path:
@@ -167,7 +167,7 @@ class Trial:
 
 def measure(device: torch.device) -> list[Run]:
     """Every run: float32's, by seed and then by steps, and fp16's by level and scale. Raises UserError when a run cannot be made."""
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count() if devices.on_host(device) else 1) as pool:
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count() if devices.is_host(device) else 1) as pool:
         trial = Trial(Path(folder), device)
         runs = [*pool.map(trial.train, (dataclasses.replace(trial.base, seed=seed) for seed in SEEDS))]
         start: dict[str, Evidence] = {}

@@ -26,7 +26,7 @@ from bench.cases import PATCH, RDN_B, Contender, words
 from bench.ours import Ours
 from profiling.step import options, training_step
 from rdn_fast import __version__
-from rdn_fast.config import Config
+from rdn_fast.config import ModelConfig
 from rdn_fast.errors import UserError
 from rdn_fast.model import _conv
 from rdn_fast.rdb import select
@@ -103,7 +103,7 @@ class _Update(Contender):
         self.ours.update.step()
 
 
-def measure(config: Config, batch: int, device: torch.device, rounds: int = ROUNDS) -> Roofline:
+def measure(config: ModelConfig, batch: int, device: torch.device, rounds: int = ROUNDS) -> Roofline:
     """Time the parts of a step on `batch` patches in turn. AssertionError when the step's results are wrong: then nothing is timed."""
     case, step = training_step(config, batch, device)
     case.check(step, "rdn_fast")
@@ -149,7 +149,7 @@ def measure(config: Config, batch: int, device: torch.device, rounds: int = ROUN
     return Roofline(conditions, parts, roof, copied, row.name == "winograd")
 
 
-def work(c: Config, batch: int, size: int) -> dict[str, tuple[int, float, float]]:
+def work(c: ModelConfig, batch: int, size: int) -> dict[str, tuple[int, float, float]]:
     """{part: (how often in a step, FLOP, bytes that must move)}; `size`: bytes of a map's element. Parameters and gradients are float32."""
     pixels, s2 = batch * PATCH * PATCH, c.scale**2
     g0, d, u, kept = c.num_features, c.num_blocks, c.tail_channels, c.num_layers * c.growth_rate

@@ -8,12 +8,12 @@ import torch
 
 from bench import cases
 from bench.ours import default_dtype
-from rdn_fast import device as devices
-from rdn_fast.config import Config
+from rdn_fast import devices
+from rdn_fast.config import ModelConfig
 from rdn_fast.errors import UserError
 
 
-def training_step(config: Config, batch: int, device: torch.device) -> tuple[cases.Case, cases.Checked]:
+def training_step(config: ModelConfig, batch: int, device: torch.device) -> tuple[cases.Case, cases.Checked]:
     """The case, and rdn_fast's contender of it: fresh() makes a batch of random patches, run() is the step."""
     case = cases.training_step(config, batch, device, [default_dtype(device)], "auto")
     return case, next(entry for entry in case.entries if entry.recipe == "rdn_fast").make()

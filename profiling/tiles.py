@@ -24,14 +24,15 @@ from torch.overrides import TorchFunctionMode
 
 from bench import results, timing
 from bench.cases import words
-from rdn_fast import __version__, metrics, precision
-from rdn_fast import device as devices
-from rdn_fast.convert import SHIPPED, load_model
+from rdn_fast import __version__, devices, precision
+from rdn_fast.data.images import image_files, read_image
+from rdn_fast.data.pairs import Pair, degrade
 from rdn_fast.data.patches import to_float
-from rdn_fast.data.prepare import Pair, degrade, image_files, read_image
 from rdn_fast.errors import UserError
+from rdn_fast.evaluation import metrics
 from rdn_fast.model import RDN
-from rdn_fast.tiles import Upscaler
+from rdn_fast.pictures.tiled import Upscaler
+from rdn_fast.weights.convert import SHIPPED, load_model
 
 FILE = Path(__file__).with_name("tiles.csv")
 COLUMNS = (
@@ -65,7 +66,7 @@ def precisions(model: RDN, pairs: list[Pair], device: torch.device) -> Iterator[
     for level, dtype in (("O0", "auto"), ("O1", "fp16"), ("O1", "bf16"), ("O2", "fp16"), ("O2", "bf16")):
         chosen = precision.choose(level, dtype, device)
         chosen.apply(model)
-        simulated = devices.on_host(device) and chosen.compute != torch.float32
+        simulated = devices.is_host(device) and chosen.compute != torch.float32
         with torch.inference_mode(), _Rounded() if simulated else nullcontext():
             outputs = (model(to_float(torch.from_numpy(np.array(pair.lr))[None], device)) for pair in pairs)
             pictures = [output[0].permute(1, 2, 0).float().mul(255).cpu().numpy() for output in outputs]

@@ -19,8 +19,8 @@ from torch.autograd import DeviceType
 from bench import timing
 from bench.cases import RDN_B
 from profiling.step import options, training_step
-from rdn_fast import device as devices
-from rdn_fast.config import Config
+from rdn_fast import devices
+from rdn_fast.config import ModelConfig
 from rdn_fast.errors import UserError
 
 FOLDER = Path("outputs/profile")
@@ -35,7 +35,7 @@ class Kernel(NamedTuple):
     calls: int
 
 
-def trace(config: Config, batch: int, device: torch.device, folder: Path) -> list[Kernel]:
+def trace(config: ModelConfig, batch: int, device: torch.device, folder: Path) -> list[Kernel]:
     """Profile one step; writes trace.json.gz and kernels.csv to `folder`. Returns the kernels, dearest first; on npu nothing."""
     folder.mkdir(parents=True, exist_ok=True)
     _, step = training_step(config, batch, device)

@@ -4,11 +4,17 @@ import importlib
 
 __version__ = "0.1.0"
 
-_HOMES = {"Config": "config", "RDN": "model", "load_model": "convert", "upscale": "upscaler"}
+_HOMES = {
+    "ModelConfig": "config",
+    "TrainConfig": "config",
+    "RDN": "model",
+    "load_model": "weights.convert",
+    "upscale": "pictures.upscale",
+}
 
 
 def __getattr__(name: str):
-    # Loaded on first use: `rdn-fast --help` must not wait for torch.
+    # Imported on first use: `rdn-fast --help` must not wait for torch.
     if name in _HOMES:
         return getattr(importlib.import_module(f"rdn_fast.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'rdn_fast' has no attribute {name!r}")

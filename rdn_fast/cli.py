@@ -14,7 +14,7 @@ import types
 import typing
 
 from rdn_fast import __version__, ascend
-from rdn_fast.config import PRESETS, Config, TrainConfig, settings
+from rdn_fast.config import PRESETS, ModelConfig, TrainConfig, settings
 from rdn_fast.errors import Failure, Stopped, UserError
 
 
@@ -40,9 +40,9 @@ def main(argv: list[str] | None = None) -> int:
         if (failure := ascend.autoload_failure(error)) is not None:
             sys.stderr.write(f"{who}: error: {failure}\n")
             return 2
-        from rdn_fast.device import out_of_memory
+        from rdn_fast.devices import is_out_of_memory
 
-        if not out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         training = "a smaller --batch-size, --patch-size or model, or --data-mode mmap (a run goes on with --resume auto)"
         remedy = training if options.run in (_train, _tune) else "a smaller --tile, --size or image, or --device cpu"
@@ -101,7 +101,7 @@ def _add_training(commands) -> None:
     tune.set_defaults(run=_tune)
     for parser_ in (train, tune):
         parser_.add_argument("--preset", choices=tuple(PRESETS), help="settings by name", default=argparse.SUPPRESS)
-        for cls in (Config, TrainConfig):
+        for cls in (ModelConfig, TrainConfig):
             _add_fields(parser_, cls)
     instead = "instead: choose the loss scale as --loss-scale-value auto does, and show the gradients' histogram it is chosen from"
     tune.add_argument("--loss-scale", dest="calibrate", action="store_true", default=argparse.SUPPRESS, help=instead)
@@ -225,12 +225,12 @@ def _train(options: argparse.Namespace, arguments: list[str]) -> int:
     meeting = options.nnodes, getattr(options, "rdzv_endpoint", None), getattr(options, "rdzv_id", None)
     if options.nproc > 1 or options.max_restarts or meeting != ("1", None, None):
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch, imported only now, warns of a peer that has gone with its C++ stack
-        from rdn_fast.launch import launch
-        from rdn_fast.nodes import Nodes
+        from rdn_fast.distributed.rendezvous import Nodes
+        from rdn_fast.training.launch import launch
 
         arguments = _without(arguments[1:], "--nproc", "--nnodes", "--rdzv-endpoint", "--rdzv-id", "--max-restarts")
         return launch(model_config, config, options.nproc, Nodes(*meeting), options.max_restarts, arguments)
-    from rdn_fast.train import train
+    from rdn_fast.training.run import train
 
     train(model_config, config)
     return 0
@@ -238,14 +238,14 @@ def _train(options: argparse.Namespace, arguments: list[str]) -> int:
 
 def _tune(options: argparse.Namespace, _) -> None:
     if hasattr(options, "calibrate"):
-        from rdn_fast.scale_report import show
+        from rdn_fast.commands.tune_loss_scale import show
     else:
-        from rdn_fast.rdb.tune import show
+        from rdn_fast.commands.tune import show
 
     show(*_settings(options))
 
 
-def _settings(options: argparse.Namespace) -> tuple[Config, TrainConfig]:
+def _settings(options: argparse.Namespace) -> tuple[ModelConfig, TrainConfig]:
     return settings(vars(options), getattr(options, "preset", None))
 
 
@@ -262,25 +262,25 @@ def _without(arguments: list[str], *flags: str) -> list[str]:
 
 
 def _upscale(options: argparse.Namespace, _) -> int:
-    from rdn_fast.upscale_files import upscale_files
+    from rdn_fast.pictures.upscale_files import upscale_files
 
     return upscale_files(**_values(options))
 
 
 def _eval(options: argparse.Namespace, _) -> None:
-    from rdn_fast.evaluate import evaluate
+    from rdn_fast.evaluation.evaluate import evaluate
 
     evaluate(**_values(options))
 
 
 def _convert(options: argparse.Namespace, _) -> None:
-    from rdn_fast.convert import convert
+    from rdn_fast.weights.convert import convert
 
     convert(**_values(options))
 
 
 def _export(options: argparse.Namespace, _) -> None:
-    from rdn_fast.export import export
+    from rdn_fast.weights.onnx_export import export
 
     export(**_values(options))
 
@@ -307,12 +307,12 @@ def _prepare(options: argparse.Namespace, arguments: list[str]) -> None:
 
 
 def _doctor(options: argparse.Namespace, _) -> int:
-    from rdn_fast.doctor import doctor
+    from rdn_fast.commands.doctor import doctor
 
     return doctor(options.device)
 
 
 def _demo(options: argparse.Namespace, _) -> None:
-    from rdn_fast.demo import demo
+    from rdn_fast.commands.demo import demo
 
     demo(options.outputs_dir, options.device)

@@ -25,7 +25,7 @@ def number_or_auto(text: str) -> float | str:
 
 
 @dataclass(frozen=True)
-class Config:
+class ModelConfig:
     """An RDN's shape (Zhang et al., CVPR 2018, arXiv:1802.08797). Symbols of the paper in brackets.
 
     Raises UserError when a value makes no model.
@@ -175,7 +175,7 @@ _SEED_RECIPE = _RDN_B | {"batch_size": 64, "num_epochs": 800, "seed": 123}
 _ONE_CARD = _SEED_RECIPE | {"lr": 4e-4, "loss_scale": 1024.0}
 _EIGHT_CARDS = _SEED_RECIPE | {"lr": 5e-4, "loss_scale": 32.0}
 
-# Values for fields of Config and TrainConfig; flags given beside --preset win.
+# Values for fields of ModelConfig and TrainConfig; flags given beside --preset win.
 PRESETS = {
     "rdn-b": _RDN_B,
     "rdn-a": _RDN_A,
@@ -203,8 +203,8 @@ PRESETS = {
 }  # fmt: skip
 
 
-def settings(given: dict, preset: str | None = None) -> tuple[Config, TrainConfig]:
-    """Defaults, then the preset, then what was given, as the pair (Config, TrainConfig).
+def settings(given: dict, preset: str | None = None) -> tuple[ModelConfig, TrainConfig]:
+    """Defaults, then the preset, then what was given, as the pair (ModelConfig, TrainConfig).
 
     Raises UserError for an unknown preset or a value that makes no sense.
     """
@@ -215,4 +215,4 @@ def settings(given: dict, preset: str | None = None) -> tuple[Config, TrainConfi
     def pick(cls):
         return cls(**{f.name: values[f.name] for f in dataclasses.fields(cls) if f.name in values})
 
-    return pick(Config), pick(TrainConfig)
+    return pick(ModelConfig), pick(TrainConfig)

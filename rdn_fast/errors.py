@@ -27,3 +27,8 @@ class LostContact(Failure):
     """Another rank has ended or does not answer."""
 
     code = RETRY
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error's text as one line of at most 200 characters, or the name of its type where it has no text."""
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from rdn_fast import device as devices
-from rdn_fast.config import Config
+from rdn_fast import devices
+from rdn_fast.config import ModelConfig
 from rdn_fast.errors import UserError
 from rdn_fast.rdb import select
-from rdn_fast.rdb.tune import Case, choose
+from rdn_fast.rdb.autotune import Case, choose
 
 
 class _DenseLayer(nn.Module):
@@ -55,7 +55,7 @@ class _Cast(torch.autograd.Function):
     @staticmethod
     def _cast(dtype, tensors):
         cast = [torch.empty_like(t, dtype=dtype) for t in tensors]
-        devices.each("copy", cast, tensors)
+        devices.foreach("copy", cast, tensors)
         return tuple(cast)
 
 
@@ -67,9 +67,9 @@ class RDN(nn.Module):
     `rdb` names a row of rdn_fast.rdb.IMPLS, or "auto": the fastest here, timed when first needed (rdb/tune.py).
     """
 
-    def __init__(self, config: Config | None = None, rdb: str = "auto"):
+    def __init__(self, config: ModelConfig | None = None, rdb: str = "auto"):
         super().__init__()
-        self.config = c = config or Config()
+        self.config = c = config or ModelConfig()
         self.rdb = rdb
         self.compute_dtype: torch.dtype | None = None
         self.output_dtype: torch.dtype | None = None
@@ -106,13 +106,13 @@ def _conv(conv: nn.Conv2d, x):
     return F.conv2d(x, conv.weight.to(x.dtype), conv.bias.to(x.dtype), padding=conv.padding)
 
 
-def empty(config: Config) -> RDN:
+def empty(config: ModelConfig) -> RDN:
     """The model without numbers: on the meta device, at no cost."""
     with torch.device("meta"):
         return RDN(config)
 
 
-def infer_config(state: dict, name: str) -> Config:
+def infer_config(state: dict, name: str) -> ModelConfig:
     """Read an RDN's shape off its state dict (reference names). Raises UserError, naming `name`, when it is none."""
     for key in ("sfe1.weight", "rdbs.0.layers.0.conv.weight", "upscale.0.weight", "output.weight"):
         if key not in state or state[key].ndim != 4 or 0 in state[key].shape:
@@ -123,12 +123,12 @@ def infer_config(state: dict, name: str) -> Config:
     layers = sum(key.startswith("rdbs.0.layers.") and key.endswith(".conv.weight") for key in state)
     scale = 4 if "upscale.2.weight" in state else round((state["upscale.0.weight"].shape[0] / u) ** 0.5)
     try:
-        return Config(scale, g0, g, blocks, layers, None if u == g0 else u)
+        return ModelConfig(scale, g0, g, blocks, layers, None if u == g0 else u)
     except UserError as error:
         raise UserError(f"{name}: these weights describe no RDN ({error})") from None
 
 
-def check_state(config: Config, state: dict, name: str) -> None:
+def check_state(config: ModelConfig, state: dict, name: str) -> None:
     """UserError with the difference in keys and shapes when `state` (from file `name`) does not fit the model exactly."""
     own = empty(config).state_dict()
     shapes = [f"{k} is {list(state[k].shape)}, not {list(v.shape)}" for k, v in own.items() if k in state and state[k].shape != v.shape]
@@ -138,7 +138,7 @@ def check_state(config: Config, state: dict, name: str) -> None:
         raise UserError(f"{name} does not fit this model ({describe(config)}): {'; '.join(problems)}")
 
 
-def describe(config: Config) -> str:
+def describe(config: ModelConfig) -> str:
     """The shape in words: RDN x2 D16 C8 G64 G0 64."""
     c = config
     tail = "" if c.tail_channels == c.num_features else f", {c.tail_channels} after up-sampling"

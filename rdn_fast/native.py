@@ -8,11 +8,11 @@ import os
 import platform
 import shutil
 import subprocess
-import tempfile
 from functools import cache
 from pathlib import Path
 
 from rdn_fast.cache import cache_folder
+from rdn_fast.files import atomic_path
 
 _FLAGS = ("-std=gnu11", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
 
@@ -57,16 +57,13 @@ def _ours(file: Path) -> bool:
 
 def compile_whole(command: list[str], file: Path) -> None:
     """Run the compiler's command; `file` is its whole output, or is not there. Raises CannotBuild."""
-    handle, aside = tempfile.mkstemp(suffix=".so", dir=file.parent)
-    os.close(handle)
-    try:
-        done = subprocess.run([*command, "-o", aside], capture_output=True, text=True, check=False)
+    with atomic_path(file) as temporary:  # other processes may build the same file
+        done = subprocess.run([*command, "-o", str(temporary)], capture_output=True, text=True, check=False)
         if done.returncode:
-            problem = next((line for line in done.stderr.splitlines() if "error" in line), f"{command[0]} ended with {done.returncode}")
+            ended = f"{command[0]} ended with {done.returncode}"
+            problem = next((line for line in done.stderr.splitlines() if "error" in line), ended)
             raise CannotBuild(f"could not be compiled: {problem}")
-        os.replace(aside, file)  # whole or not at all: other processes build it too
-    finally:
-        Path(aside).unlink(missing_ok=True)
+        temporary.chmod(0o700)
 
 
 def _openmp() -> list[str]:

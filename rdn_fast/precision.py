@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from rdn_fast import device as devices
+from rdn_fast import devices
 
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 

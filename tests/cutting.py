@@ -8,8 +8,8 @@ import torch
 from waiting import in_time
 
 from rdn_fast.data.augment import Plan
-from rdn_fast.data.feed import Batch, Feed
-from rdn_fast.data.loader import Loader
+from rdn_fast.data.prefetch import Batch, PrefetchLoader
+from rdn_fast.data.sampler import PatchSampler
 
 PATCH = 6
 CPU = torch.device("cpu")
@@ -47,13 +47,13 @@ class Plain(NamedTuple):
     total: int
 
 
-def plain(loader: Loader, step: int) -> Plain:
+def plain(loader: PatchSampler, step: int) -> Plain:
     share = loader.share(step)
     return Plain(loader.images[share.index], Plan(*(field[share.index] for field in share.epoch.plan)), share.count, share.total)
 
 
-def by_hand(loader: Loader, images: list[tuple[np.ndarray, np.ndarray]], start: int = 0, stop: int | None = None) -> list[Batch]:
-    """What a Feed of this loader must give; images: the pairs of its file. `stop` None: the end of the first epoch."""
+def by_hand(loader: PatchSampler, images: list[tuple[np.ndarray, np.ndarray]], start: int = 0, stop: int | None = None) -> list[Batch]:
+    """What a PrefetchLoader of this loader must give; images: the pairs of its file. `stop` None: the end of the first epoch."""
     batches = []
     for step in range(start, loader.steps if stop is None else stop):
         share = plain(loader, step)
@@ -65,11 +65,11 @@ def by_hand(loader: Loader, images: list[tuple[np.ndarray, np.ndarray]], start: 
     return batches
 
 
-def stream(loader: Loader, mode: str = "mmap", workers: int = 0, start: int = 0, stop: int | None = None) -> list[Batch]:
-    """What a Feed on the CPU gives, each batch copied while it is valid."""
+def stream(loader: PatchSampler, mode: str = "mmap", workers: int = 0, start: int = 0, stop: int | None = None) -> list[Batch]:
+    """What a PrefetchLoader on the CPU gives, each batch copied while it is valid."""
 
     def run() -> list[Batch]:
-        with Feed(loader, CPU, mode, workers, start, loader.steps if stop is None else stop) as feed:
+        with PrefetchLoader(loader, CPU, mode, workers, start, loader.steps if stop is None else stop) as feed:
             return [batch._replace(lr=batch.lr.clone(), hr=batch.hr.clone()) for batch in feed]
 
     return in_time(run)

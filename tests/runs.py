@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rdn_fast.data.prepare import degrade, write_pairs
+from rdn_fast.data.h5_writer import write_pairs
+from rdn_fast.data.pairs import degrade
 
 # Two threads per process only get in each other's way at these sizes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from runs import ROOT, TINY, assert_user_error, cli, command, make_data
 
-from rdn_fast import RDN, Config
+from rdn_fast import RDN, ModelConfig
 from rdn_fast import cli as command_line
 from rdn_fast.config import PRESETS, TrainConfig
 
@@ -22,11 +22,11 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def parsed(monkeypatch):
-    """What `rdn-fast train FLAGS` would train: the pair (Config, TrainConfig)."""
+    """What `rdn-fast train FLAGS` would train: the pair (ModelConfig, TrainConfig)."""
 
     def parse(*flags):
         seen = []
-        monkeypatch.setattr("rdn_fast.train.train", lambda *configs: seen.extend(configs))
+        monkeypatch.setattr("rdn_fast.training.run.train", lambda *configs: seen.extend(configs))
         assert command_line.main(["train", *flags]) == 0
         return tuple(seen)
 
@@ -71,7 +71,7 @@ def test_legacy_flags(parsed, flag, name, value):
 
 
 def test_every_field_is_a_flag(parsed):
-    names = [field.name for cls in (Config, TrainConfig) for field in dataclasses.fields(cls)]
+    names = [field.name for cls in (ModelConfig, TrainConfig) for field in dataclasses.fields(cls)]
     assert len(names) == len(set(names))
     help_text = " ".join(command_line._parser()._subparsers._group_actions[0].choices["train"].format_help().split())
     for name in names:
@@ -95,7 +95,7 @@ def test_flags_win_over_the_preset(parsed):
 )
 def test_the_seeds_recipes(parsed, preset, epochs, lr, loss_scale):
     model, config = parsed("--preset", preset)
-    assert model == Config(2, 64, 64, 16, 8)
+    assert model == ModelConfig(2, 64, 64, 16, 8)
     assert (config.num_epochs, config.lr, config.loss_scale, config.batch_size, config.patch_size, config.seed) == (epochs, lr, loss_scale, 64, 32, 123)
     assert (config.lr_schedule, config.lr_step, config.lr_gamma, config.eval_every, config.opt_level) == ("step", 600, 0.1, 1, "auto")
 
@@ -194,7 +194,7 @@ def test_bad_folders_are_one_line_and_write_nothing(data, tmp_path, capsys):
 
 
 def test_weights_of_another_shape_print_the_difference(data, tmp_path, capsys):
-    torch.save(RDN(Config(2, 6, 4, 3, 2)).state_dict(), tmp_path / "w.pth")
+    torch.save(RDN(ModelConfig(2, 6, 4, 3, 2)).state_dict(), tmp_path / "w.pth")
     flags = ["train", "--data-path", str(data), "--outputs-dir", str(tmp_path / "o"), *TINY, "--weights-file", str(tmp_path / "w.pth")]
     assert command_line.main(flags) == 2
     err = capsys.readouterr().err
@@ -209,7 +209,7 @@ def test_no_data_says_what_to_give(capsys):
 
 
 def test_names_of_any_bytes_are_told(tmp_path):
-    torch.save(RDN(Config(2, 6, 4, 2, 2)).state_dict(), tmp_path / "w.pth")
+    torch.save(RDN(ModelConfig(2, 6, 4, 2, 2)).state_dict(), tmp_path / "w.pth")
     source = (tmp_path / "w.pth").rename(os.fsdecode(os.fsencode(tmp_path) + b"/w\xff.pth"))
     ended = subprocess.run(
         command("convert", source, tmp_path / "out.pth"),

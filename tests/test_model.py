@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from tolerance import assert_as_good_as_naive, assert_same_in_float64, relative_error
 from torch.utils.flop_counter import FlopCounterMode
 
-from rdn_fast.config import PRESETS, Config, settings
+from rdn_fast.config import PRESETS, ModelConfig, settings
 from rdn_fast.errors import UserError
 from rdn_fast.model import RDN, check_state, describe, infer_config
 from rdn_fast.precision import choose
@@ -61,11 +61,11 @@ TAILS = {
 EVERY_TAIL = pytest.mark.parametrize(("scale", "upsample_channels"), TAILS, ids=str)
 
 
-def tiny(scale=2, upsample_channels=None) -> Config:
-    return Config(scale=scale, upsample_channels=upsample_channels, **TINY)
+def tiny(scale=2, upsample_channels=None) -> ModelConfig:
+    return ModelConfig(scale=scale, upsample_channels=upsample_channels, **TINY)
 
 
-def on_meta(config: Config) -> RDN:
+def on_meta(config: ModelConfig) -> RDN:
     with torch.device("meta"):
         return RDN(config)
 
@@ -218,7 +218,7 @@ def test_precision_can_be_taken_back(seed):
 @EVERY_TAIL
 def test_infer_config_reads_the_shape_off_the_weights(scale, upsample_channels):
     for shape in (TINY, {"num_features": 3, "growth_rate": 8, "num_blocks": 11, "num_layers": 1}):
-        config = Config(scale=scale, upsample_channels=upsample_channels, **shape)
+        config = ModelConfig(scale=scale, upsample_channels=upsample_channels, **shape)
         assert infer_config(RDN(config).state_dict(), "w.pth") == config
 
 
@@ -297,7 +297,7 @@ def test_check_state_tells_what_does_not_fit(misfit):
 )
 def test_config_refuses_what_makes_no_model(field, value):
     with pytest.raises(UserError, match=f"--{field.replace('_', '-')} {value}"):
-        Config(**{field: value})
+        ModelConfig(**{field: value})
 
 
 def test_settings_refuse_an_unknown_preset_and_name_the_known():

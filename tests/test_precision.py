@@ -2,8 +2,7 @@
 
 import torch
 
-from rdn_fast import device as devices
-from rdn_fast import precision
+from rdn_fast import devices, precision
 
 CPU = torch.device("cpu")
 

@@ -17,10 +17,12 @@ import numpy as np
 from PIL import Image
 
 from rdn_fast.config import settings
-from rdn_fast.data.ordered import ordered_map
-from rdn_fast.data.prepare import Pair, degrade, image_files, read_image, write_pairs
+from rdn_fast.data.h5_writer import write_pairs
+from rdn_fast.data.images import image_files, read_image
+from rdn_fast.data.pairs import Pair, degrade
 from rdn_fast.errors import UserError
-from rdn_fast.progress import Bar
+from rdn_fast.ordered_map import ordered_map
+from rdn_fast.terminal import Bar
 
 SIZES = (1.0, 0.8, 0.6)
 SCALE = 2

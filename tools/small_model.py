@@ -10,9 +10,9 @@ import argparse
 from pathlib import Path
 
 from rdn_fast.cli import main
+from rdn_fast.commands.demo import photographs
 from rdn_fast.config import PRESETS
-from rdn_fast.data.prepare import image_files
-from rdn_fast.demo import photographs
+from rdn_fast.data.images import image_files
 from tools.photographs import write_tiles
 
 PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")

@@ -1,1 +1,1 @@
-"""Image folder -> h5 (prepare, folder, repack) -> memory-mapped pairs (h5) -> which patches (augment, loader) -> float batches (feed)."""
+"""From image files to batches. Read images, pairs, h5_writer, prepare; then h5, sampler, augment, patches, slot_ring, prefetch."""

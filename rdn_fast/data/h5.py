@@ -18,14 +18,14 @@ import h5py
 import numpy as np
 import torch
 
-from rdn_fast.errors import Failure, UserError
+from rdn_fast.errors import Failure, UserError, one_line
 
 LR, HR = range(2)
 _GROUPS = ("lr", "hr")
 _OPEN = 2048  # datasets kept open at most: opening takes longer than reading a patch, and each holds up to 30 KB
 
 
-class Pairs:
+class PairedH5:
     """All pairs of a file: `lr[i]` uint8 [h, w, 3] and `hr[i]` uint8 [scale*h, scale*w, 3]; Failure when the file has changed since.
 
     `sizes`: int64 [N, 2], height and width of the LR images; `attributes`: those of the file's root.
@@ -50,7 +50,7 @@ class Pairs:
         except UserError:
             raise
         except Exception as error:  # a damaged file can raise nearly anything
-            raise UserError(f"{path}: not a readable HDF5 file ({_first_line(error)}); prepare it again") from None
+            raise UserError(f"{path}: not a readable HDF5 file ({one_line(error)}); prepare it again") from None
         shapes, offsets = zip(*spans, strict=True)
         self._shapes = [np.array(shape) for shape in shapes]  # [N, 3]
         self._reader: tuple[int, Callable[[int, int], h5py.h5d.DatasetID]] | None = None
@@ -73,7 +73,7 @@ class Pairs:
         return len(self._keys)
 
     def __reduce__(self):
-        return Pairs, (self.path, self.scale)  # another process opens the file for itself
+        return PairedH5, (self.path, self.scale)  # another process opens the file for itself
 
     @property
     def lr(self) -> Sequence[np.ndarray]:
@@ -231,7 +231,7 @@ class Pairs:
 class _Images(Sequence):
     """A group's images, each read or viewed when it is asked for."""
 
-    def __init__(self, pairs: Pairs, group: int):
+    def __init__(self, pairs: PairedH5, group: int):
         self._pairs, self._group = pairs, group
 
     def __len__(self) -> int:
@@ -241,7 +241,3 @@ class _Images(Sequence):
         if not 0 <= i < len(self):
             raise IndexError(i)
         return self._pairs.image(self._group, i)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from rdn_fast import native
-from rdn_fast.device import memory_format, on_host
+from rdn_fast.devices import is_host, memory_format
 
 
 class CutShort(Exception):
@@ -42,7 +42,7 @@ def develop(flat: torch.Tensor, walk: torch.Tensor, out: torch.Tensor) -> None:
     Raises CutShort.
     """
     n, size = out.shape[0], out.shape[2]
-    if on_host(flat.device) and (library := _library()):
+    if is_host(flat.device) and (library := _library()):
         assert out.is_contiguous(memory_format=torch.channels_last)
         assert walk.stride(1) == 1
         ways = (ctypes.c_void_p(walk.data_ptr() + 8 * walk.stride(0) * i) for i in range(3))

@@ -9,9 +9,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from rdn_fast.data.prepare import new_file, one_line
-from rdn_fast.errors import UserError
-from rdn_fast.progress import Bar
+from rdn_fast.data.h5_writer import new_file
+from rdn_fast.errors import UserError, one_line
+from rdn_fast.terminal import Bar
 
 _MEND = "make it again from its source, or from the images with `rdn-fast prepare`"
 

@@ -13,7 +13,7 @@ from types import ModuleType
 import torch
 
 from rdn_fast.errors import UserError
-from rdn_fast.rdb import compiled, graph, naive, sliced, summed, triton_planes, winograd
+from rdn_fast.rdb import compiled, naive, sliced, summed, torchair, triton_planes, winograd
 
 LOW = (torch.bfloat16, torch.float16)
 FLOATS = (torch.float32, *LOW)
@@ -43,7 +43,7 @@ IMPLS = {
         Impl("summed", summed, ("cpu", "cuda", "npu"), FLOATS, "any", True, "a convolution for each map, summed: no concat, no slices"),
         Impl("winograd", winograd, ("cpu",), (torch.float32,), "any", True, "C kernels: each map is transformed once, a quarter of the products"),
         Impl("compiled", compiled, ("cuda",), FLOATS, "any", True, "torch.compile of naive"),
-        Impl("torchair", graph, ("npu",), FLOATS, "contiguous", False, "torch.compile of naive by the vendor's graph mode"),
+        Impl("torchair", torchair, ("npu",), FLOATS, "contiguous", False, "torch.compile of naive by the vendor's graph mode"),
         Impl("triton_planes", triton_planes, ("cuda",), LOW, "channels_last", True, "fused kernels on planes, one per layer; fused backward"),
     )
 }  # fmt: skip

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-from rdn_fast.device import Stopwatch, on_host
+from rdn_fast.devices import DeviceTimer, is_host
 from rdn_fast.errors import UserError
 
 MOST_CHANNELS = 64  # of a plane: with 128, the accumulators of a useful tile do not fit in the registers
@@ -253,11 +253,11 @@ def _fastest(name, run, planes, *more):
 
 
 def _time(name, run, device):
-    if on_host(device):  # Triton's interpreter
+    if is_host(device):  # Triton's interpreter
         return CONFIGS[name][0]
     from triton.runtime.errors import OutOfResources
 
-    seconds, watch = [], Stopwatch(device)
+    seconds, watch = [], DeviceTimer(device)
     for number, config in enumerate(CONFIGS[name]):
         try:
             run(config)  # compiles

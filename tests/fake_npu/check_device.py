@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch_npu
 
-from rdn_fast import device as devices
+from rdn_fast import devices
 
 NPU = torch.device("npu", 0)
 PICTURES = (1, 3, 2, 2)
@@ -275,7 +275,7 @@ def test_profiling(tmp_path):
 
 def test_measuring_is_without_hf32():
     assert torch.npu.conv.allow_hf32
-    with pytest.raises(ZeroDivisionError, match="on the way"), devices.measuring(NPU):
+    with pytest.raises(ZeroDivisionError, match="on the way"), devices.exact_float32(NPU):
         _fail(torch.npu.conv.allow_hf32)
     assert torch.npu.conv.allow_hf32
 

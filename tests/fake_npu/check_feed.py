@@ -6,10 +6,10 @@ import torch
 import torch_npu  # noqa: F401  the device
 from cutting import PATCH, by_hand, random_pairs, same
 
-from rdn_fast import device as devices
-from rdn_fast.data.feed import Feed
-from rdn_fast.data.h5 import Pairs
-from rdn_fast.data.loader import Loader
+from rdn_fast import devices
+from rdn_fast.data.h5 import PairedH5
+from rdn_fast.data.prefetch import PrefetchLoader
+from rdn_fast.data.sampler import PatchSampler
 
 NPU = torch.device("npu", 0)
 IMAGES = random_pairs(20, 2)
@@ -17,17 +17,17 @@ STEPS = 30
 
 
 @pytest.fixture
-def loader(tmp_path) -> Loader:
+def loader(tmp_path) -> PatchSampler:
     path = tmp_path / "a.h5"
     with h5py.File(path, "w") as file:
         for i, (lr, hr) in enumerate(IMAGES):
             file[f"lr/{i}"], file[f"hr/{i}"] = lr, hr
-    return Loader(Pairs(path, 2), PATCH, 6, seed=3)
+    return PatchSampler(PairedH5(path, 2), PATCH, 6, seed=3)
 
 
-def arriving(loader: Loader, mode: str, workers: int) -> list:
+def arriving(loader: PatchSampler, mode: str, workers: int) -> list:
     found = []
-    with Feed(loader, NPU, mode, workers, 0, STEPS) as feed:
+    with PrefetchLoader(loader, NPU, mode, workers, 0, STEPS) as feed:
         for batch in feed:
             found.append(batch._replace(lr=batch.lr.clone(), hr=batch.hr.clone()))  # what a step would read
     return [batch._replace(lr=batch.lr.cpu(), hr=batch.hr.cpu()) for batch in found]
@@ -40,7 +40,7 @@ def test_every_batch_is_whole(loader, mode, workers):
 
 
 def without_join(monkeypatch):
-    monkeypatch.setattr(devices.Lane, "join", lambda self, done: None)
+    monkeypatch.setattr(devices.SideStream, "join", lambda self, done: None)
 
 
 def without_waiting_for_the_steps(monkeypatch):
@@ -49,7 +49,7 @@ def without_waiting_for_the_steps(monkeypatch):
             work()
         return self._stream.record_event()
 
-    monkeypatch.setattr(devices.Lane, "run", run)
+    monkeypatch.setattr(devices.SideStream, "run", run)
 
 
 def with_an_event_too_early(monkeypatch):
@@ -60,7 +60,7 @@ def with_an_event_too_early(monkeypatch):
             work()
         return done
 
-    monkeypatch.setattr(devices.Lane, "run", run)
+    monkeypatch.setattr(devices.SideStream, "run", run)
 
 
 def with_slots_given_back_too_early(monkeypatch):
@@ -71,9 +71,9 @@ def with_slots_given_back_too_early(monkeypatch):
         def synchronize(self):
             pass
 
-    run, join = devices.Lane.run, devices.Lane.join
-    monkeypatch.setattr(devices.Lane, "run", lambda self, work: Unfinished(run(self, work)))
-    monkeypatch.setattr(devices.Lane, "join", lambda self, done: join(self, done.event))
+    run, join = devices.SideStream.run, devices.SideStream.join
+    monkeypatch.setattr(devices.SideStream, "run", lambda self, work: Unfinished(run(self, work)))
+    monkeypatch.setattr(devices.SideStream, "join", lambda self, done: join(self, done.event))
 
 
 @pytest.mark.filterwarnings("ignore")  # the device's own words about what it saw

@@ -9,10 +9,11 @@ from runs import TINY, make_data
 from test_rdb import SHAPES, block, check, in_float64, problem, solve
 from tolerance import assert_as_good_as_naive
 
-from rdn_fast import device as devices
+from rdn_fast import devices
 from rdn_fast.cli import main
 from rdn_fast.errors import UserError
-from rdn_fast.rdb import FLOATS, IMPLS, able, graph, naive, select
+from rdn_fast.rdb import FLOATS, IMPLS, able, naive, select
+from rdn_fast.rdb import torchair as torchair_impl
 
 NPU = torch.device("npu", 0)
 TORCHAIR = """
@@ -27,7 +28,7 @@ def get_npu_backend(*, compiler_config):
     def run_as_it_is(graph, inputs):
         with Path(__file__).with_name("graphs").open("a") as file:
             print(len(inputs), file=file)
-        return graph.forward
+        return torchair.forward
 
     return run_as_it_is
 """
@@ -45,8 +46,8 @@ def torchair(tmp_path, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def _nothing_known():
-    graph.missing.cache_clear()
-    graph._compiled.cache_clear()
+    torchair_impl.missing.cache_clear()
+    torchair_impl._compiled.cache_clear()
 
 
 def test_the_layout_is_contiguous_and_these_rows_can_run():
@@ -101,7 +102,7 @@ def test_without_the_package_it_is_left_out():
 
 def test_a_package_that_breaks_is_left_out(torchair):
     torchair.with_name("torchair.py").write_text("raise AssertionError('protobuf is too old')")
-    assert graph.missing() == "needs the package torchair, whose import fails: protobuf is too old"
+    assert torchair_impl.missing() == "needs the package torchair, whose import fails: protobuf is too old"
 
 
 def test_naming_it_for_training_is_one_line(capsys, tmp_path):

@@ -1,0 +1,39 @@
+"""The only home of cuda, npu and cpu. Read select, memory, streams, cuda_graph, numerics, optim, npu_modes."""
+
+from rdn_fast.devices.cuda_graph import CudaGraphed
+from rdn_fast.devices.memory import free_memory, is_out_of_memory, pinned_empty
+from rdn_fast.devices.npu_modes import active_modes, mode, modes, use_mode
+from rdn_fast.devices.numerics import (
+    enable_autotuning,
+    exact_float32,
+    low_precision,
+    low_precision_pays,
+    memory_format,
+)
+from rdn_fast.devices.optim import (
+    adam,
+    clear_overflow,
+    ddp_options,
+    foreach,
+    overflowed,
+    overflowed_on_any_rank,
+    set_learning_rate,
+    static_scaler,
+    supports_foreach,
+)
+from rdn_fast.devices.select import (
+    all_devices,
+    check_name,
+    check_shared,
+    cores,
+    count,
+    describe,
+    inventory,
+    is_host,
+    make_current,
+    pick,
+    process_group_backend,
+    resolve,
+    torch_build,
+)
+from rdn_fast.devices.streams import DeviceTimer, SideStream, side_stream, synchronize

@@ -1,0 +1,52 @@
+"""What each device computes in: dtypes, memory formats, and float32 that really is float32."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+def low_precision(device: torch.device) -> torch.dtype:
+    """Return the default dtype of O1 and O2. CPUs take bf16: their fp16 convolutions are 20 to 30 times slower than float32."""
+    return torch.bfloat16 if device.type == "cpu" else torch.float16
+
+
+def low_precision_pays(device: torch.device) -> bool:
+    """Return whether low_precision() trains faster than float32 here.
+
+    On a CPU only matrix units (AMX) can outrun the float32 Winograd blocks: AVX512-BF16 doubles float32's peak where
+    Winograd nearly triples it (arithmetic, profiling/LOG.md), and older CPUs emulate bf16, 10 to 100 times slower
+    (measured).
+    """
+    return device.type != "cpu" or bool(getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16"))
+
+
+def memory_format(device: torch.device) -> torch.memory_format:
+    """Return channels_last where convolutions are fastest in it; torch_npu rejects it."""
+    return torch.contiguous_format if device.type == "npu" else torch.channels_last
+
+
+def enable_autotuning(device: torch.device) -> None:
+    """Let cuDNN time its kernels for each new shape. Pays off when the same shapes repeat."""
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+
+
+@contextmanager
+def exact_float32(device: torch.device) -> Iterator[None]:
+    """Compute float32 as float32 in the block: no TF32 (CUDA), no HF32 (Ascend), no cuDNN autotuning per picture size."""
+    switches = []
+    if device.type == "cuda":
+        switches = [(torch.backends.cudnn, "allow_tf32"), (torch.backends.cudnn, "benchmark")]
+    elif device.type == "npu":
+        switches = [(torch.npu.conv, "allow_hf32")]
+    before = [getattr(*switch) for switch in switches]
+    try:
+        for switch in switches:
+            setattr(*switch, False)
+        yield
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            setattr(*switch, value)

@@ -1,0 +1,102 @@
+"""Optimizers, gradient scalers, overflow detection and multi-tensor operations as each device needs them."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+
+
+def adam(
+    parameters,
+    device: torch.device,
+    lr: float,
+    weight_decay: float,
+    captured: bool = False,
+    by_apex: bool = False,
+) -> torch.optim.Optimizer:
+    """Return an Adam that updates all parameters in one fused pass.
+
+    captured: its steps run inside CudaGraphed. by_apex: apex.amp unscales the gradients.
+    """
+    if device.type == "npu" and by_apex:  # apex replaces gradients; NpuFusedAdam would go on reading the old ones
+        return torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay, foreach=False)
+    if device.type == "npu":
+        return importlib.import_module("torch_npu").optim.NpuFusedAdam(parameters, lr=lr, weight_decay=weight_decay)
+    captured = captured and device.type == "cuda"
+    if captured:  # torch would warn about the first, eager steps
+        warnings.filterwarnings("ignore", message="This instance was constructed with capturable=True")
+    lr = _rate(lr, device)
+    return torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay, fused=True, capturable=captured)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float, device: torch.device) -> None:
+    """Set the learning rate of the next steps, also of those that a captured graph replays."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], torch.Tensor) and group["lr"].device == device:
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = _rate(rate, device)
+
+
+def _rate(rate: float, device: torch.device):
+    return torch.tensor(rate, device=device) if device.type == "cuda" else rate
+
+
+def static_scaler(device: torch.device, scale: float) -> torch.amp.GradScaler:
+    """Return a gradient scaler with a constant scale, for optimizers without `found_inf`. Gradients must be finite."""
+    if device.type == "npu":  # a dynamic one fails with NpuFusedAdam
+        # It has no float64 for the reciprocal and warns; the reciprocal of a power of two is exact in float32.
+        warnings.filterwarnings("ignore", module=r"torch(_npu\.npu)?\.amp\.grad_scaler")
+        scaler = torch.get_device_module(device).amp.GradScaler
+        return scaler(init_scale=scale, dynamic=False, enabled=scale != 1)
+    return torch.amp.GradScaler(device.type, init_scale=scale, growth_interval=2**31 - 1, enabled=scale != 1)
+
+
+def clear_overflow(device: torch.device) -> None:
+    """Clear the device's overflow flag, where it has one."""
+    if _saturates(device):
+        torch.get_device_module(device).amp.GradScaler.clear_npu_overflow_flag()
+
+
+def overflowed(device: torch.device) -> bool:
+    """Return whether a result overflowed since clear_overflow(). Always False on devices that produce inf instead."""
+    return _saturates(device) and torch.get_device_module(device).amp.GradScaler.get_npu_overflow_flag()
+
+
+def overflowed_on_any_rank(device: torch.device) -> torch.Tensor | bool:
+    """Return overflowed() of any rank, as bool [] on the device; False where overflow produces inf. A collective."""
+    if not _saturates(device):
+        return False
+    flag = torch.full((), int(overflowed(device)), dtype=torch.int32, device=device)
+    if torch.distributed.is_initialized():
+        torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
+    return flag.bool()
+
+
+@cache
+def _saturates(device: torch.device) -> bool:
+    """Return whether overflow saturates and sets a flag (Ascend 910 in its older mode) instead of producing inf."""
+    return device.type == "npu" and not torch.get_device_module(device).utils.is_support_inf_nan()
+
+
+def supports_foreach(device: torch.device) -> bool:
+    """Return whether multi-tensor (_foreach) operations work; torch_npu refuses them for private formats."""
+    return device.type != "npu"
+
+
+def foreach(operation: str, tensors: Sequence[torch.Tensor], others: Sequence[torch.Tensor], *arguments) -> None:
+    """Call tensor.operation_(other, *arguments) for each pair, in one launch where the device supports it."""
+    if supports_foreach(tensors[0].device):
+        getattr(torch, f"_foreach_{operation}_")(tensors, others, *arguments)
+    else:
+        for tensor, other in zip(tensors, others, strict=True):
+            getattr(tensor, f"{operation}_")(other, *arguments)
+
+
+def ddp_options(device: torch.device) -> dict[str, bool]:
+    """Return options for DistributedDataParallel. NpuFusedAdam needs gradients that are not views of a bucket."""
+    return {"static_graph": True, "gradient_as_bucket_view": device.type != "npu"}

@@ -1,0 +1,72 @@
+"""Streams, events and device time, through torch.accelerator, which serves cuda and npu with the same calls."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+
+
+class SideStream:
+    """A stream of an accelerator beside the compute stream (the current one)."""
+
+    def __init__(self, device: torch.device):
+        self._device, self._stream = device, torch.Stream(device)
+
+    def run(self, work: Callable[[], None]) -> torch.Event:
+        """Enqueue work() on the side stream after everything queued on both streams. Return its completion event."""
+        self._stream.wait_stream(torch.accelerator.current_stream(self._device))
+        with self._stream:
+            work()
+        return self._stream.record_event()
+
+    def join(self, done: torch.Event) -> None:
+        """Make the compute stream wait for the event. The host does not wait."""
+        torch.accelerator.current_stream(self._device).wait_event(done)
+
+
+def side_stream(device: torch.device) -> SideStream | None:
+    """Return a new side stream of the device; None for a CPU, where nothing has to be copied."""
+    return None if device.type == "cpu" else SideStream(device)
+
+
+def synchronize(device: torch.device) -> None:
+    """Block the host until the device has finished all queued work."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+class DeviceTimer:
+    """Sums spans of device time. Reading synchronizes; starting and stopping do not.
+
+    On an accelerator a span lies between two events of the current stream, so the time that the device waits for the host
+    between spans is not counted. On a CPU a span is wall time.
+    """
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        self._spans: list[tuple] = []
+
+    def start(self) -> None:
+        self._spans.append((self._now(),))
+
+    def stop(self) -> None:
+        self._spans[-1] += (self._now(),)
+
+    def read(self) -> float:
+        """Return the seconds of all finished spans since the last read."""
+        synchronize(self._device)
+        if self._device.type == "cpu":
+            total = sum(end - start for start, end in self._spans)
+        else:
+            total = sum(start.elapsed_time(end) for start, end in self._spans) / 1e3
+        self._spans.clear()
+        return total
+
+    def _now(self):
+        if self._device.type == "cpu":
+            return time.perf_counter()
+        event = torch.Event(device=self._device, enable_timing=True)
+        event.record()
+        return event

@@ -1,0 +1,1 @@
+"""Several ranks and nodes. Read process_group, rendezvous, elastic_agent."""

@@ -1,0 +1,1 @@
+"""PSNR and SSIM over datasets. Read metrics, datasets, evaluate, tables, crops."""

@@ -1,0 +1,1 @@
+"""Files of pictures through the model. Read picture, png_tiff16, paths, tiled (the engine), upscale, upscale_files."""

@@ -1,0 +1,74 @@
+"""What a person sees: a live bar with ETA on a terminal and plain lines elsewhere, tables, durations."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column, Table
+
+_PLAIN_SECONDS = 10.0  # between plain progress lines
+
+
+class Bar:
+    """Progress of `total` steps, `done` of them finished before. A context manager; `quiet` ranks print nothing."""
+
+    def __init__(self, label: str, total: int, done: int = 0, quiet: bool = False):
+        self._label, self._total, self._done, self._quiet = label, total, done, quiet
+        self._first, self._began, self._printed = done, time.monotonic(), time.monotonic()
+        self._live = None
+        if sys.stdout and sys.stdout.isatty() and not quiet:
+            fixed = Column(no_wrap=True, min_width=8)  # on a narrow terminal the news are cut, not the ETA
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(12, table_column=Column(min_width=12)),
+                MofNCompleteColumn(table_column=fixed.copy()),
+                TimeRemainingColumn(table_column=fixed.copy()),
+                TextColumn("{task.fields[text]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
+            )
+            self._live = Progress(*columns, console=Console(highlight=False), transient=True)
+            self._task = self._live.add_task(label, total=total, completed=done, text="")
+
+    def __enter__(self):
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_):
+        if self._live:
+            self._live.stop()
+
+    def advance(self, text: str = "") -> None:
+        """One more step is done; `text` is its latest news."""
+        self.reach(self._done + 1, text)
+
+    def reach(self, done: float, text: str = "") -> None:
+        """`done` steps are done, a part of one included, which the ETA knows."""
+        self._done = done
+        if self._live:
+            self._live.update(self._task, completed=self._done, text=text)
+        elif not self._quiet and time.monotonic() - self._printed >= _PLAIN_SECONDS:
+            self._printed = time.monotonic()
+            left = (self._printed - self._began) / (self._done - self._first) * (self._total - self._done)
+            print("  ".join(filter(None, (f"{self._label} {int(self._done)}/{self._total}", text, f"ETA {clock(left)}"))), flush=True)
+
+    def say(self, line: str) -> None:
+        """A line that stays, above the bar."""
+        if self._live:
+            self._live.console.print(line, markup=False, soft_wrap=True)
+        elif not self._quiet:
+            print(line, flush=True)
+
+
+def print_table(table: Table) -> None:
+    """As wide as the terminal; elsewhere wide enough to keep lines whole."""
+    console = Console()
+    console.print(table) if console.is_terminal else Console(width=200).print(table)
+
+
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss."""
+    minutes, second = divmod(max(0, round(seconds)), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{second:02}"

@@ -1,0 +1,97 @@
+"""device.CudaGraphed with a stand-in for CUDA's graphs, which records what is called and replays it."""
+
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from rdn_fast.devices import CudaGraphed
+from rdn_fast.training.throughput import WARM_UP
+
+CUDA, CPU = torch.device("cuda"), torch.device("cpu")
+
+
+class Step:
+    """The function: adds its inputs to a total. Counts its calls."""
+
+    def __init__(self):
+        self.calls, self.total = 0, torch.zeros(2)
+
+    def __call__(self, a, b):
+        self.calls += 1
+        self.total += a + b
+        return self.total.clone(), a * b
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """graphs(step): torch.cuda captures that step; a replay calls it with the tensors that it was captured with."""
+    captured = []
+
+    class Graph:
+        def replay(self):
+            step, inputs, outputs = captured[-1]
+            for output, value in zip(outputs, step(*inputs), strict=True):
+                output.copy_(value)
+
+    @contextmanager
+    def capture(graph):
+        yield
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+
+    def of(step):
+        def recording(*inputs):
+            if len(captured) == 0 and step.calls == CudaGraphed.EAGER:  # the capture: remembers, computes nothing that counts
+                outputs = tuple(torch.full((2,), float("nan")) for _ in range(2))
+                captured.append((step, inputs, outputs))
+                return outputs
+            return step(*inputs)
+
+        return recording
+
+    return of
+
+
+def test_a_graph_takes_every_calls_inputs(graphs):
+    step = Step()
+    replayed = CudaGraphed(graphs(step), CUDA)
+    total = torch.zeros(2)
+    for i in range(CudaGraphed.EAGER + 4):
+        a, b = torch.rand(2), torch.rand(2)
+        total = total + a + b
+        seen, product = replayed(a, b)
+        torch.testing.assert_close(seen, total)
+        torch.testing.assert_close(product, a * b)
+        assert step.calls == i + 1  # once a call: the capture itself does no step
+
+
+def test_the_capture_is_part_of_the_warm_up():
+    assert CudaGraphed.EAGER < WARM_UP
+
+
+def test_elsewhere_it_is_just_called():
+    step = Step()
+    replayed = CudaGraphed(step, CPU)
+    for _ in range(CudaGraphed.EAGER + 2):
+        replayed(torch.ones(2), torch.ones(2))
+    assert step.calls == CudaGraphed.EAGER + 2
+
+
+def test_a_capture_that_fails_is_said_once_and_every_step_is_done(monkeypatch, capsys):
+    @contextmanager
+    def refuses(graph):
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+        yield
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "graph", refuses)
+    step = Step()
+    replayed = CudaGraphed(step, CUDA)
+    for _ in range(CudaGraphed.EAGER + 3):
+        replayed(torch.ones(2), torch.ones(2))
+    assert step.calls == CudaGraphed.EAGER + 3
+    out = capsys.readouterr().out
+    assert "operation not permitted when stream is capturing" in out
+    assert out.count("\n") == 1

@@ -1,0 +1,116 @@
+"""Which sets are found in a folder, what they are called and in which order they come, and what is said of those that are left out."""
+
+import shutil
+
+import pytest
+from PIL import Image
+
+from rdn_fast.data.prepare import prepare
+from rdn_fast.errors import UserError
+from rdn_fast.evaluation.datasets import distinct, load_pairs, open_sets
+
+
+@pytest.fixture
+def data(tmp_path, image_folder):
+    """data("Set5", "B100/HR", ...): a folder of such folders, each of two pictures."""
+
+    def make(*names):
+        for name in names:
+            (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+            image_folder(2, size=(36, 32), name=f"data/{name}")
+        return tmp_path / "data"
+
+    return make
+
+
+def names(data, scale=2) -> list[str]:
+    return [each.name for each in open_sets([], data, scale)]
+
+
+def test_order_is_the_fields_then_that_of_names(data):
+    given = ["zoo", "DIV2K_valid_HR", "Urban100", "Set14", "Animals", "Manga109", "BSD100", "Set5"]
+    assert names(data(*given)) == ["Set5", "Set14", "BSD100", "Urban100", "Manga109", "DIV2K_valid_HR", "Animals", "zoo"]
+
+
+def test_folders_are_sets_when_they_or_their_hr_hold_images(data):
+    folder = data("Set5/HR", "Set5/LR_bicubic/X2", "Set14", ".hidden", "deep/er/B100")
+    (folder / "texts").mkdir()
+    (folder / "texts" / "readme.txt").write_text("x")
+    (folder / "list.txt").write_text("x")
+    sets = open_sets([], folder, 2)
+    assert [(each.name, each.path) for each in sets] == [("Set5", folder / "Set5/HR"), ("Set14", folder / "Set14")]
+    assert [pair.hr.shape for pair in sets[0].pairs] == [(36, 32, 3), (32, 28, 3)]
+
+
+def test_folder_of_images_is_one_set(data):
+    folder = data("Set5", "Set5/thumbnails")
+    assert [(each.name, each.path) for each in open_sets([], folder / "Set5", 2)] == [("Set5", folder / "Set5")]
+
+
+def test_evaluation_files_of_the_scale_are_sets_and_others_are_told(data, prepared, image_folder, tmp_path, capsys):
+    folder = data("B100")
+    for name in ("Set5_x2", "Set5_x3", "B100_x2", "mine"):
+        shutil.copy(prepared.eval, folder / f"{name}.h5")  # x2, whatever the names say
+    shutil.copy(prepared.train, folder / "DIV2K_x2.h5")
+    (folder / "broken.h5").write_bytes(prepared.eval.read_bytes()[:1000])
+    prepare(tmp_path / "images" if (tmp_path / "images").exists() else image_folder(2), folder / "other.h5", 3, evaluation=True)
+    capsys.readouterr()
+    assert names(folder) == ["Set5", "B100", "mine"]
+    told = capsys.readouterr().out.splitlines()
+    assert [line.split(": ")[:2] for line in told] == [["left out", str(folder / f"{name}.h5")] for name in ("DIV2K_x2", "broken", "other")]
+    assert "training" in told[0]
+
+
+def test_a_training_file_is_evaluated_when_it_is_named(prepared):
+    (only,) = open_sets([prepared.train], None, 2)
+    assert (only.name, len(only.pairs)) == ("train", 20)
+
+
+def test_sets_that_are_named_come_before_those_found(data, prepared):
+    assert [each.name for each in open_sets([prepared.images, prepared.eval], data("Set5"), 2)] == ["images", "eval", "Set5"]
+
+
+def test_sets_of_the_same_name_are_made_distinct(data):
+    folder = data("a/Set5", "b/Set5", "c/set5/HR")
+    found = open_sets([folder / "a/Set5", folder / "b/Set5/", folder / "c/set5/HR"], None, 2)
+    assert [each.name for each in found] == ["Set5", "Set5_2", "set5_3"]
+
+
+def test_name_of_the_working_folder(data, monkeypatch):
+    monkeypatch.chdir(data("Set5") / "Set5")
+    assert [each.name for each in open_sets(["."], None, 2)] == ["Set5"]
+
+
+def test_distinct_names_stay_so():
+    taken: set[str] = set()
+    assert [distinct(name, taken) for name in ("a", "a_2", "a", "A", "b")] == ["a", "a_2", "a_3", "A_4", "b"]
+
+
+@pytest.mark.parametrize("kind", ["no folder", "a file", "empty", "no sets"])
+def test_data_without_sets(data, tmp_path, kind):
+    folder = tmp_path / "data"
+    if kind == "a file":
+        folder.write_text("x")
+    elif kind != "no folder":
+        folder.mkdir()
+    if kind == "no sets":
+        (folder / "Set5_x3.h5").write_text("of another scale by its name")
+        (folder / "texts").mkdir()
+    with pytest.raises(UserError, match=f"--data {folder}: "):
+        open_sets([], folder, 2)
+
+
+def test_a_bad_image_is_named_and_the_first_of_several(data):
+    folder = data("Set5") / "Set5"
+    for name in ("b.png", "a.png"):
+        (folder / name).write_text("no picture")
+    with pytest.raises(UserError, match=r"Set5/a\.png: not an image"):
+        load_pairs(folder, 2)
+
+
+def test_pairs_of_a_folder_come_by_name(image_folder, photograph):
+    folder = image_folder({f"{name}.png": photograph(30 + 2 * i, 30, seed=i) for i, name in enumerate("cabdfe")})
+    pairs = load_pairs(folder, 2)
+    assert [pair.name for pair in pairs] == [*"abcdef"]
+    for pair in pairs:
+        assert (pair.hr == Image.open(folder / f"{pair.name}.png")).all()

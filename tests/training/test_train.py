@@ -1,0 +1,368 @@
+"""Training in this process: what a run writes, and what each setting does to the weights."""
+
+import json
+import math
+import re
+import resource
+
+import pytest
+import torch
+from runs import TINY, assert_user_error, cli, events, make_data, weights
+
+from rdn_fast.cli import main
+from rdn_fast.config import ModelConfig, TrainConfig
+from rdn_fast.errors import UserError
+from rdn_fast.training import run as training
+from rdn_fast.training import run_folder
+from rdn_fast.training.optimizer_step import PATIENCE
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return make_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def train(data, tmp_path, capsys):
+    """Train with flags in a fresh (or the named) folder; returns the folder. `train.output` is what was printed."""
+
+    def run(*flags, code=0, to="out"):
+        assert main(["train", "--data-path", str(data), "--outputs-dir", str(tmp_path / to), *TINY, "--batch-size", "8", *map(str, flags)]) == code
+        run.output = capsys.readouterr()
+        return tmp_path / to
+
+    return run
+
+
+def test_a_run_writes_what_it_promises(train):
+    out = train("--epochs", 3, "--eval-every", 2)
+    steps, epochs = events(out, "step"), events(out, "epoch")
+    assert [record["step"] for record in steps] == list(range(1, 10))  # 21 patches: 8 + 8 + 5
+    assert [record["epoch"] for record in steps] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert [record["epoch"] for record in epochs] == [0, 1, 2]
+    assert ["psnr_y" in record for record in epochs] == [False, True, True]  # every second epoch, and the last
+    assert steps[-1]["loss"] < steps[0]["loss"]
+    for epoch in epochs:
+        losses = [record["loss"] for record in steps if record["epoch"] == epoch["epoch"]]
+        assert epoch["loss"] == pytest.approx(sum(losses) / len(losses))
+        assert 0 < epoch["fps_end_to_end"] <= epoch["fps_seed_window"]
+        assert epoch["data_wait_s"] >= 0
+    seconds = [record["seconds"] for record in epochs]
+    assert 0 < seconds[0] < seconds[1] < seconds[2] <= float(re.search(r"Duration sec : (.*)$", train.output.out, re.M)[1]) + 0.1
+    best = max((record for record in epochs if "psnr_y" in record), key=lambda record: record["psnr_y_compat"])
+    text = train.output.out
+    assert re.findall(r"^epoch:(\d+) FPS: \d+\.\d{3}$", text, re.M) == ["0", "1", "2"]
+    assert re.search(rf"^best epoch: {best['epoch']}, psnr: {best['psnr_y_compat']:.2f}$", text, re.M)
+    assert f"{best['psnr_y']:.2f} dB" in text
+    assert re.search(r"^Final Performance images/sec : \d+\.\d+$", text, re.M)
+    assert re.search(rf"^Final Train Accuracy : {best['psnr_y_compat']:.2f}$", text, re.M)
+    assert re.search(r"^E2E Training Duration sec : \d+\.\d+$", text, re.M)
+    assert train.output.err == ""
+    assert {path.name for path in out.iterdir()} >= {"best.pth", "last.pth", "checkpoints", "metrics.jsonl"}
+
+
+def test_tensorboard_shows_every_step_and_epoch_through_resumes(train):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    out = train("--max-steps", 8, "--checkpoint-every", "1e-9")
+    max(out.glob("checkpoints/step_*")).unlink()  # some steps are done again
+    train("--epochs", 4, "--resume", "auto")
+    assert events(out, "resume")[0]["step"] < 8
+    curves = accumulator.EventAccumulator(str(out / "tensorboard")).Reload()
+    for kind, name in (("epoch", "psnr_y"), ("step", "loss"), ("step", "lr")):
+        told = {record["step"]: pytest.approx(record[name], rel=1e-6) for record in events(out, kind)}
+        drawn = [(point.step, point.value) for point in curves.Scalars(f"{kind}/{name}")]
+        assert dict(drawn) == told
+        assert len(drawn) <= len(told) + (kind == "epoch")  # an epoch's end just before the checkpoint's resume is told anew
+
+
+def test_last_weights_give_the_last_psnr(train, data, tmp_path):
+    out = train("--epochs", 2)
+    assert main(["eval", "--weights-file", str(out / "last.pth"), "--eval-file", str(data / "Set5_x2.h5"), "--json", str(tmp_path / "e.json")]) == 0
+    mean = json.loads((tmp_path / "e.json").read_text())["sets"][0]["mean"]
+    last = events(out, "epoch")[-1]
+    assert mean["psnr_y"] == pytest.approx(last["psnr_y"], abs=1e-9)
+    assert mean["psnr_y_compat"] == pytest.approx(last["psnr_y_compat"], abs=1e-9)
+
+
+def test_training_learns(train):
+    out = train("--epochs", 60, "--lr", "3e-3", "--lr-schedule", "cosine")
+    psnr = [record["psnr_y"] for record in events(out, "epoch")]
+    assert psnr[-1] > max(20, psnr[0] + 5)
+    assert events(out, "epoch")[-1]["loss"] < 0.3 * events(out, "step")[0]["loss"]
+
+
+def test_runs_repeat_and_the_seed_matters(train):
+    first, again = (weights(train("--max-steps", 4, to=name)) for name in ("a", "b"))
+    other = weights(train("--max-steps", 4, "--seed", 124, to="c"))
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert not all(torch.equal(first[key], other[key]) for key in first)
+
+
+def test_max_steps_stops_in_the_middle_and_can_be_extended(train):
+    whole = weights(train("--max-steps", 8, to="whole"))
+    out = train("--max-steps", 4)
+    assert [record["step"] for record in events(out, "step")] == [1, 2, 3, 4]
+    train("--max-steps", 8, "--resume", "auto")
+    assert [record["step"] for record in events(out, "step")] == list(range(1, 9))
+    assert [record["step"] for record in events(out, "resume")] == [4]
+    assert all(torch.equal(whole[key], value) for key, value in weights(out).items())
+
+
+def test_resuming_a_finished_run_only_reports(train):
+    before = weights(train("--epochs", 2))
+    out = train("--epochs", 2, "--resume", "auto")
+    assert "Final Performance images/sec : " in train.output.out
+    assert "epoch:0 FPS" not in train.output.out
+    assert all(torch.equal(before[key], value) for key, value in weights(out).items())
+
+
+def test_weight_decay_and_clipping_reach_the_optimizer(train):
+    plain = weights(train("--max-steps", 3, to="plain"))
+    for flags in (("--weight_decay", "0.1"), ("--clip-grad", "1e-4")):
+        changed = weights(train("--max-steps", 3, *flags, to=flags[0][2:]))
+        assert not all(torch.equal(plain[key], changed[key]) for key in plain), flags
+
+
+def test_ema_is_the_average_of_the_steps(train):
+    steps = [weights(train("--max-steps", n, to=str(n))) for n in (1, 2, 3)]
+    averaged = weights(train("--max-steps", 3, "--ema", "0.9", to="ema"))
+    torch.manual_seed(123)
+    expected = training.RDN(ModelConfig(2, 6, 4, 2, 2)).state_dict()
+    for step, state in enumerate(steps):
+        decay = min(0.9, (1 + step) / (10 + step))
+        expected = {key: decay * expected[key] + (1 - decay) * state[key] for key in expected}
+    for key, value in averaged.items():
+        torch.testing.assert_close(value, expected[key], rtol=1e-5, atol=1e-7)
+
+
+def test_fine_tuning_starts_from_the_weights(train):
+    start = train("--max-steps", 3, to="start")
+    tuned = train("--max-steps", 1, "--lr", "1e-12", "--weights-file", start / "last.pth", to="tuned")
+    for key, value in weights(start).items():
+        torch.testing.assert_close(weights(tuned)[key], value, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("flags", [("--opt-level", "O1"), ("--apex_opt_level", "O2", "--loss_scale_value", "32"), ("--opt-level", "O1", "--amp-dtype", "fp16")])
+def test_low_precision_stays_close_to_float32(train, flags):
+    full = events(train("--max-steps", 6, "--opt-level", "O0", to="O0"), "step")
+    low = events(train("--max-steps", 6, *flags, to="low"), "step")
+    for a, b in zip(full, low, strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], rel=0.02)
+    assert [a["loss"] for a in full] != [b["loss"] for b in low]  # it really was another precision
+
+
+def test_overflowing_steps_are_skipped_and_counted_and_the_scale_is_halved_until_they_fit(train):
+    out = train("--opt-level", "O1", "--amp-dtype", "fp16", "--loss-scale", 2.0**24, "--max-steps", 90, "--epochs", 90)
+    records, halvings = events(out, "step"), events(out, "loss_scale")
+    skipped = [record["step"] for record in records if record.get("skipped")]
+    assert halvings
+    assert [record["loss_scale"] for record in halvings] == [2.0 ** (23 - i) for i in range(len(halvings))]
+    for record in halvings:  # each after a whole row of skipped steps
+        assert set(range(record["step"] - PATIENCE + 1, record["step"] + 1)) <= set(skipped)
+        assert f"step {record['step']}: " in train.output.out
+    assert len(skipped) < len(records)  # at last they fit
+    assert all(math.isfinite(record["loss"]) for record in records)
+    last = torch.load(out / "checkpoints/step_00000090.pt", weights_only=True)["progress"]
+    assert (last["loss_scale"], last["skipped"]) == (halvings[-1]["loss_scale"], len(skipped))
+
+
+def test_a_resume_in_the_middle_of_a_row_of_overflows_is_exact(train):
+    flags = ("--opt-level", "O2", "--amp-dtype", "fp16", "--loss-scale", 2.0**20, "--epochs", 90)
+    whole = train(*flags, "--max-steps", 60, to="whole")
+    parts = train(*flags, "--max-steps", PATIENCE + 3, to="parts", code=1)  # no step of it counted
+    assert "no step had finite gradients" in train.output.err
+    train(*flags, "--max-steps", 60, "--resume", "auto", to="parts")
+    assert events(parts, "loss_scale")
+    assert [(r["step"], r["loss_scale"]) for r in events(parts, "loss_scale")] == [(r["step"], r["loss_scale"]) for r in events(whole, "loss_scale")]
+    assert (parts / "last.pth").read_bytes() == (whole / "last.pth").read_bytes()
+
+
+def test_a_resume_may_change_the_loss_scale_and_says_so(train):
+    flags = ("--opt-level", "O1", "--amp-dtype", "fp16", "--epochs", 9)
+    train(*flags, "--loss-scale", 64, "--max-steps", 2)
+    out = train(*flags, "--loss-scale", 32, "--max-steps", 4, "--resume", "auto")
+    assert "loss_scale was 64.0, now 32.0" in train.output.out
+    assert [record["loss_scale"] for record in events(out, "start") + events(out, "resume")] == [64, 32]
+
+
+def test_another_loss_scale_begins_another_row_of_overflows(train):
+    flags = ("--opt-level", "O2", "--amp-dtype", "fp16", "--epochs", 90)
+    train(*flags, "--loss-scale", 2.0**60, "--max-steps", PATIENCE - 1, code=1)
+    out = train(*flags, "--loss-scale", 2.0**50, "--max-steps", 2 * PATIENCE, "--resume", "auto", code=1)
+    assert [(record["step"], record["loss_scale"]) for record in events(out, "loss_scale")] == [(2 * PATIENCE - 1, 2.0**49)]
+
+
+def test_in_float32_it_is_the_same_run_whatever_would_scale_the_loss(train):
+    train("--opt-level", "O0", "--max-steps", 2)
+    train("--opt-level", "O0", "--max-steps", 3, "--amp-backend", "apex", "--loss-scale", 8, "--resume", "auto")
+    assert "resumed at step 2" in train.output.out
+    assert "not the run" not in train.output.out
+
+
+def test_a_checkpoint_of_an_earlier_version_is_one_line(train, capsys):
+    out = train("--max-steps", 2)
+    file = next(out.glob("checkpoints/*"))
+    state = torch.load(file, weights_only=True)
+    del state["mode"]
+    torch.save(state, file)
+    train("--max-steps", 3, "--resume", file, code=2)
+    assert train.output.err == f"rdn-fast: error: {file}: is no training checkpoint of this version (weights go to --weights-file)\n"
+
+
+@pytest.mark.parametrize("scale", ["0", "-1", "nan", "inf", "1e-50", "1e39", "many"])
+def test_a_loss_scale_that_makes_no_sense(train, scale):
+    train("--loss-scale-value", scale, code=2)
+    assert train.output.err.startswith("rdn-fast: error: --loss-scale-value ")
+    assert train.output.err.count("\n") == 1
+
+
+def test_a_calibrated_loss_scale_is_said_stored_and_kept(train):
+    flags = ("--opt-level", "O1", "--amp-dtype", "fp16", "--loss-scale-value", "auto", "--epochs", 9)
+    whole = train(*flags, "--max-steps", 6, to="whole")
+    (scale,) = [record["loss_scale"] for record in events(whole, "start")]
+    assert f"loss scale auto: {scale:.10g}, " in train.output.out
+    assert math.log2(scale) % 1 == 0
+    assert scale > 1
+    parts = train(*flags, "--max-steps", 4, to="parts")
+    train(*flags, "--max-steps", 6, "--resume", "auto", to="parts")
+    assert "loss scale auto" not in train.output.out  # it is the run's
+    assert f"loss scale {scale:.10g} (torch)" in train.output.out
+    assert events(parts, "resume")[0]["loss_scale"] == scale
+    assert (parts / "last.pth").read_bytes() == (whole / "last.pth").read_bytes()
+
+
+def test_a_calibrated_loss_scale_where_none_is_needed(train):
+    out = train("--opt-level", "O2", "--amp-dtype", "bf16", "--loss-scale", "auto", "--max-steps", 1)
+    assert [record["loss_scale"] for record in events(out, "start")] == [1]
+    assert "loss scale auto: 1, because" in train.output.out
+    out = train("--opt-level", "O0", "--loss-scale", "auto", "--max-steps", 1)
+    assert [record["loss_scale"] for record in events(out, "start")] == [1]
+
+
+def test_divergence_names_the_steps_and_a_resume_mends_it(train):
+    good = weights(train("--epochs", 4))
+    out = train("--lr", "1e30", "--epochs", 40, "--resume", "auto", code=1)
+    assert "the loss itself is not finite" in train.output.err
+    assert train.output.err.count("\n") == 1
+    assert "lr was 0.001, now 1e+30" in train.output.out
+    first = next(record["step"] for record in events(out, "step") if record.get("skipped"))
+    assert f"steps {first} to {first + training.MAX_SKIPS - 1}" in train.output.err
+    assert all(torch.equal(good[key], value) for key, value in weights(out).items())  # nothing after it was worth keeping
+    train("--lr", "1e-4", "--epochs", 5, "--resume", "auto")
+    assert "resumed at step 12" in train.output.out
+    assert [record["step"] for record in events(out, "step")] == list(range(1, 16))
+
+
+def test_a_run_in_which_no_step_counted_has_failed(train):
+    train("--opt-level", "O1", "--amp-dtype", "fp16", "--loss-scale", "1e38", "--max-steps", 3, code=1)
+    assert "no step had finite gradients" in train.output.err
+
+
+def test_resume_from_a_named_checkpoint_leaves_nothing_stale(train):
+    a, b = train("--max-steps", 4, to="a"), train("--max-steps", 6, to="b")
+    steps = lambda out: [int(path.stem.removeprefix("step_")) for path in sorted(out.glob("checkpoints/*.pt"))]  # noqa: E731
+    # another run's checkpoint: what was here is another story
+    train("--max-steps", 5, "--resume", next(a.glob("checkpoints/step_00000004.pt")), to="b")
+    assert [record["step"] for record in events(b, "step")] == [5]
+    assert max(steps(b)) == 5
+    # one of its own: what came after it is set aside
+    train("--max-steps", 6, "--resume", "auto", to="b")
+    train("--max-steps", 6, "--resume", b / "checkpoints" / "step_00000005.pt", to="b")
+    assert [record["step"] for record in events(b, "step")] == [5, 6]
+    assert steps(b)[-2:] == [5, 6]
+    assert len(list(b.glob("earlier-*/checkpoints/step_00000006.pt"))) >= 1
+
+
+def test_resume_behind_the_end_is_refused(train):
+    train("--max-steps", 5)
+    train("--max-steps", 3, "--resume", "auto", code=2)
+    assert "the checkpoint is at step 5" in train.output.err
+
+
+def test_resume_takes_the_new_weight_decay(train):
+    train("--max-steps", 3)
+    plain = weights(train("--max-steps", 4, "--resume", "auto"))
+    train("--max-steps", 3)
+    decayed = weights(train("--max-steps", 4, "--resume", "auto", "--weight-decay", "10"))
+    assert not all(torch.equal(plain[key], decayed[key]) for key in plain)
+
+
+def test_a_killed_runs_half_written_files_are_removed(train, tmp_path):
+    (tmp_path / "out" / "checkpoints").mkdir(parents=True)
+    rests = [tmp_path / "out" / ".best.pth.1.tmp", tmp_path / "out" / "checkpoints" / ".step_00000001.pt.1.tmp"]
+    for path in rests:
+        path.write_bytes(b"half")
+    train("--max-steps", 1)
+    assert not any(path.exists() for path in rests)
+
+
+@pytest.mark.parametrize(("seconds", "often"), [("1000", False), ("1e-9", True)])
+def test_checkpoints_go_by_the_clock_not_by_epochs(train, monkeypatch, seconds, often):
+    """An epoch may be shorter than the writing of a checkpoint."""
+    saved, put = [], training.Writer.put
+
+    def noted(self, path, *rest, **options):
+        saved.append(path.name)
+        put(self, path, *rest, **options)
+
+    monkeypatch.setattr(training.Writer, "put", noted)
+    train("--epochs", 4, "--eval-every", 10, "--checkpoint-every", seconds)
+    steps = [name for name in saved if name.startswith("step_")]
+    assert steps[-1] == "step_00000012.pt"
+    assert (len(steps) > 1) == often
+
+
+def test_an_earlier_run_is_moved_aside_not_overwritten(train):
+    out = train("--max-steps", 3)
+    before = weights(out)
+    train("--max-steps", 1)
+    assert len(events(out, "step")) == 1
+    (aside,) = out.glob("earlier-*")
+    assert len(events(aside, "step")) == 3
+    assert all(torch.equal(before[key], value) for key, value in weights(aside).items())
+
+
+def test_resume_refuses_other_settings(train):
+    train("--max-steps", 2)
+    train("--max-steps", 4, "--resume", "auto", "--seed", "7", code=2)
+    assert "seed was 123, now 7" in train.output.err
+
+
+def test_two_runs_cannot_share_a_folder(tmp_path):
+    held = run_folder.lock_folder(tmp_path)
+    with pytest.raises(UserError, match="another run is writing there"):
+        run_folder.lock_folder(tmp_path, patience=0)
+    held.release()
+    run_folder.lock_folder(tmp_path, patience=0).release()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("limit", [3_000, 30_000])
+def test_full_disk_ends_the_run_and_keeps_the_checkpoint(data, tmp_path, limit):
+    flags = ("train", "--data-path", data, "--outputs-dir", tmp_path, *TINY, "--batch-size", 8)
+    assert main([*map(str, flags), "--epochs", "1"]) == 0
+    before = {path: path.read_bytes() for path in tmp_path.glob("checkpoints/*")}
+    assert before
+    # 30 kB: room for the log and the weights but not for a checkpoint; 3 kB: for nothing
+    full = cli(*flags, "--epochs", 200, "--resume", "auto", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    assert full.returncode == 1, full
+    assert "Traceback" not in full.stderr
+    assert "cannot be written" in full.stderr or "File too large" in full.stderr
+    for path, content in before.items():
+        assert path.read_bytes() == content
+    assert weights(tmp_path)
+    assert weights(tmp_path, "best.pth")
+    assert not list(tmp_path.rglob("*.tmp"))
+    assert main([*map(str, flags), "--epochs", "2", "--resume", "auto"]) == 0
+
+
+def test_unwritable_outputs(data, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert_user_error(cli("train", "--data-path", data, *TINY, "--outputs-dir", tmp_path / "file" / "out"), "--outputs-dir")
+
+
+def test_learning_rate():
+    step = TrainConfig(lr=1.0, lr_step=600, lr_gamma=0.1)
+    assert [training.learning_rate(step, epoch, 0, 10) for epoch in (0, 599, 600, 1199, 1200)] == pytest.approx([1, 1, 0.1, 0.1, 0.01])
+    cosine = TrainConfig(lr=2.0, lr_schedule="cosine")
+    assert [training.learning_rate(cosine, 0, n, 100) for n in (0, 50, 100)] == pytest.approx([2, 1, 0])
