@@ -28,7 +28,7 @@ def get_npu_backend(*, compiler_config):
     def run_as_it_is(graph, inputs):
         with Path(__file__).with_name("graphs").open("a") as file:
             print(len(inputs), file=file)
-        return torchair.forward
+        return graph.forward
 
     return run_as_it_is
 """
