@@ -4,7 +4,11 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 here = Path(__file__).parent
-version = next(line.split('"')[1] for line in (here / "rdn_fast/__init__.py").read_text().splitlines() if line.startswith("__version__"))
+version = next(
+    line.split('"')[1]
+    for line in (here / "rdn_fast/__init__.py").read_text().splitlines()
+    if line.startswith("__version__")
+)
 
 
 def long_description() -> str:
@@ -14,7 +18,9 @@ def long_description() -> str:
     return re.sub(r"\[([^\]]+)\]\((?!https?://)[^)]*\)", r"\1", text)
 
 
-triton = "triton>=3.6,<3.10; platform_system == 'Linux'"  # kernels are compiled and interpreted with it, without a card too
+triton = (
+    "triton>=3.6,<3.10; platform_system == 'Linux'"  # kernels are compiled and interpreted with it, without a card too
+)
 
 setup(
     name="rdn-fast",

@@ -71,7 +71,9 @@ class Reference:
     fused: bool | None = None  # what torch.optim.Adam does unasked
     note = ""
 
-    def __init__(self, config: ModelConfig, device: torch.device, dtype: torch.dtype = torch.float32, wrap=lambda model: model):
+    def __init__(
+        self, config: ModelConfig, device: torch.device, dtype: torch.dtype = torch.float32, wrap=lambda model: model
+    ):
         """`wrap` makes the model that is trained from the plain one: DistributedDataParallel under several ranks."""
         self.device, self.dtype = device, dtype
         self.model = RDN(config).to(device, memory_format=self.memory_format)
@@ -124,9 +126,15 @@ class Stock(Reference):
     fused = True
 
     def __init__(
-        self, config: ModelConfig, device: torch.device, dtype: torch.dtype, wrap=lambda model: model,
-        contiguous: bool = False, compiled: bool = False, graphed: bool = False,
-    ):  # fmt: skip
+        self,
+        config: ModelConfig,
+        device: torch.device,
+        dtype: torch.dtype,
+        wrap=lambda model: model,
+        contiguous: bool = False,
+        compiled: bool = False,
+        graphed: bool = False,
+    ):
         self.memory_format = torch.contiguous_format if contiguous else torch.channels_last
         super().__init__(config, device, dtype, wrap)
         if compiled:
@@ -173,4 +181,9 @@ def variants(device: torch.device, dtype: torch.dtype, training: bool) -> list[t
         return [("", {})]
     if not training:
         return [("", {}), (" compiled", {"compiled": True})]
-    return [("", {}), (" graphed", {"graphed": True}), (" compiled", {"compiled": True}), (" compiled graphed", {"compiled": True, "graphed": True})]
+    return [
+        ("", {}),
+        (" graphed", {"graphed": True}),
+        (" compiled", {"compiled": True}),
+        (" compiled graphed", {"compiled": True, "graphed": True}),
+    ]

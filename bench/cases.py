@@ -121,7 +121,9 @@ class _Model(Checked):
     def verify(self) -> None:
         if self.training:
             assert not torch.equal(self._before, self.recipe.model.output.weight), "the steps changed no weight"
-            assert all(p.isfinite().all() for p in self.recipe.model.parameters()), "the steps left weights that are not finite"
+            assert all(p.isfinite().all() for p in self.recipe.model.parameters()), (
+                "the steps left weights that are not finite"
+            )
 
 
 def _different(batch: int) -> int:
@@ -129,43 +131,74 @@ def _different(batch: int) -> int:
     return batch if batch < 4 else 2 - batch % 2
 
 
-def _model_case(name: str, config: ModelConfig, batch: int, height: int, width: int, device: torch.device, dtypes: list, rdb_name: str, rows: bool) -> Case:
+def _model_case(
+    name: str,
+    config: ModelConfig,
+    batch: int,
+    height: int,
+    width: int,
+    device: torch.device,
+    dtypes: list,
+    rdb_name: str,
+    rows: bool,
+) -> Case:
     training = name == "training step"
 
     def entry(recipe: str, dtype: torch.dtype, make: Callable) -> Entry:
         return Entry(recipe, dtype, lambda: _Model(make(), batch, height, width, config.scale, training))
 
     def chosen(dtype: torch.dtype) -> Ours:
-        return Ours(config, device, dtype, autotune.choose(rdb_name, autotune.Case.of(config, (batch, 3, height, width), device, dtype, training)))
+        return Ours(
+            config,
+            device,
+            dtype,
+            autotune.choose(rdb_name, autotune.Case.of(config, (batch, 3, height, width), device, dtype, training)),
+        )
 
-    reference = torch.float32 if device.type == "cpu" else devices.low_precision(device)  # elsewhere: the reference under AMP
+    reference = (
+        torch.float32 if device.type == "cpu" else devices.low_precision(device)
+    )  # elsewhere: the reference under AMP
     entries = [entry("reference", reference, functools.partial(baseline.Reference, config, device, reference))]
     for dtype in dtypes:
         for suffix, options in baseline.variants(device, dtype, training):
-            entries.append(entry("stock" + suffix, dtype, functools.partial(baseline.Stock, config, device, dtype, **options)))
+            entries.append(
+                entry("stock" + suffix, dtype, functools.partial(baseline.Stock, config, device, dtype, **options))
+            )
         entries.append(entry("rdn_fast", dtype, functools.partial(chosen, dtype)))
         for row in rdb.able(device, dtype, training) if rows else ():
             entries.append(entry(f"row {row.name}", dtype, functools.partial(Ours, config, device, dtype, row.name)))
 
     @functools.cache
     def problem() -> Problem:  # parameters and input in float32, whatever the recipe computes in
-        return Problem(baseline.RDN(config), torch.rand(_different(batch), 3, height, width), torch.float32, batch, training)
+        return Problem(
+            baseline.RDN(config), torch.rand(_different(batch), 3, height, width), torch.float32, batch, training
+        )
 
     def plain(dtype: torch.dtype) -> Checked:
         return _Model(baseline.Reference(config, device, dtype), batch, height, width, config.scale, training)
 
     return Computing(
-        name, batch, f"{words(config)}, {height}x{width}", batch, batch * 2 * config.macs(height, width) * (3 if training else 1), entries,
-        lambda _: problem(), plain,
-    )  # fmt: skip
+        name,
+        batch,
+        f"{words(config)}, {height}x{width}",
+        batch,
+        batch * 2 * config.macs(height, width) * (3 if training else 1),
+        entries,
+        lambda _: problem(),
+        plain,
+    )
 
 
-def training_step(config: ModelConfig, batch: int, device: torch.device, dtypes: list, rdb_name: str, rows: bool = False) -> Case:
+def training_step(
+    config: ModelConfig, batch: int, device: torch.device, dtypes: list, rdb_name: str, rows: bool = False
+) -> Case:
     """A training step on random patches: reference, strongest stock and rdn_fast; with `rows` also every row of the RDB table that can train here."""
     return _model_case("training step", config, batch, PATCH, PATCH, device, dtypes, rdb_name, rows)
 
 
-def inference(config: ModelConfig, height: int, width: int, device: torch.device, dtypes: list, rdb_name: str, rows: bool = False) -> Case:
+def inference(
+    config: ModelConfig, height: int, width: int, device: torch.device, dtypes: list, rdb_name: str, rows: bool = False
+) -> Case:
     """One LR picture: reference, stock and rdn_fast; with `rows` also every row of the RDB table that runs here."""
     return _model_case("inference", config, 1, height, width, device, dtypes, rdb_name, rows)
 
@@ -173,7 +206,16 @@ def inference(config: ModelConfig, height: int, width: int, device: torch.device
 class _Block(Checked):
     """One RDB: the plain module, or a row of the table on the module's parameters."""
 
-    def __init__(self, config: ModelConfig, shape: tuple, device: torch.device, dtype: torch.dtype, training: bool, layout: torch.memory_format, row=None):
+    def __init__(
+        self,
+        config: ModelConfig,
+        shape: tuple,
+        device: torch.device,
+        dtype: torch.dtype,
+        training: bool,
+        layout: torch.memory_format,
+        row=None,
+    ):
         g0 = config.num_features
         self.module = baseline.RDB(g0, config.growth_rate, config.num_layers).to(device, dtype, memory_format=layout)
         self.device, self.dtype, self.training, self.layout = device, dtype, training, layout
@@ -182,7 +224,13 @@ class _Block(Checked):
 
     def _row(self, function: Callable, x: torch.Tensor) -> torch.Tensor:
         convs = [layer.conv for layer in self.module.layers]
-        return function(x, [conv.weight for conv in convs], [conv.bias for conv in convs], self.module.lff.weight, self.module.lff.bias)
+        return function(
+            x,
+            [conv.weight for conv in convs],
+            [conv.bias for conv in convs],
+            self.module.lff.weight,
+            self.module.lff.bias,
+        )
 
     def solve(self, state: dict, x: torch.Tensor, upstream: torch.Tensor) -> Results:
         self.module.load_state_dict(state)
@@ -224,7 +272,9 @@ def block(training: bool, config: ModelConfig, shape: tuple, device: torch.devic
     @functools.cache
     def problem(dtype: torch.dtype) -> Problem:
         module = baseline.RDB(config.num_features, config.growth_rate, config.num_layers)
-        return Problem(module, torch.randn(_different(batch), config.num_features, height, width), dtype, batch, training)
+        return Problem(
+            module, torch.randn(_different(batch), config.num_features, height, width), dtype, batch, training
+        )
 
     def plain(dtype: torch.dtype) -> Checked:
         return _Block(config, shape, device, dtype, training, torch.contiguous_format)

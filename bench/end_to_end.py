@@ -65,7 +65,9 @@ def interleave(loops: list[Loop], plans: list[Plan], scale: int, rounds: int) ->
     return speeds
 
 
-def write_data(path: Path, images: int, scale: int, different: int = DIFFERENT, size: tuple[int, int] | None = None) -> None:
+def write_data(
+    path: Path, images: int, scale: int, different: int = DIFFERENT, size: tuple[int, int] | None = None
+) -> None:
     """An h5 file as the reference's prepare.py writes it, of `images` pairs of noise, `different` of them with pixels of their own.
 
     `size`: height and width of the LR images; None: DIV2K's, LR_SIZE.
@@ -82,8 +84,21 @@ def write_data(path: Path, images: int, scale: int, different: int = DIFFERENT, 
 
 def run_baseline(data: Path, plan: Plan, recipe: str, dtype: str, options: dict) -> Speeds:
     """bench/loop.py, under torchrun where the plan has several ranks. RuntimeError when it fails."""
-    start = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(plan.ranks), "-m"] if plan.ranks > 1 else []
-    flags = ["--preset", plan.preset, "--recipe", recipe, "--dtype", dtype, "--batch-size", str(plan.batch), "--device", plan.device]
+    start = (
+        ["torch.distributed.run", "--standalone", "--nproc-per-node", str(plan.ranks), "-m"] if plan.ranks > 1 else []
+    )
+    flags = [
+        "--preset",
+        plan.preset,
+        "--recipe",
+        recipe,
+        "--dtype",
+        dtype,
+        "--batch-size",
+        str(plan.batch),
+        "--device",
+        plan.device,
+    ]
     out = _run([*start, "bench.loop", str(data), *flags, *(f"--{name}" for name, on in options.items() if on)], plan)
     return Speeds(**json.loads(out.strip().splitlines()[-1]))
 
@@ -92,11 +107,26 @@ def run_rdn_fast(data: Path, plan: Plan, rdb: str) -> Speeds:
     """`rdn-fast train` at its default precision; its speeds are those of metrics.jsonl. RuntimeError when it fails."""
     with tempfile.TemporaryDirectory() as out:
         flags = {
-            "preset": plan.preset, "patch-size": PATCH, "batch-size": plan.batch, "epochs": 1, "rdb": rdb, "device": plan.device,
-            "train-file": data, "outputs-dir": out, "max-steps": plan.steps + WARM_UP,
-        }  # fmt: skip
+            "preset": plan.preset,
+            "patch-size": PATCH,
+            "batch-size": plan.batch,
+            "epochs": 1,
+            "rdb": rdb,
+            "device": plan.device,
+            "train-file": data,
+            "outputs-dir": out,
+            "max-steps": plan.steps + WARM_UP,
+        }
         start = ["--nproc", str(plan.ranks)] if plan.ranks > 1 else []
-        _run(["rdn_fast", "train", *start, *(str(word) for name, value in flags.items() for word in (f"--{name}", value))], plan)
+        _run(
+            [
+                "rdn_fast",
+                "train",
+                *start,
+                *(str(word) for name, value in flags.items() for word in (f"--{name}", value)),
+            ],
+            plan,
+        )
         records = [json.loads(line) for line in (Path(out) / "metrics.jsonl").read_text().splitlines()]
     epoch = next(record for record in records if record["event"] == "epoch")
     return Speeds(epoch["fps_end_to_end"], epoch["fps_seed_window"])
@@ -111,5 +141,7 @@ def _run(module: list[str], plan: Plan) -> str:
     environment = {**os.environ, "OMP_NUM_THREADS": str(plan.threads)}
     done = subprocess.run([sys.executable, "-m", *module], capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
-        raise RuntimeError(f"{module[0]} ended with {done.returncode}: {(done.stderr.strip().splitlines() or ['no word'])[-1]}")
+        raise RuntimeError(
+            f"{module[0]} ended with {done.returncode}: {(done.stderr.strip().splitlines() or ['no word'])[-1]}"
+        )
     return done.stdout

@@ -85,10 +85,24 @@ def _bars(panel: Panel, ax) -> None:
     spread = [[bar.value - bar.least for bar in panel.bars], [bar.most - bar.value for bar in panel.bars]]
     colours = [COLOURS.get(bar.recipe.split()[0], OTHER) for bar in panel.bars]
     places = range(len(values))
-    ax.barh(places, values, color=colours, height=0.72, xerr=spread, error_kw={"ecolor": "#333333", "elinewidth": 0.9, "capsize": 2})
+    ax.barh(
+        places,
+        values,
+        color=colours,
+        height=0.72,
+        xerr=spread,
+        error_kw={"ecolor": "#333333", "elinewidth": 0.9, "capsize": 2},
+    )
     limit = 1.16 * max(*values, *(bar.most for bar in panel.bars), *panel.ceilings.values(), 0)
     for place, bar in zip(places, panel.bars, strict=True):
-        ax.text(bar.most + 0.012 * limit, place, f"{bar.value:,.0f}", va="center", fontsize=8.5, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8})
+        ax.text(
+            bar.most + 0.012 * limit,
+            place,
+            f"{bar.value:,.0f}",
+            va="center",
+            fontsize=8.5,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
+        )
     for dtype, ceiling in panel.ceilings.items():
         ax.axvline(ceiling, color="#333333", linewidth=0.9, linestyle=(0, (4, 3)), zorder=0)
         words = f" ceiling, {dtype}" if len(panel.ceilings) > 1 else " ceiling"

@@ -36,9 +36,20 @@ class Gate:
         """The row that decides, if it was measured."""
 
         def decides(row: Row) -> bool:
-            mine = row.recipe == "rdn_fast" and row.case == self.case and row.shape.startswith(self.shape) and row.ranks == self.ranks
+            mine = (
+                row.recipe == "rdn_fast"
+                and row.case == self.case
+                and row.shape.startswith(self.shape)
+                and row.ranks == self.ranks
+            )
             dtype = row.dtype == self.dtype if self.dtype else row.precision == "default"
-            return mine and dtype and self.batch in (None, row.batch) and row.kind == "measured" and getattr(row, self.measure) is not None
+            return (
+                mine
+                and dtype
+                and self.batch in (None, row.batch)
+                and row.kind == "measured"
+                and getattr(row, self.measure) is not None
+            )
 
         return next(filter(decides, rows), None)
 
@@ -51,22 +62,164 @@ class Gate:
 
 _1P, _8P, _PICTURES = ("1p", "all"), ("8p",), ("upscale", "all")
 GATES = (
-    Gate("CPU, training step, default precision / reference (fp32)", _1P, CPUS, "training step", "vs_reference", 2.4, 2.9, batch=8),
-    Gate("CPU, training step, bf16 / strongest stock bf16", _1P, ("cpu+bf16",), "training step", "vs_stock", 1.08, 1.2, "bfloat16", 8),
-    Gate("CPU, training step, fp32 / strongest stock fp32", _1P, CPUS, "training step", "vs_stock", 1.05, 1.2, "float32", 8),
-    Gate("CPU, inference, default precision / reference (fp32)", ("1p", "upscale", "all"), CPUS, "inference", "vs_reference", 2.1, 2.5, batch=1),
+    Gate(
+        "CPU, training step, default precision / reference (fp32)",
+        _1P,
+        CPUS,
+        "training step",
+        "vs_reference",
+        2.4,
+        2.9,
+        batch=8,
+    ),
+    Gate(
+        "CPU, training step, bf16 / strongest stock bf16",
+        _1P,
+        ("cpu+bf16",),
+        "training step",
+        "vs_stock",
+        1.08,
+        1.2,
+        "bfloat16",
+        8,
+    ),
+    Gate(
+        "CPU, training step, fp32 / strongest stock fp32",
+        _1P,
+        CPUS,
+        "training step",
+        "vs_stock",
+        1.05,
+        1.2,
+        "float32",
+        8,
+    ),
+    Gate(
+        "CPU, inference, default precision / reference (fp32)",
+        ("1p", "upscale", "all"),
+        CPUS,
+        "inference",
+        "vs_reference",
+        2.1,
+        2.5,
+        batch=1,
+    ),
     Gate("memory of a training step / naive", _1P, (), "memory", "vs_naive", 0.40, 0.25, batch=16, at_most=True),
-    Gate("loader, patches/s / reference's best loader", _1P, (), "loading", "vs_reference", 30, 60, "float32", 64, shape=ANY),
-    Gate("loader at one batch of 64 every 15 ms: share of time waited", _1P, (), "paced loading", "waited", 0.01, None, "float32", 64, at_most=True, shape=ANY),
-    Gate("opening a training file of 4,000 pairs, seconds", _1P, (), "opening", "seconds", 1, None, "uint8", at_most=True, shape=ANY),
-    Gate("photograph of 12 megapixels, peak memory, MB", _PICTURES, (), "photograph", "peak_mb", 3 * 1.024**3 * 1e3, at_most=True, shape=ANY),
-    Gate("1,000 small files: share of time without work for the model", _PICTURES, (), "small files", "waited", 0.1, at_most=True, shape=ANY),
-    Gate("H100, end to end, fp16 O1 / reference under AMP", _1P, ("h100",), "end to end", "vs_reference", 2.0, None, "float16", 64),
+    Gate(
+        "loader, patches/s / reference's best loader",
+        _1P,
+        (),
+        "loading",
+        "vs_reference",
+        30,
+        60,
+        "float32",
+        64,
+        shape=ANY,
+    ),
+    Gate(
+        "loader at one batch of 64 every 15 ms: share of time waited",
+        _1P,
+        (),
+        "paced loading",
+        "waited",
+        0.01,
+        None,
+        "float32",
+        64,
+        at_most=True,
+        shape=ANY,
+    ),
+    Gate(
+        "opening a training file of 4,000 pairs, seconds",
+        _1P,
+        (),
+        "opening",
+        "seconds",
+        1,
+        None,
+        "uint8",
+        at_most=True,
+        shape=ANY,
+    ),
+    Gate(
+        "photograph of 12 megapixels, peak memory, MB",
+        _PICTURES,
+        (),
+        "photograph",
+        "peak_mb",
+        3 * 1.024**3 * 1e3,
+        at_most=True,
+        shape=ANY,
+    ),
+    Gate(
+        "1,000 small files: share of time without work for the model",
+        _PICTURES,
+        (),
+        "small files",
+        "waited",
+        0.1,
+        at_most=True,
+        shape=ANY,
+    ),
+    Gate(
+        "H100, end to end, fp16 O1 / reference under AMP",
+        _1P,
+        ("h100",),
+        "end to end",
+        "vs_reference",
+        2.0,
+        None,
+        "float16",
+        64,
+    ),
     Gate("H100, end to end, fp16 O1, images/s", _1P, ("h100",), "end to end", "images_s", 3200, 4337, "float16", 64),
-    Gate("H100, training step, fp16 O1 / strongest stock", _1P, ("h100",), "training step", "vs_stock", 1.25, 2.0, "float16", 64),
-    Gate("one Ascend card, images/s in the seed window", _1P, ("npu",), "end to end", "seed_images_s", 544, None, "float16", 64),
-    Gate("eight Ascend cards, images/s in the seed window", _8P, ("npu",), "end to end", "seed_images_s", 4337, None, "float16", 512, ranks=8),
-    Gate("eight Ascend cards, scaling efficiency", _8P, ("npu",), "end to end", "efficiency", 4337 / (8 * 544), None, "float16", 512, ranks=8),
+    Gate(
+        "H100, training step, fp16 O1 / strongest stock",
+        _1P,
+        ("h100",),
+        "training step",
+        "vs_stock",
+        1.25,
+        2.0,
+        "float16",
+        64,
+    ),
+    Gate(
+        "one Ascend card, images/s in the seed window",
+        _1P,
+        ("npu",),
+        "end to end",
+        "seed_images_s",
+        544,
+        None,
+        "float16",
+        64,
+    ),
+    Gate(
+        "eight Ascend cards, images/s in the seed window",
+        _8P,
+        ("npu",),
+        "end to end",
+        "seed_images_s",
+        4337,
+        None,
+        "float16",
+        512,
+        ranks=8,
+    ),
+    Gate(
+        "eight Ascend cards, scaling efficiency",
+        _8P,
+        ("npu",),
+        "end to end",
+        "efficiency",
+        4337 / (8 * 544),
+        None,
+        "float16",
+        512,
+        ranks=8,
+    ),
 )
 
 
@@ -82,7 +235,9 @@ class Verdict(NamedTuple):
     def line(self) -> str:
         """The verdict as it is printed."""
         gate = self.gate
-        target = f"gate {'at most ' if gate.at_most else ''}{gate.gate:.4g}" + (f", goal {gate.goal:.4g}" if gate.goal is not None else "")
+        target = f"gate {'at most ' if gate.at_most else ''}{gate.gate:.4g}" + (
+            f", goal {gate.goal:.4g}" if gate.goal is not None else ""
+        )
         value = "" if self.value is None else f"{self.value:.4g}, "
         return f"{self.word.upper() if self.word == 'missed' else self.word:<16} {gate.what}: {value}{target}"
 
@@ -116,23 +271,35 @@ def honesty(rows: list[Row]) -> list[str]:
     """A line for every baseline of the training step: whether it reaches what is known of its class of machine, and whether stock is worth its name."""
     lines, stock = [], {}
     for row in rows:
-        if row.case != "training step" or not row.shape.startswith(MODEL) or not row.recipe.startswith(("reference", "stock")) or row.gflops is None:
+        if (
+            row.case != "training step"
+            or not row.shape.startswith(MODEL)
+            or not row.recipe.startswith(("reference", "stock"))
+            or row.gflops is None
+        ):
             continue
         if row.recipe.startswith("stock") and row.vs_reference is not None:
             stock.setdefault((row.dtype, row.batch), []).append(row)
-        seen = [(least, most) for words, recipe, dtype, least, most in _SEEN
-                if all(word in row.device for word in words) and (row.recipe, row.dtype) == (recipe, dtype)]  # fmt: skip
+        seen = [
+            (least, most)
+            for words, recipe, dtype, least, most in _SEEN
+            if all(word in row.device for word in words) and (row.recipe, row.dtype) == (recipe, dtype)
+        ]
         head = f"{row.recipe} {row.dtype} trains at {row.gflops:.0f} GFLOP/s"
         if not seen:
             lines.append(f"{head}; no figure of such a machine is there to compare with")
         elif row.gflops < SHORT * seen[0][0]:
-            lines.append(f"{head}: MORE THAN 15% SHORT of the {seen[0][0]} to {seen[0][1]} seen on such a machine; ratios against it flatter, find out why")
+            lines.append(
+                f"{head}: MORE THAN 15% SHORT of the {seen[0][0]} to {seen[0][1]} seen on such a machine; ratios against it flatter, find out why"
+            )
         else:
             lines.append(f"{head}; {seen[0][0]} to {seen[0][1]} were seen on such a machine")
     for (dtype, batch), variants in stock.items():
         best = max(variants, key=lambda row: row.vs_reference)
         if best.vs_reference < 1:
-            lines.append(f"the strongest stock in {dtype}, {best.recipe}, is SLOWER than the reference at batch {batch}: {best.vs_reference:.2f}x of its speed")
+            lines.append(
+                f"the strongest stock in {dtype}, {best.recipe}, is SLOWER than the reference at batch {batch}: {best.vs_reference:.2f}x of its speed"
+            )
     return lines
 
 
@@ -140,5 +307,6 @@ def unsteady(rows: list[Row]) -> list[str]:
     """A line for every row whose rounds differ so much that something else must have been running."""
     return [
         f"{row.case}, {row.recipe} {row.dtype}: rounds from {row.seconds_min:.3g} to {row.seconds_max:.3g} s; was something else running?"
-        for row in rows if row.seconds is not None and row.seconds_max > 1.3 * row.seconds_min
-    ]  # fmt: skip
+        for row in rows
+        if row.seconds is not None and row.seconds_max > 1.3 * row.seconds_min
+    ]

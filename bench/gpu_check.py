@@ -37,12 +37,32 @@ class Part(NamedTuple):
 
 # Of the options that pyproject.toml adds, one needs pytest-benchmark. The row `compiled` is left to the measurements' own check: it would
 # be compiled for every shape and layout.
-_PYTEST = ("-m", "pytest", "-o", "addopts=", "-o", "faulthandler_timeout=100", "-p", "no:cacheprovider", "-q", "-ra", "-m", "not slow", "-k", "not compiled")
+_PYTEST = (
+    "-m",
+    "pytest",
+    "-o",
+    "addopts=",
+    "-o",
+    "faulthandler_timeout=100",
+    "-p",
+    "no:cacheprovider",
+    "-q",
+    "-ra",
+    "-m",
+    "not slow",
+    "-k",
+    "not compiled",
+)
 
 # The most telling first. What is stopped has its rows on disk.
 PARTS = (
     Part("tests of the rows", (*_PYTEST, "tests/rdb/test_rdb.py", "tests/rdb/test_triton.py"), 60, 130),
-    Part("tests of the model and of training", (*_PYTEST, "tests/test_model.py", "tests/test_precision.py", "tests/training/test_train.py"), 30, 70),
+    Part(
+        "tests of the model and of training",
+        (*_PYTEST, "tests/test_model.py", "tests/test_precision.py", "tests/training/test_train.py"),
+        30,
+        70,
+    ),
     Part("convolutions", ("-m", "bench.gpu_parts", "convolutions"), 20, 50),
     Part("rows", ("-m", "bench.gpu_parts", "rows"), 40, 150),
     Part("kernels", ("-m", "bench.gpu_parts", "kernels"), 25, 80),
@@ -68,18 +88,28 @@ def check(parts: tuple[Part, ...], budget: float, log: TextIO) -> int:
             continue
         say(f"\n==== {part.name}: python {' '.join(part.command)}")
         began = time.monotonic()
-        verdict = _run(part.command, min(part.most, max(part.least, left - sum(later.least for later in parts[number + 1 :]))), say)
+        verdict = _run(
+            part.command, min(part.most, max(part.least, left - sum(later.least for later in parts[number + 1 :]))), say
+        )
         if verdict != "done":
             failed.append(part.name)
         say(f"==== {part.name}: {verdict}, {time.monotonic() - began:.0f} s")
-    say(f"\ngpu-check: {len(parts) - len(failed)} of {len(parts)} parts done" + (f"; not: {', '.join(failed)}" if failed else ""))
+    say(
+        f"\ngpu-check: {len(parts) - len(failed)} of {len(parts)} parts done"
+        + (f"; not: {', '.join(failed)}" if failed else "")
+    )
     return 1 if failed else 0
 
 
 def _run(command: tuple[str, ...], seconds: float, say: Callable[[str], None]) -> str:
     """How the command ended: "done", or in other words; it and its children are interrupted after `seconds`, and killed after GRACE more."""
     process = subprocess.Popen(
-        [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace", start_new_session=True
+        [sys.executable, *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+        start_new_session=True,
     )
     ends = [(seconds, signal.SIGINT), (seconds + GRACE, signal.SIGKILL)]
     timers = [threading.Timer(delay, os.killpg, (process.pid, number)) for delay, number in ends]
@@ -105,7 +135,10 @@ def _version(package: str) -> str:
 
 def main() -> int:
     if not devices.count("cuda"):
-        print(f"gpu-check: error: no CUDA GPU that torch {torch.__version__} can use is visible here; run it where there is one", file=sys.stderr)
+        print(
+            f"gpu-check: error: no CUDA GPU that torch {torch.__version__} can use is visible here; run it where there is one",
+            file=sys.stderr,
+        )
         return 2
     out = os.environ.get("OUT")
     if out:
@@ -113,7 +146,9 @@ def main() -> int:
     with open(Path(out) / "gpu-check.log" if out else os.devnull, "w", encoding="utf-8") as log:
         packages = ("triton", "numpy", "h5py", "pytest", "rdn_fast")
         words = f"{torch.cuda.get_device_name()}, python {sys.version.split()[0]}, torch {torch.__version__} (CUDA {torch.version.cuda}, "
-        words += f"cuDNN {torch.backends.cudnn.version()}), {', '.join(f'{name} {_version(name)}' for name in packages)}"
+        words += (
+            f"cuDNN {torch.backends.cudnn.version()}), {', '.join(f'{name} {_version(name)}' for name in packages)}"
+        )
         print(words, flush=True)
         log.write(words + "\n")
         return check(PARTS, BUDGET, log)

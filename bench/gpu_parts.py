@@ -48,7 +48,9 @@ class _Convolution(Contender):
             F.conv2d(self.x, self.w, padding=1)
         else:
             mask = [self.what == "data gradient", self.what == "weight gradient", False]
-            torch.ops.aten.convolution_backward(self.dy, self.x, self.w, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, mask)
+            torch.ops.aten.convolution_backward(
+                self.dy, self.x, self.w, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, mask
+            )
 
 
 def convolutions(bench: Bench, config: ModelConfig, batch: int, dtypes: list[torch.dtype]) -> None:
@@ -66,9 +68,15 @@ def convolutions(bench: Bench, config: ModelConfig, batch: int, dtypes: list[tor
                 gflops, name = contender.flop / times.median / 1e9, _name(dtype)
                 shape = f"{channels} -> {config.growth_rate}, {PATCH}x{PATCH}"
                 bench._row(
-                    case=f"convolution {kind}", recipe="stock", dtype=name, batch=batch, shape=shape, gflops=gflops, ceiling_share=bench._share(gflops, name),
+                    case=f"convolution {kind}",
+                    recipe="stock",
+                    dtype=name,
+                    batch=batch,
+                    shape=shape,
+                    gflops=gflops,
+                    ceiling_share=bench._share(gflops, name),
                     **_seconds(times),
-                )  # fmt: skip
+                )
 
 
 def rows(bench: Bench, config: ModelConfig, batch: int) -> None:
@@ -104,17 +112,26 @@ def kernels(bench: Bench, config: ModelConfig, batch: int) -> None:
             if number < len(configs):
                 gflops = _kernel_flop(config, batch)[name] / times[name] / 1e9
                 bench._row(
-                    case="kernel", recipe=f"{row.name} {name}", dtype=_name(dtype), batch=batch, shape=f"{cases.words(config)}, {PATCH}x{PATCH}",
-                    gflops=gflops, ceiling_share=bench._share(gflops, _name(dtype)), note=", ".join(f"{key} {value}" for key, value in configs[number].items()),
+                    case="kernel",
+                    recipe=f"{row.name} {name}",
+                    dtype=_name(dtype),
+                    batch=batch,
+                    shape=f"{cases.words(config)}, {PATCH}x{PATCH}",
+                    gflops=gflops,
+                    ceiling_share=bench._share(gflops, _name(dtype)),
+                    note=", ".join(f"{key} {value}" for key, value in configs[number].items()),
                     **_seconds(Times([times[name]])),
-                )  # fmt: skip
+                )
 
 
 def kernel_times(contender: Contender, device: torch.device, names: list[str]) -> dict[str, float]:
     """Seconds that the device spends in the kernels of these names in one run. RuntimeError when the profiler saw none of a name."""
     once(contender, device)
     contender.fresh()
-    activities = [torch.profiler.ProfilerActivity.CPU, *([torch.profiler.ProfilerActivity.CUDA] if device.type == "cuda" else [])]
+    activities = [
+        torch.profiler.ProfilerActivity.CPU,
+        *([torch.profiler.ProfilerActivity.CUDA] if device.type == "cuda" else []),
+    ]
     with torch.profiler.profile(activities=activities) as profiler:
         for _ in range(RUNS):
             contender.run()
@@ -122,14 +139,22 @@ def kernel_times(contender: Contender, device: torch.device, names: list[str]) -
     events = {event.key: event for event in profiler.key_averages()}
     if missing := [name for name in names if name not in events]:
         raise RuntimeError(f"the profiler has seen no kernel {', '.join(missing)}, but {', '.join(list(events)[:8])}")
-    spent = {name: events[name].self_cpu_time_total if device.type == "cpu" else events[name].self_device_time_total for name in names}
+    spent = {
+        name: events[name].self_cpu_time_total if device.type == "cpu" else events[name].self_device_time_total
+        for name in names
+    }
     return {name: microseconds / 1e6 / RUNS for name, microseconds in spent.items()}
 
 
 def _kernel_flop(c: ModelConfig, batch: int) -> dict[str, int]:
     """Of each kernel in one training run of a block, over all its launches."""
     fusion = (c.num_features + c.num_layers * c.growth_rate) * c.num_features
-    macs = {"layer": c.block_macs - fusion, "data_gradient": c.block_macs, "weight_gradient": c.block_macs, "fusion": fusion}
+    macs = {
+        "layer": c.block_macs - fusion,
+        "data_gradient": c.block_macs,
+        "weight_gradient": c.block_macs,
+        "fusion": fusion,
+    }
     return {name: 2 * batch * PATCH**2 * n for name, n in macs.items()}
 
 
@@ -144,14 +169,24 @@ def training(bench: Bench, preset: str, batch: int, steps: int) -> None:
         speeds = end_to_end.run_rdn_fast(data, plan, bench.rdb)
     gflops, dtype = speeds.images_s * 6 * config.macs(PATCH, PATCH) / 1e9, _name(bench.default)
     bench._row(
-        case="long run", recipe="rdn_fast", dtype=dtype, batch=batch, shape=f"{cases.words(config)}, {PATCH}x{PATCH}", images_s=speeds.images_s,
-        seed_images_s=speeds.seed_images_s, gflops=gflops, ceiling_share=bench._share(gflops, dtype), note=f"{steps} steps",
+        case="long run",
+        recipe="rdn_fast",
+        dtype=dtype,
+        batch=batch,
+        shape=f"{cases.words(config)}, {PATCH}x{PATCH}",
+        images_s=speeds.images_s,
+        seed_images_s=speeds.seed_images_s,
+        gflops=gflops,
+        ceiling_share=bench._share(gflops, dtype),
+        note=f"{steps} steps",
         **_seconds(Times([batch / speeds.images_s])),
-    )  # fmt: skip
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.gpu_parts", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.gpu_parts", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("part", choices=("convolutions", "rows", "kernels", "training"))
     parser.add_argument("--device", default="cuda", help="auto, cpu, cuda[:i] or npu[:i] (default: %(default)s)")
     options = parser.parse_args(argv)

@@ -110,7 +110,11 @@ class Reference(_Loading):
 
     def open(self) -> AbstractContextManager[Iterator[Patches]]:
         dataset = TrainDataset(str(self.path), SCALE)
-        how = {"num_workers": self._workers, "multiprocessing_context": "fork" if self._workers else None, "pin_memory": self.device.type != "cpu"}
+        how = {
+            "num_workers": self._workers,
+            "multiprocessing_context": "fork" if self._workers else None,
+            "pin_memory": self.device.type != "cpu",
+        }
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of more workers than cores, of forking beside threads: that is the recipe
             batches = iter(DataLoader(dataset, BATCH, sampler=RandomSampler(dataset, num_samples=ENDLESS), **how))
@@ -125,7 +129,9 @@ class Ours(_Loading):
     def __init__(self, path: Path, device: torch.device, running: ExitStack, mode: str):
         super().__init__(path, device, running)
         self._mode = mode
-        self._loader = PatchSampler(PairedH5(path, SCALE), PATCH, BATCH, seed=int(torch.randint(2**31, ())), drop_last=True)
+        self._loader = PatchSampler(
+            PairedH5(path, SCALE), PATCH, BATCH, seed=int(torch.randint(2**31, ())), drop_last=True
+        )
 
     @contextmanager
     def open(self) -> Iterator[Iterator[Patches]]:
@@ -161,7 +167,9 @@ def loading(folder: Path, device: torch.device, running: ExitStack) -> Case:
     """Patches per second of either side; the file is written to the folder."""
     path = folder / "loading.h5"
     end_to_end.write_data(path, IMAGES, SCALE, different=IMAGES)
-    entries = [Entry(f"reference {n} workers", torch.float32, lambda n=n: Reference(path, device, running, n)) for n in WORKERS]
+    entries = [
+        Entry(f"reference {n} workers", torch.float32, lambda n=n: Reference(path, device, running, n)) for n in WORKERS
+    ]
     for recipe, mode in (("rdn_fast", "mmap"), ("rdn_fast resident", "resident")):
         entries.append(Entry(recipe, torch.float32, lambda mode=mode: Ours(path, device, running, mode)))
     return _Case("loading", BATCH, f"DIV2K-sized, {PATCH}x{PATCH}", BATCHES * BATCH, None, entries)
@@ -171,7 +179,9 @@ def opening(folder: Path) -> Case:
     """A file of many small pairs, written to the folder, and opened."""
     path = folder / "opening.h5"
     end_to_end.write_data(path, OPENED, SCALE, different=OPENED, size=(8, 8))
-    return _Case("opening", 0, f"{OPENED:,} pairs", None, None, [Entry("rdn_fast", torch.uint8, lambda: _Opening(path))])
+    return _Case(
+        "opening", 0, f"{OPENED:,} pairs", None, None, [Entry("rdn_fast", torch.uint8, lambda: _Opening(path))]
+    )
 
 
 def paced(contender: Ours) -> tuple[float, float]:
@@ -202,14 +212,21 @@ def check(batches: Iterator[Patches], path: Path, device: torch.device) -> None:
     """
     with h5py.File(path, "r") as file:
         steps = len(file["lr"]) // BATCH
-    taken = [[_pixels(part, size, device) for part, size in zip(next(batches), (PATCH, SCALE * PATCH), strict=True)] for _ in range(2 * steps)]
+    taken = [
+        [_pixels(part, size, device) for part, size in zip(next(batches), (PATCH, SCALE * PATCH), strict=True)]
+        for _ in range(2 * steps)
+    ]
     lr, hr = map(np.concatenate, zip(*taken, strict=True))
     places = _places(lr, hr, path)
     ways = {place[-1] for place in places}
     assert len(ways) == 8, f"patches are turned in {len(ways)} of 8 ways"
     images = [place[0] for place in places[: steps * BATCH]]
-    assert len(set(images)) == len(images), f"the first epoch's {len(images)} patches come from {len(set(images))} images"
-    assert len(set(places)) > 0.9 * len(places), f"{len(places) - len(set(places))} of {len(places)} patches had come before"
+    assert len(set(images)) == len(images), (
+        f"the first epoch's {len(images)} patches come from {len(set(images))} images"
+    )
+    assert len(set(places)) > 0.9 * len(places), (
+        f"{len(places) - len(set(places))} of {len(places)} patches had come before"
+    )
 
 
 def _pixels(part: torch.Tensor, size: int, device: torch.device) -> np.ndarray:
@@ -249,7 +266,9 @@ def _places(lr: np.ndarray, hr: np.ndarray, path: Path) -> list[tuple[str, int, 
                     if np.array_equal(small, image[top : top + PATCH, left : left + PATCH]):
                         y, x, size = SCALE * top, SCALE * left, SCALE * PATCH
                         same = np.array_equal(large, file["hr"][key][y : y + size, x : x + size])
-                        assert same, f"the HR patch is not that of its LR patch, which is from image {key} at {top}, {left}"
+                        assert same, (
+                            f"the HR patch is not that of its LR patch, which is from image {key} at {top}, {left}"
+                        )
                         found[n] = key, top, left, way
     assert len(found) == len(lr), f"{len(lr) - len(found)} of {len(lr)} LR patches are not in the file"
     return [found[n] for n in range(len(lr))]

@@ -38,7 +38,10 @@ class TrainDataset(Dataset):
         with h5py.File(self._path, "r") as file:
             lr, hr = file["lr"][str(index)][:], file["hr"][str(index)][:]
         s, (top, left) = self._scale, (np.random.randint(size - PATCH + 1) for size in lr.shape[:2])
-        pair = lr[top : top + PATCH, left : left + PATCH], hr[s * top : s * (top + PATCH), s * left : s * (left + PATCH)]
+        pair = (
+            lr[top : top + PATCH, left : left + PATCH],
+            hr[s * top : s * (top + PATCH), s * left : s * (left + PATCH)],
+        )
         for axis in (0, 1):
             if np.random.random() < 0.5:
                 pair = [np.flip(image, axis) for image in pair]
@@ -65,20 +68,37 @@ def main() -> None:
     ranks.connect(device)
     devices.enable_autotuning(device)  # as the reference's train.py does
     config = settings({}, options.preset)[0]
-    given = {name: getattr(options, name) for name in ("contiguous", "compiled", "graphed")} if options.recipe == "stock" else {}
+    given = (
+        {name: getattr(options, name) for name in ("contiguous", "compiled", "graphed")}
+        if options.recipe == "stock"
+        else {}
+    )
     wrap = DistributedDataParallel if ranks.world > 1 else lambda model: model
-    recipe = {"reference": baseline.Reference, "stock": baseline.Stock}[options.recipe](config, device, getattr(torch, options.dtype), wrap, **given)
+    recipe = {"reference": baseline.Reference, "stock": baseline.Stock}[options.recipe](
+        config, device, getattr(torch, options.dtype), wrap, **given
+    )
 
     dataset = TrainDataset(options.file, config.scale)
     sampler = DistributedSampler(dataset) if ranks.world > 1 else None
     workers = min(16, max(1, devices.count("cpu") // ranks.world))  # 16 in the seed system
     loader = DataLoader(
-        dataset, options.batch_size, shuffle=sampler is None, sampler=sampler, num_workers=workers, pin_memory=device.type != "cpu", drop_last=True,
-    )  # fmt: skip
+        dataset,
+        options.batch_size,
+        shuffle=sampler is None,
+        sampler=sampler,
+        num_workers=workers,
+        pin_memory=device.type != "cpu",
+        drop_last=True,
+    )
     speed = ThroughputMeter(device)
     for lr, hr in loader:
         speed.arrived()
-        recipe.step(*(batch.to(device, non_blocking=options.recipe == "stock", memory_format=recipe.memory_format) for batch in (lr, hr)))
+        recipe.step(
+            *(
+                batch.to(device, non_blocking=options.recipe == "stock", memory_format=recipe.memory_format)
+                for batch in (lr, hr)
+            )
+        )
         speed.stepped(len(lr) * ranks.world)
     speed.settle()
     images, seconds, window = speed.counted()

@@ -57,7 +57,11 @@ class _OpenVino(_Runtime):
     def load(self, file: Path):
         openvino = importlib.import_module("openvino")
         precision = {torch.float32: "f32", torch.bfloat16: "bf16"}[self.dtype]
-        hints = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": torch.get_num_threads(), "PERFORMANCE_HINT": "LATENCY"}
+        hints = {
+            "INFERENCE_PRECISION_HINT": precision,
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "PERFORMANCE_HINT": "LATENCY",
+        }
         model = openvino.Core().compile_model(str(file), "CPU", hints)
         return lambda x: model(x)[0]
 
@@ -67,7 +71,10 @@ def entries(config: ModelConfig, height: int, width: int, device: torch.device) 
     if device.type != "cpu":
         return [], []
     low = [torch.bfloat16] if has_bf16(device) else []
-    kinds = (("ONNX Runtime", _OnnxRuntime, "onnxruntime", [torch.float32]), ("OpenVINO", _OpenVino, "openvino", [torch.float32, *low]))
+    kinds = (
+        ("ONNX Runtime", _OnnxRuntime, "onnxruntime", [torch.float32]),
+        ("OpenVINO", _OpenVino, "openvino", [torch.float32, *low]),
+    )
     found, missing = [], []
     for name, kind, package, dtypes in kinds:
         try:
@@ -76,5 +83,7 @@ def entries(config: ModelConfig, height: int, width: int, device: torch.device) 
         except ImportError as error:
             missing.append(f"{name} is not measured: {error}; pip install -e '.[bench]' brings it")
             continue
-        found += [Entry(name, dtype, lambda kind=kind, dtype=dtype: kind(config, height, width, dtype)) for dtype in dtypes]
+        found += [
+            Entry(name, dtype, lambda kind=kind, dtype=dtype: kind(config, height, width, dtype)) for dtype in dtypes
+        ]
     return found, missing

@@ -27,12 +27,16 @@ def relative_error(result: torch.Tensor, oracle: torch.Tensor) -> float:
     return (result - oracle).norm().item() / (scale if scale else 1.0)
 
 
-def assert_as_good_as_naive(result: torch.Tensor, oracle: torch.Tensor, naive_result: torch.Tensor, dtype: torch.dtype, what: str = "result") -> None:
+def assert_as_good_as_naive(
+    result: torch.Tensor, oracle: torch.Tensor, naive_result: torch.Tensor, dtype: torch.dtype, what: str = "result"
+) -> None:
     """Fail unless `result` is as near to the float64 `oracle` as the policy asks; NaN anywhere fails. `what` opens the message."""
     error, naive_error = relative_error(result, oracle), relative_error(naive_result, oracle)
     bound = 2 * naive_error + SLACK[dtype]
     if not error <= bound:
-        raise AssertionError(f"{what}: relative error {error:.3g} in {dtype}, allowed are {bound:.3g} (naive's own error is {naive_error:.3g})")
+        raise AssertionError(
+            f"{what}: relative error {error:.3g} in {dtype}, allowed are {bound:.3g} (naive's own error is {naive_error:.3g})"
+        )
 
 
 def assert_same_in_float64(result: torch.Tensor, oracle: torch.Tensor, what: str = "result") -> None:
@@ -61,7 +65,9 @@ class Problem:
     Few different images leave wider gaps there, and cost the oracle less, so a large batch consists of copies of them.
     """
 
-    def __init__(self, module: nn.Module, x: torch.Tensor, dtype: torch.dtype, batch: int | None = None, training: bool = True):
+    def __init__(
+        self, module: nn.Module, x: torch.Tensor, dtype: torch.dtype, batch: int | None = None, training: bool = True
+    ):
         """x: [N, channels, H, W]. What the contenders are given, `state`, `x` and `upstream`, is rounded to `dtype`; so is what the oracle sees.
 
         `batch` (None: N): how many images the contenders are given, copies of x's in random order, a multiple of N; the oracle computes
@@ -88,11 +94,15 @@ class Problem:
             y = module(self.x)
         for hook in hooks:
             hook.remove()
-        self.upstream = rounded(torch.randn(y.shape, dtype=torch.float64) / copies)  # the parameters' gradients stay as large, in fp16 too
+        self.upstream = rounded(
+            torch.randn(y.shape, dtype=torch.float64) / copies
+        )  # the parameters' gradients stay as large, in fp16 too
         self.oracle = solve_module(module, self.x, self.upstream) if training else {"output": y}
         order = torch.randperm(batch) % len(x)  # each image `copies` times
         self.oracle = {
-            name: value[order] if name in ("output", "gradient of x") else copies * value  # the parameters' gradients are sums over the images
+            name: value[order]
+            if name in ("output", "gradient of x")
+            else copies * value  # the parameters' gradients are sums over the images
             for name, value in self.oracle.items()
         }
         self.state = {name: value.to(dtype) for name, value in module.state_dict().items()}
@@ -107,12 +117,16 @@ class Problem:
             assert_as_good_as_naive(result, self.oracle[name], yardstick[name], dtype, f"{what}, {name}")
 
 
-def solve_module(module: nn.Module, x: torch.Tensor, upstream: torch.Tensor, forward: Callable | None = None) -> Results:
+def solve_module(
+    module: nn.Module, x: torch.Tensor, upstream: torch.Tensor, forward: Callable | None = None
+) -> Results:
     """Output of `forward` (default: the module itself) at x, and the gradients of (output * upstream).sum() at x and every parameter."""
     module.zero_grad()
     x = x.detach().clone().requires_grad_()
     y = (forward or module)(x)
     (y * upstream).sum().backward()
-    gradients = {f"gradient of {name}": parameter.grad.detach().clone() for name, parameter in module.named_parameters()}
+    gradients = {
+        f"gradient of {name}": parameter.grad.detach().clone() for name, parameter in module.named_parameters()
+    }
     module.zero_grad()
     return {"output": y.detach(), "gradient of x": x.grad, **gradients}

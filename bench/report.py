@@ -109,7 +109,13 @@ CHINESE = {
     "eight Ascend cards, scaling efficiency": "八张昇腾卡，扩展效率",
 }
 
-_CHARTS = {"training step": "model", "inference": "model", "RDB forward": "rdb", "RDB training": "rdb", "loading": "loading"}  # {case: figure}
+_CHARTS = {
+    "training step": "model",
+    "inference": "model",
+    "RDB forward": "rdb",
+    "RDB training": "rdb",
+    "loading": "loading",
+}  # {case: figure}
 
 
 def translate(words: str, language: str) -> str:
@@ -129,7 +135,9 @@ def newest(runs: list[list[Row]]) -> list[list[Row]]:
         mine: dict[tuple, list[Row]] = {}
         several = max(row.ranks for row in rows) > 1
         for row in rows:
-            mine.setdefault((row.device, row.torch, row.case, row.shape, "ranks" if several else row.batch), []).append(row)
+            mine.setdefault((row.device, row.torch, row.case, row.shape, "ranks" if several else row.batch), []).append(
+                row
+            )
         groups |= mine
     return list(groups.values())
 
@@ -138,7 +146,9 @@ def gates_table(runs: list[list[Row]], language: str) -> str:
     """Every gate with the newest measurement of each device that has one."""
     lines = _head(("claim", "gate", "goal", "measured", "on"), language)
     for gate in GATES:
-        found = {verdict.row.device: verdict for rows in runs for verdict in _verdicts(gate, rows) if verdict.row is not None}
+        found = {
+            verdict.row.device: verdict for rows in runs for verdict in _verdicts(gate, rows) if verdict.row is not None
+        }
         target = [translate("at most", language) + " " if gate.at_most else "", f"{gate.gate:.4g}"]
         cells = [translate(gate.what, language), "".join(target), "" if gate.goal is None else f"{gate.goal:.4g}"]
         if not found:
@@ -156,10 +166,23 @@ def _verdicts(gate: Gate, rows: list[Row]) -> list[Verdict]:
 
 def speeds_tables(runs: list[list[Row]], language: str) -> str:
     """For every device the recipes' speeds on rdn-b, in groups that were timed in turn in one run."""
-    columns = ("case", "batch", "recipe", "dtype", "images/s", "GFLOP/s", "of the ceiling", "vs reference", "vs stock", "peak memory")
+    columns = (
+        "case",
+        "batch",
+        "recipe",
+        "dtype",
+        "images/s",
+        "GFLOP/s",
+        "of the ceiling",
+        "vs reference",
+        "vs stock",
+        "peak memory",
+    )
     tables: dict[tuple, list[str]] = {}
     for group in newest(runs):
-        if group[0].case not in ("training step", "inference", "end to end", "memory") or not group[0].shape.startswith(MODEL):
+        if group[0].case not in ("training step", "inference", "end to end", "memory") or not group[0].shape.startswith(
+            MODEL
+        ):
             continue
         for row in group:
             if row.kind != "measured" or row.recipe.startswith("row "):
@@ -170,9 +193,17 @@ def speeds_tables(runs: list[list[Row]], language: str) -> str:
             memory = "" if row.peak_mb is None else f"{row.peak_mb / 1e3:.2f} GB, {row.vs_naive:.0%}"
             bold = "**" if row.recipe == "rdn_fast" else ""
             cells = [
-                translate(row.case, language), str(row.batch), f"{bold}{row.recipe}{bold}", row.dtype, images, _number(row.gflops, "{:.0f}"),
-                _number(row.ceiling_share, "{:.0%}"), _number(row.vs_reference, "{:.2f}x"), _number(row.vs_stock, "{:.2f}x"), memory,
-            ]  # fmt: skip
+                translate(row.case, language),
+                str(row.batch),
+                f"{bold}{row.recipe}{bold}",
+                row.dtype,
+                images,
+                _number(row.gflops, "{:.0f}"),
+                _number(row.ceiling_share, "{:.0%}"),
+                _number(row.vs_reference, "{:.2f}x"),
+                _number(row.vs_stock, "{:.2f}x"),
+                memory,
+            ]
             tables.setdefault((row.device, row.torch), [_run(row), "", *_head(columns, language)]).append(_line(cells))
     return _together(tables, language)
 
@@ -182,15 +213,26 @@ def summary_table(runs: list[list[Row]], language: str) -> str:
     lines = _head(("what", "batch", "rdn_fast", "reference", "strongest other", "precision", "processor"), language)
     for what, case, begin, end, batch in SUMMARY:
         groups = [
-            {row.recipe: row for row in group if row.kind == "measured"} for group in newest(runs) for first in [group[0]]
-            if (first.case, first.batch) == (case, batch) and first.place in CPUS and first.shape.startswith(begin) and first.shape.endswith(end)
-        ]  # fmt: skip
-        group = max((group for group in groups if "rdn_fast" in group), key=lambda group: group["rdn_fast"].date, default=None)
+            {row.recipe: row for row in group if row.kind == "measured"}
+            for group in newest(runs)
+            for first in [group[0]]
+            if (first.case, first.batch) == (case, batch)
+            and first.place in CPUS
+            and first.shape.startswith(begin)
+            and first.shape.endswith(end)
+        ]
+        group = max(
+            (group for group in groups if "rdn_fast" in group), key=lambda group: group["rdn_fast"].date, default=None
+        )
         if group is None:
             lines.append(_line([translate(what, language), str(batch), translate("not measured", language), *[""] * 4]))
             continue
         ours, reference = group["rdn_fast"], group.get("naive" if case == "memory" else "reference")
-        others = [row for name, row in group.items() if row is not reference and not name.startswith(("rdn_fast", "reference", "row ")) and row.vs_reference]
+        others = [
+            row
+            for name, row in group.items()
+            if row is not reference and not name.startswith(("rdn_fast", "reference", "row ")) and row.vs_reference
+        ]
         best = max(others, key=lambda row: row.vs_reference, default=None)
         cells = [f"**{_amount(ours)}**", *(_against(ours, row) for row in (reference, best)), ours.dtype, ours.device]
         lines.append(_line([translate(what, language), str(batch), *cells]))
@@ -217,12 +259,20 @@ def loading_tables(runs: list[list[Row]], language: str) -> str:
     tables: dict[tuple, list[str]] = {}
     for group in newest(runs):
         for row in sorted(group, key=lambda row: row.recipe != "reference"):
-            if row.case not in ("loading", "paced loading") or row.kind != "measured" or row.recipe.startswith("reference "):
+            if (
+                row.case not in ("loading", "paced loading")
+                or row.kind != "measured"
+                or row.recipe.startswith("reference ")
+            ):
                 continue
             recipe = f"{row.recipe} ({row.note})" if row.recipe == "reference" else f"**{row.recipe}**"
             cells = [
-                translate(row.case, language), recipe, _number(row.images_s, "{:,.0f}"), _number(row.vs_reference, "{:.2f}x"), _number(row.waited, "{:.2%}"),
-            ]  # fmt: skip
+                translate(row.case, language),
+                recipe,
+                _number(row.images_s, "{:,.0f}"),
+                _number(row.vs_reference, "{:.2f}x"),
+                _number(row.waited, "{:.2%}"),
+            ]
             tables.setdefault((row.device, row.torch), [_run(row), "", *_head(columns, language)]).append(_line(cells))
     return _together(tables, language)
 
@@ -236,16 +286,34 @@ def upscaling_tables(runs: list[list[Row]], language: str) -> str:
             if row.case not in ("photograph", "small files") or row.kind != "measured":
                 continue
             cells = [
-                translate(row.case, language), row.shape.rsplit(", ", 1)[1], _number(row.seconds, "{:.1f}"), _three(row.images_s),
-                _number(row.gflops, "{:.0f}"), _number(row.peak_mb, "{:,.0f} MB"), _number(row.waited, "{:.1%}"),
-            ]  # fmt: skip
+                translate(row.case, language),
+                row.shape.rsplit(", ", 1)[1],
+                _number(row.seconds, "{:.1f}"),
+                _three(row.images_s),
+                _number(row.gflops, "{:.0f}"),
+                _number(row.peak_mb, "{:,.0f} MB"),
+                _number(row.waited, "{:.1%}"),
+            ]
             tables.setdefault((row.device, row.torch), [_run(row), "", *_head(columns, language)]).append(_line(cells))
     return _together(tables, language)
 
 
 def trained_tables(models: dict[str, Run], runs: list[list[Row]], language: str) -> str:
     """How each model of trained.NAMES was trained, and its means over the usual sets beside bicubic's and the paper's."""
-    how = "model", "shape", "device", "precision", "steps", "batch", "patches", "patches/s", "in the steps", "of the benchmark", "minutes", "resumed"
+    how = (
+        "model",
+        "shape",
+        "device",
+        "precision",
+        "steps",
+        "batch",
+        "patches",
+        "patches/s",
+        "in the steps",
+        "of the benchmark",
+        "minutes",
+        "resumed",
+    )
     runs_table = _head(how, language)
     means_table = _head(("model", "set", "bicubic", "RDN", "self-ensemble", "the paper's RDN"), language)
     for name in trained.NAMES:
@@ -254,15 +322,32 @@ def trained_tables(models: dict[str, Run], runs: list[list[Row]], language: str)
             continue
         run = models[name]
         start, last, speed, ensemble = run.start, run.of("epoch")[-1], run.benchmark(runs), run.means(True)
-        runs_table.append(_line([
-            name, cases.words(run.config), start["device"], f"{start['precision']}, torch {start['torch']}", f"{last['step']:,}", str(start["global_batch"]),
-            f"{run.patches(last):,}", _three(run.images_s), _three(run.in_steps),
-            f"{run.images_s / speed:.1%}" if run.images_s and speed else translate("not measured", language),
-            _number(last["seconds"] / 60 if "seconds" in last else None, "{:.1f}"), str(sum(record["step"] < last["step"] for record in run.of("resume"))),
-        ]))  # fmt: skip
+        runs_table.append(
+            _line(
+                [
+                    name,
+                    cases.words(run.config),
+                    start["device"],
+                    f"{start['precision']}, torch {start['torch']}",
+                    f"{last['step']:,}",
+                    str(start["global_batch"]),
+                    f"{run.patches(last):,}",
+                    _three(run.images_s),
+                    _three(run.in_steps),
+                    f"{run.images_s / speed:.1%}" if run.images_s and speed else translate("not measured", language),
+                    _number(last["seconds"] / 60 if "seconds" in last else None, "{:.1f}"),
+                    str(sum(record["step"] < last["step"] for record in run.of("resume"))),
+                ]
+            )
+        )
         for each, mean in run.means(False).items():
             paper = "{:.2f}, {:.4f}".format(*trained.PAPER[each]) if each in trained.PAPER else ""
-            cells = [_quality(mean, "bicubic_"), f"**{_quality(mean)}**", _quality(ensemble[each]) if each in ensemble else "", paper]
+            cells = [
+                _quality(mean, "bicubic_"),
+                f"**{_quality(mean)}**",
+                _quality(ensemble[each]) if each in ensemble else "",
+                paper,
+            ]
             means_table.append(_line([name, each, *cells]))
     return "\n".join([*runs_table, "", *means_table])
 
@@ -275,7 +360,9 @@ def quality_table(models: dict[str, Run], language: str) -> str:
         for each, mean in run.means(False).items():
             better = _number(ensemble.get(each, {}).get("psnr_y"), "{:.2f}")
             paper = f"{trained.PAPER[each][0]:.2f}" if each in trained.PAPER else ""
-            lines.append(_line([name, each, f"{mean['bicubic_psnr_y']:.2f}", f"**{mean['psnr_y']:.2f}**", better, paper]))
+            lines.append(
+                _line([name, each, f"{mean['bicubic_psnr_y']:.2f}", f"**{mean['psnr_y']:.2f}**", better, paper])
+            )
     return "\n".join(lines)
 
 
@@ -296,7 +383,9 @@ def _together(tables: dict[tuple, list[str]], language: str) -> str:
 def charts(runs: list[list[Row]]) -> dict[str, Figure]:
     """{file name: figure}: for every device one of the whole model, one of the RDB, one of the loaders."""
     groups = [
-        [row for row in group if row.kind == "measured" and (row.case, row.recipe) != ("loading", "reference")]  # that is the best of the others
+        [
+            row for row in group if row.kind == "measured" and (row.case, row.recipe) != ("loading", "reference")
+        ]  # that is the best of the others
         for group in newest(runs)
     ]
     ceilings = {(row.device, row.dtype): row.gflops for group in groups for row in group if row.case == "ceiling"}
@@ -315,14 +404,24 @@ def charts(runs: list[list[Row]]) -> dict[str, Figure]:
             roof = {row.dtype: ceilings[row.device, row.dtype] for row in group if (row.device, row.dtype) in ceilings}
         several = len({row.dtype for row in group}) > 1
         bars = [
-            Bar(f"{row.recipe} {row.dtype}" if several else row.recipe, row.recipe, value, value * row.seconds / row.seconds_max,
-                value * row.seconds / row.seconds_min) for row in group for value in [getattr(row, speed)]
-        ]  # fmt: skip
+            Bar(
+                f"{row.recipe} {row.dtype}" if several else row.recipe,
+                row.recipe,
+                value,
+                value * row.seconds / row.seconds_max,
+                value * row.seconds / row.seconds_min,
+            )
+            for row in group
+            for value in [getattr(row, speed)]
+        ]
         dtypes = ", ".join(dict.fromkeys(row.dtype for row in group))
         title = f"{first.case}, {dtypes}, batch {first.batch}, {first.shape.rsplit(', ', 1)[1]}"
         found.setdefault((first.device, kind), []).append(Panel(title, bars, unit, roof))
     words = {"model": "rdn-b", "rdb": "one residual dense block of rdn-b", "loading": "loaders"}
-    return {f"{kind}_{_slug(device)}.svg": Figure(f"{words[kind]} on {device}", panels) for (device, kind), panels in found.items()}
+    return {
+        f"{kind}_{_slug(device)}.svg": Figure(f"{words[kind]} on {device}", panels)
+        for (device, kind), panels in found.items()
+    }
 
 
 def training_charts(models: dict[str, Run]) -> dict[str, Figure]:
@@ -330,11 +429,17 @@ def training_charts(models: dict[str, Run]) -> dict[str, Figure]:
     found = {}
     for name, run in models.items():
         told = [epoch for epoch in run.of("epoch") if "psnr_y" in epoch]
-        measures = {"canonical": [epoch["psnr_y"] for epoch in told], "reference-compatible": [epoch["psnr_y_compat"] for epoch in told]}
+        measures = {
+            "canonical": [epoch["psnr_y"] for epoch in told],
+            "reference-compatible": [epoch["psnr_y_compat"] for epoch in told],
+        }
         axes = {"thousands of patches": [run.patches(epoch) / 1e3 for epoch in told]}
         if all("seconds" in epoch for epoch in told):
             axes["minutes"] = [epoch["seconds"] / 60 for epoch in told]
-        panels = [Curve({label: (x, y) for label, y in measures.items()}, axis, "PSNR-Y of the validation set, dB") for axis, x in axes.items()]
+        panels = [
+            Curve({label: (x, y) for label, y in measures.items()}, axis, "PSNR-Y of the validation set, dB")
+            for axis, x in axes.items()
+        ]
         found[f"training_{name}.svg"] = Figure(f"{name} on {run.start['device']}", panels)
     return found
 
@@ -346,16 +451,23 @@ def render(text: str, runs: list[list[Row]], language: str, folder: str, models:
         words = "patches/s of the loaders" if name.startswith("loading_") else "GFLOP/s of the recipes"
         links[words].append(f"![{translate(words, language)}]({folder}/{name})")
     blocks = {
-        "summary": summary_table(runs, language), "quality": quality_table(models, language),
-        "gates": gates_table(runs, language), "speeds": speeds_tables(runs, language),
+        "summary": summary_table(runs, language),
+        "quality": quality_table(models, language),
+        "gates": gates_table(runs, language),
+        "speeds": speeds_tables(runs, language),
         "figures": "\n\n".join(links["GFLOP/s of the recipes"]) or translate("not measured", language),
         "loading": "\n\n".join([loading_tables(runs, language), *links["patches/s of the loaders"]]),
         "upscaling": upscaling_tables(runs, language),
-        "trained": "\n\n".join([
-            trained_tables(models, runs, language),
-            *(f"![{translate('PSNR over training', language)}]({folder}/{name})" for name in training_charts(models)),
-        ]),
-    }  # fmt: skip
+        "trained": "\n\n".join(
+            [
+                trained_tables(models, runs, language),
+                *(
+                    f"![{translate('PSNR over training', language)}]({folder}/{name})"
+                    for name in training_charts(models)
+                ),
+            ]
+        ),
+    }
 
     def block(match: re.Match) -> str:
         if match[1] not in blocks:
@@ -366,7 +478,10 @@ def render(text: str, runs: list[list[Row]], language: str, folder: str, models:
 
 
 def _head(columns: tuple[str, ...], language: str) -> list[str]:
-    return [_line([column if column in ("GFLOP/s", "rdn_fast") else translate(column, language) for column in columns]), _line(["---"] * len(columns))]
+    return [
+        _line([column if column in ("GFLOP/s", "rdn_fast") else translate(column, language) for column in columns]),
+        _line(["---"] * len(columns)),
+    ]
 
 
 def _line(cells: list[str]) -> str:
@@ -389,11 +504,16 @@ def _slug(words: str) -> str:
 def pages() -> list[Path]:
     """The Markdown files that may hold blocks."""
     root = HERE.parent
-    return [*(path for path in (root / "README.md", root / "README.zh-CN.md") if path.is_file()), *sorted((root / "docs").glob("*.md"))]
+    return [
+        *(path for path in (root / "README.md", root / "README.zh-CN.md") if path.is_file()),
+        *sorted((root / "docs").glob("*.md")),
+    ]
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when something is stale")
     check = parser.parse_args(argv).check
     try:
@@ -422,7 +542,10 @@ def main(argv: list[str] | None = None) -> int:
             if not check:
                 path.unlink()
     for path in stale:
-        print(f"{'stale' if check else 'rendered'}: {path.relative_to(HERE.parent)}" + ("; make report renders it" if check else ""))
+        print(
+            f"{'stale' if check else 'rendered'}: {path.relative_to(HERE.parent)}"
+            + ("; make report renders it" if check else "")
+        )
     return 1 if check and stale else 0
 
 

@@ -53,7 +53,9 @@ class Row:
     ceiling_share: float | None = None  # of the ceiling measured in the same run, in the same dtype
     vs_reference: float | None = None  # how many times as fast as the reference recipe, in the same run
     vs_stock: float | None = None  # as the fastest stock recipe, in the same dtype unless the case is end to end
-    peak_mb: float | None = None  # 10^6 bytes: of a step, less what was resident before it; of pictures: what the note says
+    peak_mb: float | None = (
+        None  # 10^6 bytes: of a step, less what was resident before it; of pictures: what the note says
+    )
     vs_naive: float | None = None  # that, as a share of the naive row's
     efficiency: float | None = None  # images/s over (ranks x images/s of one rank)
     waited: float | None = None  # share of the time in which a steady consumer, or the model, waited for data
@@ -69,10 +71,17 @@ class Row:
         if self.seconds is not None:
             words.append(f"{self.seconds:.4g} s ({self.seconds_min:.4g} to {self.seconds_max:.4g})")
         for column, form in (
-            ("images_s", "{:.4g} img/s"), ("seed_images_s", "{:.4g} img/s in the seed window"), ("gflops", "{:.0f} GFLOP/s"),
-            ("ceiling_share", "{:.0%} of the ceiling"), ("vs_reference", "{:.2f}x reference"), ("vs_stock", "{:.2f}x stock"), ("peak_mb", "{:.0f} MB"),
-            ("vs_naive", "{:.1%} of naive"), ("efficiency", "{:.1%} scaling efficiency"), ("waited", "{:.2%} of the time waited"),
-        ):  # fmt: skip
+            ("images_s", "{:.4g} img/s"),
+            ("seed_images_s", "{:.4g} img/s in the seed window"),
+            ("gflops", "{:.0f} GFLOP/s"),
+            ("ceiling_share", "{:.0%} of the ceiling"),
+            ("vs_reference", "{:.2f}x reference"),
+            ("vs_stock", "{:.2f}x stock"),
+            ("peak_mb", "{:.0f} MB"),
+            ("vs_naive", "{:.1%} of naive"),
+            ("efficiency", "{:.1%} scaling efficiency"),
+            ("waited", "{:.2%} of the time waited"),
+        ):
             if getattr(self, column) is not None:
                 words.append(form.format(getattr(self, column)))
         return f"{head} {', '.join(words)}" + (f" [{self.note}]" if self.note else "")
@@ -84,8 +93,12 @@ def read(path: Path) -> list[Row]:
         lines = csv.DictReader(file)
         names = [field.name for field in dataclasses.fields(Row)]
         if lines.fieldnames != names:
-            raise ValueError(f"{path}: has other columns than bench/results.py; run the benchmark again or remove the file")
-        return [Row(**{field.name: _value(field, line[field.name]) for field in dataclasses.fields(Row)}) for line in lines]
+            raise ValueError(
+                f"{path}: has other columns than bench/results.py; run the benchmark again or remove the file"
+            )
+        return [
+            Row(**{field.name: _value(field, line[field.name]) for field in dataclasses.fields(Row)}) for line in lines
+        ]
 
 
 def _value(field: dataclasses.Field, text: str):
@@ -103,9 +116,15 @@ class Results:
         now = datetime.now()
         self.rows: list[Row] = []
         self._run = {
-            "date": now.isoformat(timespec="seconds"), "commit": commit(), "command": command_line(),
-            "place": place(device), "device": name(device), "threads": torch.get_num_threads(), "torch": torch.__version__, "rdn_fast": __version__,
-        }  # fmt: skip
+            "date": now.isoformat(timespec="seconds"),
+            "commit": commit(),
+            "command": command_line(),
+            "place": place(device),
+            "device": name(device),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "rdn_fast": __version__,
+        }
         folder = Path(os.environ.get("OUT") or HERE / "results")
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"{command}_{_slug(name(device))}_torch-{_slug(torch.__version__)}_{now:%Y-%m-%d}.csv"
@@ -114,7 +133,10 @@ class Results:
         self._csv.writeheader()
 
     def add(self, **values) -> Row:
-        row = Row(**self._run, **{key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in values.items()})
+        row = Row(
+            **self._run,
+            **{key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in values.items()},
+        )
         self.rows.append(row)
         self._csv.writerow(dataclasses.asdict(row))
         self._file.flush()
@@ -135,7 +157,9 @@ def place(device: torch.device) -> str:
 
 def has_bf16(device: torch.device) -> bool:
     """Whether a CPU has bf16 instructions; without them bf16 is emulated, 10 to 100 times slower."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}  # older torch cannot tell
+    capabilities = (
+        getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
+    )  # older torch cannot tell
     return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
@@ -144,15 +168,21 @@ def name(device: torch.device) -> str:
     words = re.search(r"\((.*)\)", devices.describe(device))[1]
     if device.type != "cpu":
         return words
-    family = re.search(r"^cpu family\s*: (\d+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE) if Path("/proc/cpuinfo").is_file() else None
+    family = (
+        re.search(r"^cpu family\s*: (\d+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        if Path("/proc/cpuinfo").is_file()
+        else None
+    )
     return words + (", bf16" if has_bf16(device) else "") + (f", family {family[1]}" if family else "")
 
 
 def commit() -> str:
     """The commit that is measured, with + where files were changed since; empty outside of git."""
     try:
-        head, changes = (subprocess.run(["git", *words], cwd=HERE, capture_output=True, text=True, check=True).stdout.strip()
-                         for words in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "--untracked-files=no"]))  # fmt: skip
+        head, changes = (
+            subprocess.run(["git", *words], cwd=HERE, capture_output=True, text=True, check=True).stdout.strip()
+            for words in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        )
     except (OSError, subprocess.CalledProcessError):
         return ""
     return head + ("+" if changes else "")

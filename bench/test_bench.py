@@ -10,7 +10,9 @@ from bench.results import has_bf16, name
 from rdn_fast import devices
 
 DEVICE = devices.pick()
-DTYPES = [torch.float32, torch.bfloat16][: 1 + has_bf16(DEVICE)] if DEVICE.type == "cpu" else [devices.low_precision(DEVICE)]
+DTYPES = (
+    [torch.float32, torch.bfloat16][: 1 + has_bf16(DEVICE)] if DEVICE.type == "cpu" else [devices.low_precision(DEVICE)]
+)
 
 CASES = [
     *(cases.block(training, RDN_B, (2, 32, 32), DEVICE, dtype) for dtype in DTYPES for training in (False, True)),
@@ -39,7 +41,9 @@ def _all_cores():
 def test_speed(benchmark, case, entry):
     contender = entry.make()
     case.check(contender, entry.recipe)
-    benchmark.group = f"{case.name}, batch {case.batch}, {case.shape}" + (f", {entry.dtype}" if case.name.startswith("RDB") else "")
+    benchmark.group = f"{case.name}, batch {case.batch}, {case.shape}" + (
+        f", {entry.dtype}" if case.name.startswith("RDB") else ""
+    )
 
     def run():
         contender.run()

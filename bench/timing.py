@@ -86,7 +86,9 @@ class _Product:
         self.a @ self.b
 
 
-def ceilings(device: torch.device, dtypes: list[torch.dtype], rounds: int = 7) -> dict[torch.dtype, tuple[str, Times, float]]:
+def ceilings(
+    device: torch.device, dtypes: list[torch.dtype], rounds: int = 7
+) -> dict[torch.dtype, tuple[str, Times, float]]:
     """{dtype: (what was run, its Times, the GFLOP/s of its fastest round)}: a plain convolution on a CPU, a large matrix product elsewhere."""
     kind, what = (_Convolution, "conv 3x3 256->64") if device.type == "cpu" else (_Product, "product 8192^3")
     plain = {dtype: kind(device, dtype) for dtype in dtypes}

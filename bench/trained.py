@@ -93,9 +93,13 @@ class Run:
         device, dtype = re.search(r"\((.*)\)", start["device"])[1], start["precision"].split()[1]
         shape = f"{cases.words(self.config)}, {start['patch_size']}x{start['patch_size']}"
         same = [
-            row for rows in runs for row in rows if (row.case, row.recipe, row.torch, row.dtype) == ("end to end", "rdn_fast", start["torch"], dtype)
-            and row.device.startswith(device) and (row.batch, row.ranks, row.shape) == (start["global_batch"], start["world"], shape)
-        ]  # fmt: skip
+            row
+            for rows in runs
+            for row in rows
+            if (row.case, row.recipe, row.torch, row.dtype) == ("end to end", "rdn_fast", start["torch"], dtype)
+            and row.device.startswith(device)
+            and (row.batch, row.ranks, row.shape) == (start["global_batch"], start["world"], shape)
+        ]
         return same[-1].images_s if same else None
 
     def means(self, self_ensemble: bool) -> dict[str, dict]:
@@ -121,7 +125,9 @@ def collect(outputs: Path, weights: Path, evaluations: list[Path]) -> list[dict]
     for path in evaluations:
         report = json.loads(path.read_text(encoding="utf-8"))
         if report.get("weights_sha256") != sha256:
-            raise UserError(f"--eval {path}: is of {report['weights']} as it was, not of {weights} as it is; evaluate that one")
+            raise UserError(
+                f"--eval {path}: is of {report['weights']} as it was, not of {weights} as it is; evaluate that one"
+            )
         kept = {key: report[key] for key in ("parameters", "self_ensemble", "precision", "device", "versions")}
         sets = [{"name": each["name"], "images": len(each["images"]), "mean": each["mean"]} for each in report["sets"]]
         records.append({"event": "evaluation", **kept, "sets": sets})
@@ -133,16 +139,28 @@ def _lines(path: Path) -> list[dict]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.trained", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.trained", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("name", choices=NAMES)
     parser.add_argument("--outputs-dir", type=Path, required=True, help="of rdn-fast train")
     parser.add_argument("--weights", type=Path, required=True, help="the file that is given away")
-    parser.add_argument("--eval", type=Path, nargs="+", required=True, metavar="JSON", help="of rdn-fast eval --json, of just these weights")
+    parser.add_argument(
+        "--eval",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="JSON",
+        help="of rdn-fast eval --json, of just these weights",
+    )
     options = parser.parse_args(argv)
     try:
         records = collect(options.outputs_dir, options.weights, options.eval)
         FOLDER.mkdir(exist_ok=True)
-        atomic_write(FOLDER / f"{options.name}.jsonl", lambda file: file.writelines(json.dumps(record).encode() + b"\n" for record in records))
+        atomic_write(
+            FOLDER / f"{options.name}.jsonl",
+            lambda file: file.writelines(json.dumps(record).encode() + b"\n" for record in records),
+        )
     except (UserError, OSError) as error:
         print(f"trained: error: {error}", file=sys.stderr)
         return 2

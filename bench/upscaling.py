@@ -49,10 +49,14 @@ def photograph(folder: Path) -> Pictures:
     """One JPEG file that looks enough like a photograph: smooth, with some noise."""
     random = np.random.default_rng(0)
     width, height = PHOTOGRAPH
-    coarse = Image.fromarray(random.integers(0, 256, (height // 50, width // 50, 3), np.uint8)).resize(PHOTOGRAPH, Image.Resampling.BICUBIC)
+    coarse = Image.fromarray(random.integers(0, 256, (height // 50, width // 50, 3), np.uint8)).resize(
+        PHOTOGRAPH, Image.Resampling.BICUBIC
+    )
     noise = random.integers(-8, 9, (height, width, 1), np.int16)
     folder.mkdir()
-    Image.fromarray(np.clip(np.asarray(coarse) + noise, 0, 255).astype(np.uint8)).save(folder / "photograph.jpg", quality=92)
+    Image.fromarray(np.clip(np.asarray(coarse) + noise, 0, 255).astype(np.uint8)).save(
+        folder / "photograph.jpg", quality=92
+    )
     return Pictures(folder, 1, f"{height}x{width}", height * width)
 
 
@@ -70,10 +74,17 @@ def small_files(folder: Path) -> Pictures:
 
 def upscale(pictures: Path, out: Path, device: torch.device) -> Use:
     """Up-scale a folder, in a new process. RuntimeError with its last words when that fails."""
-    done = subprocess.run([sys.executable, "-m", "bench.upscaling", str(device), str(pictures), str(out)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.upscaling", str(device), str(pictures), str(out)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     made, wanted = len(list(out.glob("*"))), len(list(pictures.iterdir()))
     if done.returncode or made != wanted:
-        raise RuntimeError(f"upscale: {made} of {wanted} pictures made: {(done.stderr.strip().splitlines() or ['no word'])[-1]}")
+        raise RuntimeError(
+            f"upscale: {made} of {wanted} pictures made: {(done.stderr.strip().splitlines() or ['no word'])[-1]}"
+        )
     return Use(**json.loads(done.stdout.splitlines()[-1]))
 
 

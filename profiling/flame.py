@@ -40,10 +40,24 @@ def flame(preset: str, batch: int, device: torch.device, picture: Path) -> None:
         data, out = Path(folder) / "data.h5", Path(folder) / "out"
         end_to_end.write_data(data, batch * STEPS, RDN_B.scale)
         flags = {
-            "preset": preset, "train-file": data, "outputs-dir": out, "device": device, "batch-size": batch, "patch-size": PATCH, "max-steps": STEPS,
-        }  # fmt: skip
-        train = [sys.executable, "-m", "rdn_fast", "train", *(str(word) for name, value in flags.items() for word in (f"--{name}", value))]
-        done = subprocess.run([spy, "record", "--output", picture, "--", *train], capture_output=True, text=True, check=False)
+            "preset": preset,
+            "train-file": data,
+            "outputs-dir": out,
+            "device": device,
+            "batch-size": batch,
+            "patch-size": PATCH,
+            "max-steps": STEPS,
+        }
+        train = [
+            sys.executable,
+            "-m",
+            "rdn_fast",
+            "train",
+            *(str(word) for name, value in flags.items() for word in (f"--{name}", value)),
+        ]
+        done = subprocess.run(
+            [spy, "record", "--output", picture, "--", *train], capture_output=True, text=True, check=False
+        )
         if not (out / "last.pth").is_file() or not picture.is_file():
             last = (done.stderr.strip().splitlines() or ["no word"])[-1]
             raise CannotSample(f"py-spy ended with {done.returncode}: {last}")

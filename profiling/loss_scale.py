@@ -62,9 +62,13 @@ class Run:
     seed: int
     steps: int
     schedule: str = "cosine"
-    lost: float | None = None  # share of the first batches' gradients that are below fp16's smallest number at that scale
+    lost: float | None = (
+        None  # share of the first batches' gradients that are below fp16's smallest number at that scale
+    )
     loss: float | None = None  # of the last LAST steps
-    deviation: float | None = None  # how far these steps' losses are from float32's, same seed, on average, as a share of `loss`
+    deviation: float | None = (
+        None  # how far these steps' losses are from float32's, same seed, on average, as a share of `loss`
+    )
     psnr_y: float | None = None  # of the held-out photographs
     skipped: int = 0
     first_skip: int | None = None
@@ -99,7 +103,11 @@ def edges(runs: list[Run], level: str) -> Edges:
 def between(runs: list[Run], level: str) -> list[int]:
     """The exponents to try next: halfway from an edge to the next scale that is well."""
     under, over = edges(runs, level)
-    well = [run.exponent for run in runs if run.level == level and (under is None or run.exponent > under) and (over is None or run.exponent < over)]
+    well = [
+        run.exponent
+        for run in runs
+        if run.level == level and (under is None or run.exponent > under) and (over is None or run.exponent < over)
+    ]
     gaps = [(under, min(well)), (max(well), over)] if well else []
     return [(low + high) // 2 for low, high in gaps if None not in (low, high) and high - low > 1]
 
@@ -117,8 +125,21 @@ class Trial:
         """The run made by `rdn-fast train` in a process of its own, with what it came to."""
         out = self._folder(run)
         given = {key: value for key, value in dataclasses.asdict(MODEL).items() if value is not None}
-        given |= {"train-file": self.train_file, "eval-file": self.eval_file, "eval-every": 10**6, "outputs-dir": out, "device": self.device}
-        given |= {"patch-size": PATCH, "batch-size": BATCH, "lr": LR, "lr-schedule": run.schedule, "seed": run.seed, "max-steps": run.steps}
+        given |= {
+            "train-file": self.train_file,
+            "eval-file": self.eval_file,
+            "eval-every": 10**6,
+            "outputs-dir": out,
+            "device": self.device,
+        }
+        given |= {
+            "patch-size": PATCH,
+            "batch-size": BATCH,
+            "lr": LR,
+            "lr-schedule": run.schedule,
+            "seed": run.seed,
+            "max-steps": run.steps,
+        }
         given |= {"opt-level": run.level, "rdb": "naive"}
         if run.exponent is not None:
             given |= {"amp-dtype": "fp16", "loss-scale-value": 2.0**run.exponent}
@@ -142,7 +163,9 @@ class Trial:
         return dataclasses.replace(
             run,
             loss=loss,
-            deviation=fmean(abs(a - b) for a, b in zip(losses[-LAST:], self.losses[-LAST:], strict=True)) / loss if alike else None,
+            deviation=fmean(abs(a - b) for a, b in zip(losses[-LAST:], self.losses[-LAST:], strict=True)) / loss
+            if alike
+            else None,
             psnr_y=next((record["psnr_y"] for record in records if "psnr_y" in record), None),
             skipped=len(skips),
             first_skip=min(skips, default=None),
@@ -167,7 +190,10 @@ class Trial:
 
 def measure(device: torch.device) -> list[Run]:
     """Every run: float32's, by seed and then by steps, and fp16's by level and scale. Raises UserError when a run cannot be made."""
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count() if devices.is_host(device) else 1) as pool:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ThreadPoolExecutor(os.cpu_count() if devices.is_host(device) else 1) as pool,
+    ):
         trial = Trial(Path(folder), device)
         runs = [*pool.map(trial.train, (dataclasses.replace(trial.base, seed=seed) for seed in SEEDS))]
         start: dict[str, Evidence] = {}
@@ -175,7 +201,11 @@ def measure(device: torch.device) -> list[Run]:
             run = dataclasses.replace(trial.base, steps=steps, schedule="step")
             run = trial.train(run) if steps else run
             found = {level: trial.evidence(run, level) for level in LEVELS}
-            runs.append(dataclasses.replace(run, **{f"largest_{level.lower()}": evidence.largest for level, evidence in found.items()}))
+            runs.append(
+                dataclasses.replace(
+                    run, **{f"largest_{level.lower()}": evidence.largest for level, evidence in found.items()}
+                )
+            )
             start = start or found
         tuned = {level: round(math.log2(evidence.scale)) for level, evidence in start.items()}
 
@@ -203,7 +233,9 @@ def table(runs: list[Run]) -> str:
     """The edges in words."""
     base = whole(runs)
     losses = [run.loss for run in base]
-    lines = [f"float32: mean loss of the last {LAST} of {STEPS} steps {losses[0]:.5f}, {min(losses):.5f} to {max(losses):.5f} over {len(base)} seeds"]
+    lines = [
+        f"float32: mean loss of the last {LAST} of {STEPS} steps {losses[0]:.5f}, {min(losses):.5f} to {max(losses):.5f} over {len(base)} seeds"
+    ]
     for level in LEVELS:
         under, over = edges(runs, level)
         low = {run.exponent: run for run in runs if run.level == level}
@@ -222,7 +254,10 @@ def write(runs: list[Run], conditions: dict[str, str], picture: Path) -> None:
     with picture.with_suffix(".csv").open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow([*conditions, *(field.name for field in dataclasses.fields(Run))])
-        rows.writerows([*conditions.values(), *(f"{v:.6g}" if isinstance(v, float) else v for v in dataclasses.astuple(run))] for run in runs)
+        rows.writerows(
+            [*conditions.values(), *(f"{v:.6g}" if isinstance(v, float) else v for v in dataclasses.astuple(run))]
+            for run in runs
+        )
     draw(runs, conditions, picture)
 
 
@@ -241,19 +276,41 @@ def draw(runs: list[Run], conditions: dict[str, str], picture: Path) -> None:
     left.axhspan(min(losses), max(losses), color="#9a9a9a", alpha=0.5, linewidth=0, label=f"float32, {len(base)} seeds")
     for i, level in enumerate(LEVELS):
         mine, (under, over) = [run for run in runs if run.level == level], edges(runs, level)
-        left.plot([run.exponent for run in mine], [run.loss for run in mine], color=COLOURS[level], linewidth=1, label=f"fp16, {level}")
+        left.plot(
+            [run.exponent for run in mine],
+            [run.loss for run in mine],
+            color=COLOURS[level],
+            linewidth=1,
+            label=f"fp16, {level}",
+        )
         for skipped, marker in ((False, "o"), (True, "x")):
             some = [run for run in mine if bool(run.skipped) == skipped]
-            left.scatter([run.exponent for run in some], [run.loss for run in some], s=24, marker=marker, color=COLOURS[level])
+            left.scatter(
+                [run.exponent for run in some], [run.loss for run in some], s=24, marker=marker, color=COLOURS[level]
+            )
         best = next(run for run in mine if run.tuned)
         left.scatter(
-            best.exponent, best.loss, s=150, marker="*", color=COLOURS[level], edgecolor="black", zorder=4, label=f"{level} tuned, {_power(best.exponent)}"
+            best.exponent,
+            best.loss,
+            s=150,
+            marker="*",
+            color=COLOURS[level],
+            edgecolor="black",
+            zorder=4,
+            label=f"{level} tuned, {_power(best.exponent)}",
         )
         for edge, what in ((under, "underflow hurts"), (over, "overflow")):
             if edge is not None:
                 left.axvline(edge, color=COLOURS[level], linewidth=0.9, linestyle=(0, (4, 3)))
                 words = f"{what}, {_power(edge)}"
-                left.text(edge + 0.4, 0.95 - 0.07 * i, words, color=COLOURS[level], backgroundcolor="white", transform=left.get_xaxis_transform())
+                left.text(
+                    edge + 0.4,
+                    0.95 - 0.07 * i,
+                    words,
+                    color=COLOURS[level],
+                    backgroundcolor="white",
+                    transform=left.get_xaxis_transform(),
+                )
     left.scatter([], [], marker="x", color="#333333", label="steps were skipped")
     left.legend(loc="center", frameon=False)
     left.set_xlabel("loss scale, as a power of two")
@@ -265,9 +322,11 @@ def draw(runs: list[Run], conditions: dict[str, str], picture: Path) -> None:
     under, over = edges(runs, SHOWN)
     mine = {run.exponent: run for run in runs if run.level == SHOWN}
     for exponent, what, colour in (
-        (min(mine), "too small", "#8d6bb0"), (under, "underflow hurts", "#5b8db8"), (max(mine), "too large", "#7aa37a"),
+        (min(mine), "too small", "#8d6bb0"),
+        (under, "underflow hurts", "#5b8db8"),
+        (max(mine), "too large", "#7aa37a"),
         (next(run.exponent for run in mine.values() if run.tuned), "tuned", "#d1622b"),
-    ):  # fmt: skip
+    ):
         if exponent is not None:
             run = mine[exponent]
             note = f", halved to {_power(run.last_exponent)}" if run.last_exponent != exponent else ""
@@ -284,7 +343,12 @@ def draw(runs: list[Run], conditions: dict[str, str], picture: Path) -> None:
         ax.minorticks_off()
         ax.spines[["top", "right"]].set_visible(False)
     c = conditions
-    canvas.suptitle(f"Static loss scales in fp16: RDN {c['model']}, batch {c['batch']} of {c['patch']}, {STEPS} steps", x=0.01, ha="left", weight="bold")
+    canvas.suptitle(
+        f"Static loss scales in fp16: RDN {c['model']}, batch {c['batch']} of {c['patch']}, {STEPS} steps",
+        x=0.01,
+        ha="left",
+        weight="bold",
+    )
     source = f"{c['kind']} {c['date']} on {c['device']}; torch {c['torch']}, rdn_fast {c['rdn_fast']}, commit {c['commit']}, {c['command']}"
     canvas.supxlabel(source, fontsize=8, x=0.01, ha="left")
     canvas.savefig(picture, metadata={"Date": None} if picture.suffix == ".svg" else None, dpi=130)
@@ -311,10 +375,19 @@ def main(argv: list[str] | None = None) -> int:
         print(f"loss_scale: error: {error}", file=sys.stderr)
         return 2
     conditions = {
-        "date": date.today().isoformat(), "commit": results.commit(), "command": results.command_line(), "device": results.name(device),
-        "torch": torch.__version__, "rdn_fast": __version__, "model": words(MODEL), "patch": f"{PATCH}x{PATCH}", "batch": str(BATCH),
-        "lr": str(LR), "margin": str(MARGIN), "kind": "measured",
-    }  # fmt: skip
+        "date": date.today().isoformat(),
+        "commit": results.commit(),
+        "command": results.command_line(),
+        "device": results.name(device),
+        "torch": torch.__version__,
+        "rdn_fast": __version__,
+        "model": words(MODEL),
+        "patch": f"{PATCH}x{PATCH}",
+        "batch": str(BATCH),
+        "lr": str(LR),
+        "margin": str(MARGIN),
+        "kind": "measured",
+    }
     print(table(runs))
     write(runs, conditions, PICTURE)
     print(f"written: profiling/{PICTURE.name} and {PICTURE.stem}.csv")

@@ -76,12 +76,23 @@ class Roofline:
 class _Piece(Contender):
     """function(*maps), timed forward, or forward and backward for all parameters and, where `of_maps`, for the maps."""
 
-    def __init__(self, ours: Ours, function: Callable, sizes: list, parameters: list, backward: bool, of_maps: bool = True):
-        self.ours, self.function, self.sizes, self.parameters, self.backward, self.of_maps = ours, function, sizes, parameters, backward, of_maps
+    def __init__(
+        self, ours: Ours, function: Callable, sizes: list, parameters: list, backward: bool, of_maps: bool = True
+    ):
+        self.ours, self.function, self.sizes, self.parameters, self.backward, self.of_maps = (
+            ours,
+            function,
+            sizes,
+            parameters,
+            backward,
+            of_maps,
+        )
 
     def fresh(self) -> None:
         self.maps = [torch.randn(size, device=self.ours.device, dtype=self.ours.dtype) for size in self.sizes]
-        self.maps = [map.contiguous(memory_format=self.ours.memory_format).requires_grad_(self.of_maps) for map in self.maps]
+        self.maps = [
+            map.contiguous(memory_format=self.ours.memory_format).requires_grad_(self.of_maps) for map in self.maps
+        ]
 
     def run(self) -> None:
         y = self.function(*self.maps)
@@ -123,7 +134,14 @@ def measure(config: ModelConfig, batch: int, device: torch.device, rounds: int =
 
     block, wide = model.rdbs[0], (batch, config.num_features, PATCH, PATCH)
     contenders = {
-        "head": _Piece(ours, lambda x: _conv(model.sfe2, _conv(model.sfe1, x)), [(batch, 3, PATCH, PATCH)], parameters(model.sfe1, model.sfe2), True, False),
+        "head": _Piece(
+            ours,
+            lambda x: _conv(model.sfe2, _conv(model.sfe1, x)),
+            [(batch, 3, PATCH, PATCH)],
+            parameters(model.sfe1, model.sfe2),
+            True,
+            False,
+        ),
         "RDB forward": _Piece(ours, lambda x: block(x, row), [wide], parameters(block), False),
         "RDB": _Piece(ours, lambda x: block(x, row), [wide], parameters(block), True),
         "GFF": _Piece(ours, fusion, [wide] * (config.num_blocks + 1), parameters(model.gff), True),
@@ -140,10 +158,18 @@ def measure(config: ModelConfig, batch: int, device: torch.device, rounds: int =
     seconds = {name: measured.median for name, measured in times.items()}
     seconds["RDB backward"] = seconds["RDB"] - seconds["RDB forward"]
     conditions = {
-        "date": date.today().isoformat(), "commit": results.commit(), "command": results.command_line(),
-        "device": results.name(device), "torch": torch.__version__, "rdn_fast": __version__,
-        "model": words(config), "batch": str(batch), "dtype": str(ours.dtype).removeprefix("torch."), "rdb": row.name, "kind": "measured",
-    }  # fmt: skip
+        "date": date.today().isoformat(),
+        "commit": results.commit(),
+        "command": results.command_line(),
+        "device": results.name(device),
+        "torch": torch.__version__,
+        "rdn_fast": __version__,
+        "model": words(config),
+        "batch": str(batch),
+        "dtype": str(ours.dtype).removeprefix("torch."),
+        "rdb": row.name,
+        "kind": "measured",
+    }
     counted = work(config, batch, ours.dtype.itemsize)
     parts = [Part(name, times, flop, bytes, seconds[name]) for name, (times, flop, bytes) in counted.items()]
     return Roofline(conditions, parts, roof, copied, row.name == "winograd")
@@ -174,7 +200,9 @@ def work(c: ModelConfig, batch: int, size: int) -> dict[str, tuple[int, float, f
         "GFF": (d * g0 + g0 + g0 + g0) + (d * g0 + g0 + g0 + d * g0),
         "tail": (g0 + inner + 3 * s2) + (g0 + inner + 3 * s2 + g0),
     }
-    parts = {name: (1, 3 * 2 * pixels * macs(*convs), bytes(both[name], weights[name], 3)) for name, convs in stacks.items()}
+    parts = {
+        name: (1, 3 * 2 * pixels * macs(*convs), bytes(both[name], weights[name], 3)) for name, convs in stacks.items()
+    }
     total = weights["head"] + d * weights["RDB"] + weights["GFF"] + weights["tail"]
     block = 2 * pixels * c.block_macs
     parts |= {
@@ -202,16 +230,32 @@ def table(r: Roofline) -> str:
         for p in r.parts
     ]
     *parts, step = r.parts
-    return "\n".join([*lines, f"the parts by themselves take {sum(p.times * p.seconds for p in parts) / step.seconds:.0%} of the step's time"])
+    return "\n".join(
+        [
+            *lines,
+            f"the parts by themselves take {sum(p.times * p.seconds for p in parts) / step.seconds:.0%} of the step's time",
+        ]
+    )
 
 
 def write(r: Roofline, picture: Path) -> None:
     """`picture` (SVG, or what its suffix says), and the table beside it as CSV."""
     with picture.with_suffix(".csv").open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file, lineterminator="\n")
-        rows.writerow([*r.conditions, "ceiling_gflops", "ceiling_gbytes", *(field.name for field in dataclasses.fields(Part)), "gflops"])
+        rows.writerow(
+            [
+                *r.conditions,
+                "ceiling_gflops",
+                "ceiling_gbytes",
+                *(field.name for field in dataclasses.fields(Part)),
+                "gflops",
+            ]
+        )
         numbers = [f"{r.ceiling:.6g}", f"{r.bandwidth:.6g}"]
-        rows.writerows([*r.conditions.values(), *numbers, p.name, p.times, p.flop, p.bytes, f"{p.seconds:.6g}", f"{p.gflops:.6g}"] for p in r.parts)
+        rows.writerows(
+            [*r.conditions.values(), *numbers, p.name, p.times, p.flop, p.bytes, f"{p.seconds:.6g}", f"{p.gflops:.6g}"]
+            for p in r.parts
+        )
     draw(r, picture)
 
 
@@ -228,7 +272,9 @@ def draw(r: Roofline, picture: Path) -> None:
     ax.set_yscale("log")
     intensities = [p.intensity for p in r.parts]
     left, right = min(intensities) / 2, 4 * max(*intensities, r.ceiling / r.bandwidth)
-    roofs = {"direct convolutions": r.ceiling} | ({f"F(4x4, 3x3): {WINOGRAD} times that": WINOGRAD * r.ceiling} if r.winograd else {})
+    roofs = {"direct convolutions": r.ceiling} | (
+        {f"F(4x4, 3x3): {WINOGRAD} times that": WINOGRAD * r.ceiling} if r.winograd else {}
+    )
     for (what, roof), style in zip(roofs.items(), ("-", (0, (4, 3))), strict=False):
         ridge = roof / r.bandwidth
         ax.plot([left, ridge, right], [left * r.bandwidth, roof, roof], color="#333333", linewidth=1.1, linestyle=style)
@@ -239,10 +285,23 @@ def draw(r: Roofline, picture: Path) -> None:
         whole = p is r.parts[-1]
         share = "" if whole else f", {p.times * p.seconds / r.parts[-1].seconds:.1%} of the step"
         label = f"{p.name}: {p.gflops:.3g} GFLOP/s{share}"
-        ax.scatter(p.intensity, p.gflops, s=130 if whole else 60, marker="*" if whole else "o", color=colour, label=label, zorder=3)
+        ax.scatter(
+            p.intensity,
+            p.gflops,
+            s=130 if whole else 60,
+            marker="*" if whole else "o",
+            color=colour,
+            label=label,
+            zorder=3,
+        )
     ax.legend(loc="lower right", frameon=False, fontsize=8.5)
     c = r.conditions
-    ax.set_title(f"A training step of {c['model']}, batch {c['batch']}, {c['dtype']}, rdb {c['rdb']}", fontsize=10.5, loc="left", weight="bold")
+    ax.set_title(
+        f"A training step of {c['model']}, batch {c['batch']}, {c['dtype']}, rdb {c['rdb']}",
+        fontsize=10.5,
+        loc="left",
+        weight="bold",
+    )
     source = f"{c['kind']} {c['date']} on {c['device']}\ntorch {c['torch']}, rdn_fast {c['rdn_fast']}, commit {c['commit']}, {c['command']}"
     ax.set_xlabel(f"FLOP per byte that must move\n{source}", fontsize=8.5)
     ax.set_ylabel("GFLOP/s, counted as direct convolutions")

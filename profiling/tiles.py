@@ -36,9 +36,31 @@ from rdn_fast.weights.convert import SHIPPED, load_model
 
 FILE = Path(__file__).with_name("tiles.csv")
 COLUMNS = (
-    "date", "commit", "command", "device", "threads", "torch", "rdn_fast", "model", "weights", "kind", "what", "set", "dtype", "level", "tile", "tile_pad",
-    "max_level", "mean_level", "psnr_whole", "psnr_y", "loss_y", "seconds_mpixel", "seconds_min", "seconds_max",
-)  # fmt: skip
+    "date",
+    "commit",
+    "command",
+    "device",
+    "threads",
+    "torch",
+    "rdn_fast",
+    "model",
+    "weights",
+    "kind",
+    "what",
+    "set",
+    "dtype",
+    "level",
+    "tile",
+    "tile_pad",
+    "max_level",
+    "mean_level",
+    "psnr_whole",
+    "psnr_y",
+    "loss_y",
+    "seconds_mpixel",
+    "seconds_min",
+    "seconds_max",
+)
 TILES, PADS = (32, 64, 128), (0, 5, 10, 20, "exact")
 EDGES, ROUNDS = (48, 64, 96, 128, 160, 192, 256, 384, 512), 5
 
@@ -51,13 +73,21 @@ def pads(model: RDN, pairs: list[Pair], _) -> Iterator[dict]:
     for tile in TILES:
         for pad in PADS:
             tiled = [Upscaler(model, tile, pad, fp32=True)(pair.lr) for pair in pairs]
-            difference = np.concatenate([np.abs(a.astype(np.int16) - b).ravel() for a, b in zip(tiled, whole, strict=True)])
+            difference = np.concatenate(
+                [np.abs(a.astype(np.int16) - b).ravel() for a, b in zip(tiled, whole, strict=True)]
+            )
             mse = np.mean(np.square(difference, dtype=np.float64))
             psnr = _mean_psnr(tiled, pairs, scale)
             yield {
-                "dtype": "float32", "tile": tile, "tile_pad": pad, "max_level": difference.max(), "mean_level": difference.mean(),
-                "psnr_whole": 10 * np.log10(255**2 / mse) if mse else "", "psnr_y": psnr, "loss_y": at_best - psnr,
-            }  # fmt: skip
+                "dtype": "float32",
+                "tile": tile,
+                "tile_pad": pad,
+                "max_level": difference.max(),
+                "mean_level": difference.mean(),
+                "psnr_whole": 10 * np.log10(255**2 / mse) if mse else "",
+                "psnr_y": psnr,
+                "loss_y": at_best - psnr,
+            }
 
 
 def precisions(model: RDN, pairs: list[Pair], device: torch.device) -> Iterator[dict]:
@@ -73,9 +103,13 @@ def precisions(model: RDN, pairs: list[Pair], device: torch.device) -> Iterator[
         psnr = _mean_psnr(pictures, pairs, model.config.scale)
         at_best = psnr if at_best is None else at_best
         yield {
-            "kind": "simulated" if simulated else "measured", "dtype": str(chosen.compute).removeprefix("torch."), "level": level, "tile": 0,
-            "psnr_y": psnr, "loss_y": at_best - psnr,
-        }  # fmt: skip
+            "kind": "simulated" if simulated else "measured",
+            "dtype": str(chosen.compute).removeprefix("torch."),
+            "level": level,
+            "tile": 0,
+            "psnr_y": psnr,
+            "loss_y": at_best - psnr,
+        }
 
 
 class _Rounded(TorchFunctionMode):
@@ -116,7 +150,9 @@ KINDS = {"pad": pads, "precision": precisions, "speed": speeds}
 
 
 def _mean_psnr(pictures: list[np.ndarray], pairs: list[Pair], scale: int) -> float:
-    return float(np.mean([metrics.psnr_y(picture, pair.hr, scale) for picture, pair in zip(pictures, pairs, strict=True)]))
+    return float(
+        np.mean([metrics.psnr_y(picture, pair.hr, scale) for picture, pair in zip(pictures, pairs, strict=True)])
+    )
 
 
 def write(rows: list[dict], file: Path) -> None:
@@ -127,7 +163,9 @@ def write(rows: list[dict], file: Path) -> None:
         writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows([row for row in kept if (row["what"], row["model"]) not in ours])
-        writer.writerows({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()} for row in rows)
+        writer.writerows(
+            {key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()} for row in rows
+        )
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -142,15 +180,32 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(f"--data DIR is missing, which {given.what} needs: a folder of HR pictures")
         device = devices.pick(given.device)
         model = load_model(given.weights_file, device)
-        pairs = [degrade(path.stem, read_image(path), model.config.scale) for path in image_files(given.data)] if given.data else []
+        pairs = (
+            [degrade(path.stem, read_image(path), model.config.scale) for path in image_files(given.data)]
+            if given.data
+            else []
+        )
         run = {
-            "date": date.today().isoformat(), "commit": results.commit(), "command": f"python -m profiling.tiles {given.what}", "device": results.name(device),
-            "threads": torch.get_num_threads(), "torch": torch.__version__, "rdn_fast": __version__, "model": words(model.config), "kind": "measured",
-            "weights": Path(given.weights_file or SHIPPED).name, "what": given.what, "set": Path(given.data).name if given.data else "",
-        }  # fmt: skip
+            "date": date.today().isoformat(),
+            "commit": results.commit(),
+            "command": f"python -m profiling.tiles {given.what}",
+            "device": results.name(device),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "rdn_fast": __version__,
+            "model": words(model.config),
+            "kind": "measured",
+            "weights": Path(given.weights_file or SHIPPED).name,
+            "what": given.what,
+            "set": Path(given.data).name if given.data else "",
+        }
         rows = []
         for row in KINDS[given.what](model, pairs, device):
-            print(*(f"{key} {value:.5g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()), sep="  ", flush=True)
+            print(
+                *(f"{key} {value:.5g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()),
+                sep="  ",
+                flush=True,
+            )
             rows.append(run | row)
     except UserError as error:
         print(f"tiles: error: {error}", file=sys.stderr)

@@ -39,13 +39,20 @@ def trace(config: ModelConfig, batch: int, device: torch.device, folder: Path) -
     """Profile one step; writes trace.json.gz and kernels.csv to `folder`. Returns the kernels, dearest first; on npu nothing."""
     folder.mkdir(parents=True, exist_ok=True)
     _, step = training_step(config, batch, device)
-    seconds = [timing.once(step, device) for _ in range(3)][-1]  # the first ones make the optimizer's state and choose kernels
-    print(f"training step, batch {batch}, {step.dtype}, {step.note}, {devices.describe(device)}: {seconds:.3f} s without the profiler")
+    seconds = [timing.once(step, device) for _ in range(3)][
+        -1
+    ]  # the first ones make the optimizer's state and choose kernels
+    print(
+        f"training step, batch {batch}, {step.dtype}, {step.note}, {devices.describe(device)}: {seconds:.3f} s without the profiler"
+    )
     step.fresh()
     if device.type == "npu":
         _on_npu(step, device, folder)
         return []
-    activities = [torch.profiler.ProfilerActivity.CPU, *([torch.profiler.ProfilerActivity.CUDA] if device.type == "cuda" else [])]
+    activities = [
+        torch.profiler.ProfilerActivity.CPU,
+        *([torch.profiler.ProfilerActivity.CUDA] if device.type == "cuda" else []),
+    ]
     began = time.perf_counter()
     with torch.profiler.profile(activities=activities) as profiler:
         step.run()
@@ -64,7 +71,9 @@ def _kernels(profiler: torch.profiler.profile, device: torch.device) -> list[Ker
     """On a CPU all operators; on CUDA what ran there, without the operators that launched it."""
     on_cpu = device.type == "cpu"
     events = [event for event in profiler.key_averages() if (event.device_type == DeviceType.CPU) == on_cpu]
-    kernels = [Kernel(e.key, (e.self_cpu_time_total if on_cpu else e.self_device_time_total) / 1e3, e.count) for e in events]
+    kernels = [
+        Kernel(e.key, (e.self_cpu_time_total if on_cpu else e.self_device_time_total) / 1e3, e.count) for e in events
+    ]
     return sorted(kernels, key=lambda kernel: -kernel.ms)
 
 
@@ -80,7 +89,9 @@ def table(kernels: list[Kernel]) -> str:
     """The top kernels in words."""
     total = sum(kernel.ms for kernel in kernels)
     lines = [f"{'ms':>9} {'share':>6} {'calls':>6}  kernel"]
-    lines += [f"{kernel.ms:9.2f} {kernel.ms / total:6.1%} {kernel.calls:6d}  {kernel.name[:100]}" for kernel in kernels[:TOP]]
+    lines += [
+        f"{kernel.ms:9.2f} {kernel.ms / total:6.1%} {kernel.calls:6d}  {kernel.name[:100]}" for kernel in kernels[:TOP]
+    ]
     return "\n".join([*lines, f"{total:9.2f} in all, {len(kernels)} kernels"])
 
 

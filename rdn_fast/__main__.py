@@ -16,7 +16,9 @@ def run() -> None:
             raise
         traceback.print_exc()  # as the interpreter would
         code = RETRY  # a device that failed, perhaps
-    if "RANK" in os.environ:  # gloo's threads may abort the interpreter's orderly exit when another rank has left before
+    if (
+        "RANK" in os.environ
+    ):  # gloo's threads may abort the interpreter's orderly exit when another rank has left before
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -13,7 +13,9 @@ from functools import cache
 from importlib import metadata
 from importlib.util import find_spec
 
-AUTOLOAD = "TORCH_DEVICE_BACKEND_AUTOLOAD"  # unset or 1: `import torch` itself imports torch_npu, and fails where that fails
+AUTOLOAD = (
+    "TORCH_DEVICE_BACKEND_AUTOLOAD"  # unset or 1: `import torch` itself imports torch_npu, and fails where that fails
+)
 
 # Read by torch_npu and CANN; what the user has set stays.
 _DEFAULTS = {
@@ -55,7 +57,11 @@ def load() -> str | None:
 def no_device() -> str:
     """What to say when torch_npu is imported and counts no device."""
     chosen = os.environ.get("ASCEND_RT_VISIBLE_DEVICES")
-    hidden = "" if chosen is None else f"; ASCEND_RT_VISIBLE_DEVICES={chosen} must name devices that it lists, in ascending order"
+    hidden = (
+        ""
+        if chosen is None
+        else f"; ASCEND_RT_VISIBLE_DEVICES={chosen} must name devices that it lists, in ascending order"
+    )
     flags = "--device /dev/davinci0 --device /dev/davinci_manager --device /dev/devmm_svm --device /dev/hisi_hdc"
     return f"torch_npu finds no device; `npu-smi info` must list one; a container needs {flags}{hidden}"
 
@@ -82,7 +88,11 @@ def _mismatch() -> str | None:
     except metadata.PackageNotFoundError:  # built in place
         return None
     remedy = f"pip install torch-npu=={there}, or torch=={made_for}"
-    return None if made_for == there else f"torch_npu {metadata.version('torch_npu')} does not go with torch {metadata.version('torch')}; {remedy}"
+    return (
+        None
+        if made_for == there
+        else f"torch_npu {metadata.version('torch_npu')} does not go with torch {metadata.version('torch')}; {remedy}"
+    )
 
 
 def _release(package: str) -> str:

@@ -36,7 +36,9 @@ class ModelConfig:
     growth_rate: int = _flag(64, "channels that each dense layer adds [G]")
     num_blocks: int = _flag(16, "residual dense blocks [D]")
     num_layers: int = _flag(8, "dense layers per block [C]")
-    upsample_channels: int | None = _flag(None, "channels after up-sampling (default: num-features; EDSR-PyTorch's config A: 32)")
+    upsample_channels: int | None = _flag(
+        None, "channels after up-sampling (default: num-features; EDSR-PyTorch's config A: 32)"
+    )
 
     def __post_init__(self):
         if self.scale not in (2, 3, 4):
@@ -73,23 +75,31 @@ class TrainConfig:
 
     data_path: str | None = _flag(None, "folder with DIV2K_x{scale}.h5 and Set5_x{scale}.h5 (instead of the two files)")
     train_file: str | None = _flag(None, "training h5, made by `rdn-fast prepare`")
-    train_dir: str | None = _flag(None, "folder of HR images to train on; an h5 file is made of it, once, beside it or in the user's cache folder")
+    train_dir: str | None = _flag(
+        None, "folder of HR images to train on; an h5 file is made of it, once, beside it or in the user's cache folder"
+    )
     eval_file: str | None = _flag(None, "validation h5 or folder of HR images; without it there is no validation")
     outputs_dir: str = _flag("outputs/train", "where weights, checkpoints and metrics.jsonl go")
     weights_file: str | None = _flag(None, "start from these weights (fine-tuning)", "pth-path")
-    resume: str | None = _flag(None, "`auto`: go on exactly from the newest checkpoint of outputs-dir; or a checkpoint file")
+    resume: str | None = _flag(
+        None, "`auto`: go on exactly from the newest checkpoint of outputs-dir; or a checkpoint file"
+    )
 
     patch_size: int = _flag(32, "LR patch edge; the HR patch is scale times as large")
     batch_size: int = _flag(16, "patches per step and device")
     num_epochs: int = _flag(800, "epochs; in each, one patch is cut from every training image", "epochs")
     max_steps: int | None = _flag(None, "stop after this many steps, whatever num-epochs says")
     lr: float = _flag(1e-4, "Adam's learning rate at the start")
-    lr_schedule: str = _flag("step", "step: times lr-gamma every lr-step epochs; cosine: to 0 at the end", choices=("step", "cosine"))
+    lr_schedule: str = _flag(
+        "step", "step: times lr-gamma every lr-step epochs; cosine: to 0 at the end", choices=("step", "cosine")
+    )
     lr_step: int = _flag(600, "epochs between the drops of --lr-schedule step")
     lr_gamma: float = _flag(0.1, "factor of each drop")
     weight_decay: float = _flag(0.0, "L2 penalty added to the gradient, as in torch.optim.Adam")
     clip_grad: float | None = _flag(None, "largest norm of the whole gradient (default: no clipping)")
-    ema: float | None = _flag(None, "decay of an exponential moving average of the weights, say 0.999; it is what is validated and saved")
+    ema: float | None = _flag(
+        None, "decay of an exponential moving average of the weights, say 0.999; it is what is validated and saved"
+    )
     seed: int = _flag(123, "decides initial weights, order and augmentation")
     num_workers: int = _flag(2, "threads that cut patches ahead of the step; 0: cut them in the training thread")
     data_mode: str = _flag(
@@ -107,7 +117,9 @@ class TrainConfig:
         "apex-opt-level",
         choices=("auto", "O0", "O1", "O2"),
     )
-    amp_dtype: str = _flag("auto", "low precision of O1 and O2; auto: fp16 on npu and cuda, bf16 on cpu", choices=("auto", "fp16", "bf16"))
+    amp_dtype: str = _flag(
+        "auto", "low precision of O1 and O2; auto: fp16 on npu and cuda, bf16 on cpu", choices=("auto", "fp16", "bf16")
+    )
     amp_backend: str = _flag(
         "torch",
         "what scales the loss in O1 and O2: torch, or apex where its apex.amp is installed; the levels mean the same with both",
@@ -120,7 +132,10 @@ class TrainConfig:
         "loss-scale-value",
         parse=number_or_auto,
     )
-    rdb: str = _flag("auto", "implementation of the residual dense block; auto: the fastest here, timed once (`rdn-fast tune` shows the table)")
+    rdb: str = _flag(
+        "auto",
+        "implementation of the residual dense block; auto: the fastest here, timed once (`rdn-fast tune` shows the table)",
+    )
 
     device: str = _flag("auto", "auto, cpu, cuda[:i] or npu[:i]")
     device_id: int | None = _flag(None, "index of the accelerator, as in --device npu:INDEX")
@@ -128,10 +143,21 @@ class TrainConfig:
     checkpoint_every: float = _flag(60.0, "seconds between checkpoints, besides the one at the end")
 
     def __post_init__(self):
-        for name in ("patch_size", "batch_size", "num_epochs", "lr", "lr_step", "lr_gamma", "eval_every", "checkpoint_every"):
+        for name in (
+            "patch_size",
+            "batch_size",
+            "num_epochs",
+            "lr",
+            "lr_step",
+            "lr_gamma",
+            "eval_every",
+            "checkpoint_every",
+        ):
             _positive(self, name)
         if self.loss_scale != "auto" and not 2.0**-126 <= self.loss_scale <= 2.0**127:
-            raise UserError(f"--loss-scale-value {self.loss_scale}: must be a positive number that float32 holds, or auto")
+            raise UserError(
+                f"--loss-scale-value {self.loss_scale}: must be a positive number that float32 holds, or auto"
+            )
         for name in ("max_steps", "clip_grad"):
             if getattr(self, name) is not None:
                 _positive(self, name)

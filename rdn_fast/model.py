@@ -117,8 +117,14 @@ def infer_config(state: dict, name: str) -> ModelConfig:
     for key in ("sfe1.weight", "rdbs.0.layers.0.conv.weight", "upscale.0.weight", "output.weight"):
         if key not in state or state[key].ndim != 4 or 0 in state[key].shape:
             first = ", ".join(list(state)[:3])
-            raise UserError(f"{name}: these are no weights of an RDN ({key} is missing or no convolution's); the file's keys begin with {first}")
-    g0, g, u = state["sfe1.weight"].shape[0], state["rdbs.0.layers.0.conv.weight"].shape[0], state["output.weight"].shape[1]
+            raise UserError(
+                f"{name}: these are no weights of an RDN ({key} is missing or no convolution's); the file's keys begin with {first}"
+            )
+    g0, g, u = (
+        state["sfe1.weight"].shape[0],
+        state["rdbs.0.layers.0.conv.weight"].shape[0],
+        state["output.weight"].shape[1],
+    )
     blocks = sum(key.startswith("rdbs.") and key.endswith(".lff.weight") for key in state)
     layers = sum(key.startswith("rdbs.0.layers.") and key.endswith(".conv.weight") for key in state)
     scale = 4 if "upscale.2.weight" in state else round((state["upscale.0.weight"].shape[0] / u) ** 0.5)
@@ -131,10 +137,18 @@ def infer_config(state: dict, name: str) -> ModelConfig:
 def check_state(config: ModelConfig, state: dict, name: str) -> None:
     """UserError with the difference in keys and shapes when `state` (from file `name`) does not fit the model exactly."""
     own = empty(config).state_dict()
-    shapes = [f"{k} is {list(state[k].shape)}, not {list(v.shape)}" for k, v in own.items() if k in state and state[k].shape != v.shape]
+    shapes = [
+        f"{k} is {list(state[k].shape)}, not {list(v.shape)}"
+        for k, v in own.items()
+        if k in state and state[k].shape != v.shape
+    ]
     groups = _grouped("missing", own.keys() - state.keys()), _grouped("unexpected", state.keys() - own.keys()), shapes
     if any(groups):
-        problems = [word for group in groups for word in (*group[:6], *([f"and {len(group) - 6} more"] if len(group) > 6 else []))]
+        problems = [
+            word
+            for group in groups
+            for word in (*group[:6], *([f"and {len(group) - 6} more"] if len(group) > 6 else []))
+        ]
         raise UserError(f"{name} does not fit this model ({describe(config)}): {'; '.join(problems)}")
 
 

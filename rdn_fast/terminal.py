@@ -52,7 +52,10 @@ class Bar:
         elif not self._quiet and time.monotonic() - self._printed >= _PLAIN_SECONDS:
             self._printed = time.monotonic()
             left = (self._printed - self._began) / (self._done - self._first) * (self._total - self._done)
-            print("  ".join(filter(None, (f"{self._label} {int(self._done)}/{self._total}", text, f"ETA {clock(left)}"))), flush=True)
+            print(
+                "  ".join(filter(None, (f"{self._label} {int(self._done)}/{self._total}", text, f"ETA {clock(left)}"))),
+                flush=True,
+            )
 
     def say(self, line: str) -> None:
         """A line that stays, above the bar."""

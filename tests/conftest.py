@@ -53,7 +53,9 @@ class Ended(NamedTuple):
 def _write_images(folder: Path, pictures: int | Mapping[str, np.ndarray], size: tuple[int, int]) -> Path:
     folder.mkdir(parents=True)
     if isinstance(pictures, int):
-        pictures = {f"picture_{i}.png": runs.photograph(size[0] - 4 * i, size[1] - 4 * i, seed=i) for i in range(pictures)}
+        pictures = {
+            f"picture_{i}.png": runs.photograph(size[0] - 4 * i, size[1] - 4 * i, seed=i) for i in range(pictures)
+        }
     for name, picture in pictures.items():
         Image.fromarray(picture).save(folder / name)
     return folder
@@ -72,7 +74,9 @@ def image_folder(tmp_path) -> Callable[..., Path]:
     `pictures` is how many, each 4 pixels smaller than the one before it, or {file name: uint8 array}.
     """
 
-    def make(pictures: int | Mapping[str, np.ndarray] = 3, size: tuple[int, int] = (48, 40), name: str = "images") -> Path:
+    def make(
+        pictures: int | Mapping[str, np.ndarray] = 3, size: tuple[int, int] = (48, 40), name: str = "images"
+    ) -> Path:
         return _write_images(tmp_path / name, pictures, size)
 
     return make

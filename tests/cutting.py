@@ -35,7 +35,9 @@ def random_pairs(count: int, scale: int, seed: int = 0) -> list[tuple[np.ndarray
     """LR images of PATCH to PATCH + 9 pixels a side, and HR images that have nothing to do with them, so that no patch is like another."""
     rng = np.random.default_rng(seed)
     sizes = rng.integers(PATCH, PATCH + 10, (count, 2))
-    return [tuple(rng.integers(0, 256, (*(factor * size), 3), dtype=np.uint8) for factor in (1, scale)) for size in sizes]
+    return [
+        tuple(rng.integers(0, 256, (*(factor * size), 3), dtype=np.uint8) for factor in (1, scale)) for size in sizes
+    ]
 
 
 class Plain(NamedTuple):
@@ -49,23 +51,31 @@ class Plain(NamedTuple):
 
 def plain(loader: PatchSampler, step: int) -> Plain:
     share = loader.share(step)
-    return Plain(loader.images[share.index], Plan(*(field[share.index] for field in share.epoch.plan)), share.count, share.total)
+    return Plain(
+        loader.images[share.index], Plan(*(field[share.index] for field in share.epoch.plan)), share.count, share.total
+    )
 
 
-def by_hand(loader: PatchSampler, images: list[tuple[np.ndarray, np.ndarray]], start: int = 0, stop: int | None = None) -> list[Batch]:
+def by_hand(
+    loader: PatchSampler, images: list[tuple[np.ndarray, np.ndarray]], start: int = 0, stop: int | None = None
+) -> list[Batch]:
     """What a PrefetchLoader of this loader must give; images: the pairs of its file. `stop` None: the end of the first epoch."""
     batches = []
     for step in range(start, loader.steps if stop is None else stop):
         share = plain(loader, step)
         lr, hr = (
-            floats([cut(images[i][group], share.plan, k, loader.patch_size, factor) for k, i in enumerate(share.images)])
+            floats(
+                [cut(images[i][group], share.plan, k, loader.patch_size, factor) for k, i in enumerate(share.images)]
+            )
             for group, factor in enumerate((1, loader.pairs.scale))
         )
         batches.append(Batch(lr, hr, share.count, share.total))
     return batches
 
 
-def stream(loader: PatchSampler, mode: str = "mmap", workers: int = 0, start: int = 0, stop: int | None = None) -> list[Batch]:
+def stream(
+    loader: PatchSampler, mode: str = "mmap", workers: int = 0, start: int = 0, stop: int | None = None
+) -> list[Batch]:
     """What a PrefetchLoader on the CPU gives, each batch copied while it is valid."""
 
     def run() -> list[Batch]:
@@ -78,7 +88,8 @@ def stream(loader: PatchSampler, mode: str = "mmap", workers: int = 0, start: in
 def same(a: list[Batch], b: list[Batch]) -> bool:
     """Whether both are the same batches, bit for bit."""
     return len(a) == len(b) and all(
-        torch.equal(x.lr, y.lr) and torch.equal(x.hr, y.hr) and (x.count, x.total) == (y.count, y.total) for x, y in zip(a, b, strict=True)
+        torch.equal(x.lr, y.lr) and torch.equal(x.hr, y.hr) and (x.count, x.total) == (y.count, y.total)
+        for x, y in zip(a, b, strict=True)
     )
 
 

@@ -94,7 +94,9 @@ class Edsr(nn.Module):
         self.RDBs = nn.ModuleList(_EdsrBlock(g0, g, c) for _ in range(d))
         self.GFF = nn.Sequential(conv(d * g0, g0, 1), conv(g0, g0))
         if scale == 4:
-            self.UPNet = nn.Sequential(conv(g0, u * 4), nn.PixelShuffle(2), conv(u, u * 4), nn.PixelShuffle(2), conv(u, 3))
+            self.UPNet = nn.Sequential(
+                conv(g0, u * 4), nn.PixelShuffle(2), conv(u, u * 4), nn.PixelShuffle(2), conv(u, 3)
+            )
         else:
             self.UPNet = nn.Sequential(conv(g0, u * scale**2), nn.PixelShuffle(scale), conv(u, 3))
         with torch.no_grad():
@@ -172,7 +174,9 @@ def wrapped(state: dict, prefix: str) -> OrderedDict:
 
 
 def ascend(state: dict) -> dict:
-    options = argparse.Namespace(scale=2, lr=4e-4, train_file="DIV2K_x2.h5", loss_scale_value=1024.0, apex=True, device_list="0,1")
+    options = argparse.Namespace(
+        scale=2, lr=4e-4, train_file="DIV2K_x2.h5", loss_scale_value=1024.0, apex=True, device_list="0,1"
+    )
     return {"epoch": 799, "model": wrapped(state, "module."), "args": options, "best_psnr": torch.tensor(37.97)}
 
 
@@ -184,7 +188,18 @@ class _OnNpu:
     """A tensor as torch_npu pickles it: with the format that it had there, which older versions wrote as a number, or as a bool."""
 
     def __init__(self, rebuild, tensor: torch.Tensor, form: int):
-        self._reduced = rebuild, (tensor._typed_storage(), tensor.storage_offset(), tuple(tensor.size()), tensor.stride(), False, OrderedDict(), form)
+        self._reduced = (
+            rebuild,
+            (
+                tensor._typed_storage(),
+                tensor.storage_offset(),
+                tuple(tensor.size()),
+                tensor.stride(),
+                False,
+                OrderedDict(),
+                form,
+            ),
+        )
 
     def __reduce__(self):
         return self._reduced
@@ -196,7 +211,10 @@ def save_from_npu(path, state: dict, form: int = _Format.NCHW) -> None:
     def _rebuild_npu_tensor():
         pass
 
-    names = {"torch_npu.utils.storage": {"_rebuild_npu_tensor": _rebuild_npu_tensor}, "torch_npu.npu._format": {"Format": _Format}}
+    names = {
+        "torch_npu.utils.storage": {"_rebuild_npu_tensor": _rebuild_npu_tensor},
+        "torch_npu.npu._format": {"Format": _Format},
+    }
     modules = {"torch_npu": types.ModuleType("torch_npu")}
     for module, of_module in names.items():
         modules[module] = types.ModuleType(module)
@@ -208,7 +226,11 @@ def save_from_npu(path, state: dict, form: int = _Format.NCHW) -> None:
 
 
 def lightning(state: dict, prefix: str) -> dict:
-    return {"epoch": 3, "state_dict": wrapped(state, prefix) | {"loss.vgg.weight": torch.rand(3)}, "hyper_parameters": {"lr": 1e-4}}
+    return {
+        "epoch": 3,
+        "state_dict": wrapped(state, prefix) | {"loss.vgg.weight": torch.rand(3)},
+        "hyper_parameters": {"lr": 1e-4},
+    }
 
 
 def mmagic(state: dict, average: dict | None) -> dict:
@@ -223,6 +245,9 @@ def lornatang(model: Lornatang, average: Lornatang) -> dict:
     """Its train.py's files; the average is a torch AveragedModel's, with `module.` and `n_averaged`."""
     averaged = AveragedModel(average)
     averaged.update_parameters(average)
-    optimizer = {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 1e-4, "betas": (0.9, 0.999), "params": [0]}]}
+    optimizer = {
+        "state": {0: {"step": torch.tensor(3.0)}},
+        "param_groups": [{"lr": 1e-4, "betas": (0.9, 0.999), "params": [0]}],
+    }
     parts = {"state_dict": model.state_dict(), "ema_state_dict": averaged.state_dict(), "optimizer": optimizer}
     return {"epoch": 1, "best_psnr": 31.5, "best_ssim": 0.9, **parts}

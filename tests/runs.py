@@ -17,7 +17,20 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
 
 ROOT = Path(__file__).resolve().parent.parent
-TINY = ("--num-features", "6", "--growth-rate", "4", "--num-blocks", "2", "--num-layers", "2", "--patch-size", "8", "--lr", "1e-3")
+TINY = (
+    "--num-features",
+    "6",
+    "--growth-rate",
+    "4",
+    "--num-blocks",
+    "2",
+    "--num-layers",
+    "2",
+    "--patch-size",
+    "8",
+    "--lr",
+    "1e-3",
+)
 
 
 def photograph(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -41,8 +54,14 @@ def make_data(folder: Path, images: int = 21, scale: int = 2) -> Path:
     rng = np.random.default_rng(5)
     folder.mkdir(parents=True, exist_ok=True)
     sizes = rng.integers(20, 40, (images, 2)) * scale // 2
-    write_pairs(folder / f"DIV2K_x{scale}.h5", [degrade(f"train{i}", photograph(h, w, seed=i), scale) for i, (h, w) in enumerate(sizes)])
-    write_pairs(folder / f"Set5_x{scale}.h5", [degrade(f"eval{i}", photograph(40 + i, 36, seed=100 + i), scale) for i in range(2)])
+    write_pairs(
+        folder / f"DIV2K_x{scale}.h5",
+        [degrade(f"train{i}", photograph(h, w, seed=i), scale) for i, (h, w) in enumerate(sizes)],
+    )
+    write_pairs(
+        folder / f"Set5_x{scale}.h5",
+        [degrade(f"eval{i}", photograph(40 + i, 36, seed=100 + i), scale) for i in range(2)],
+    )
     return folder
 
 
@@ -53,12 +72,23 @@ def command(*arguments) -> list[str]:
 def cli(*arguments, timeout: float = 120, **options) -> subprocess.CompletedProcess:
     """Run rdn-fast in a process of its own; text of stdout and stderr captured."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **(options.pop("env", None) or {})}
-    return subprocess.run(command(*arguments), capture_output=True, encoding="utf-8", timeout=timeout, env=environment, check=False, **options)
+    return subprocess.run(
+        command(*arguments),
+        capture_output=True,
+        encoding="utf-8",
+        timeout=timeout,
+        env=environment,
+        check=False,
+        **options,
+    )
 
 
 def events(outputs: Path, kind: str) -> list[dict]:
     """The records of one kind in metrics.jsonl, each line parsed strictly."""
-    records = [json.loads(line, parse_constant=lambda word: 1 / 0) for line in (outputs / "metrics.jsonl").read_text().splitlines()]
+    records = [
+        json.loads(line, parse_constant=lambda word: 1 / 0)
+        for line in (outputs / "metrics.jsonl").read_text().splitlines()
+    ]
     return [record for record in records if record["event"] == kind]
 
 

@@ -80,7 +80,13 @@ def test_every_field_is_a_flag(parsed):
 
 def test_flags_win_over_the_preset(parsed):
     model, config = parsed("--preset", "train-full-8p", "--lr", "1e-3", "--num-blocks", "2")
-    assert (config.lr, config.batch_size, config.loss_scale, model.num_blocks, model.num_layers) == (1e-3, 64, 32.0, 2, 8)
+    assert (config.lr, config.batch_size, config.loss_scale, model.num_blocks, model.num_layers) == (
+        1e-3,
+        64,
+        32.0,
+        2,
+        8,
+    )
 
 
 @pytest.mark.parametrize(
@@ -96,8 +102,21 @@ def test_flags_win_over_the_preset(parsed):
 def test_the_seeds_recipes(parsed, preset, epochs, lr, loss_scale):
     model, config = parsed("--preset", preset)
     assert model == ModelConfig(2, 64, 64, 16, 8)
-    assert (config.num_epochs, config.lr, config.loss_scale, config.batch_size, config.patch_size, config.seed) == (epochs, lr, loss_scale, 64, 32, 123)
-    assert (config.lr_schedule, config.lr_step, config.lr_gamma, config.eval_every, config.opt_level) == ("step", 600, 0.1, 1, "auto")
+    assert (config.num_epochs, config.lr, config.loss_scale, config.batch_size, config.patch_size, config.seed) == (
+        epochs,
+        lr,
+        loss_scale,
+        64,
+        32,
+        123,
+    )
+    assert (config.lr_schedule, config.lr_step, config.lr_gamma, config.eval_every, config.opt_level) == (
+        "step",
+        600,
+        0.1,
+        1,
+        "auto",
+    )
 
 
 def test_every_preset_is_valid(parsed):
@@ -106,17 +125,46 @@ def test_every_preset_is_valid(parsed):
 
 
 NONSENSE = [
-    ("--batch-size", "0"), ("--batch-size", "-1"), ("--patch-size", "0"), ("--max-steps", "0"), ("--num-epochs", "0"), ("--lr", "0"), ("--lr", "nan"),
-    ("--lr", "-1"), ("--scale", "5"), ("--scale", "1"), ("--num-blocks", "0"), ("--growth-rate", "-3"), ("--weight-decay", "-1"), ("--clip-grad", "0"),
-    ("--ema", "1"), ("--num-workers", "-1"), ("--seed", "-1"), ("--loss-scale", "inf"), ("--checkpoint-every", "0"), ("--eval-every", "0"),
-    ("--num-epochs", "many"), ("--opt-level", "O5"), ("--preset", "none"), ("--device", "tpu"), ("--device", "cpu:1"), ("--rdb", "magic"), ("--nproc", "0"),
-    ("--data-mode", "tape"), ("--no-such-flag", "1"),
-]  # fmt: skip
+    ("--batch-size", "0"),
+    ("--batch-size", "-1"),
+    ("--patch-size", "0"),
+    ("--max-steps", "0"),
+    ("--num-epochs", "0"),
+    ("--lr", "0"),
+    ("--lr", "nan"),
+    ("--lr", "-1"),
+    ("--scale", "5"),
+    ("--scale", "1"),
+    ("--num-blocks", "0"),
+    ("--growth-rate", "-3"),
+    ("--weight-decay", "-1"),
+    ("--clip-grad", "0"),
+    ("--ema", "1"),
+    ("--num-workers", "-1"),
+    ("--seed", "-1"),
+    ("--loss-scale", "inf"),
+    ("--checkpoint-every", "0"),
+    ("--eval-every", "0"),
+    ("--num-epochs", "many"),
+    ("--opt-level", "O5"),
+    ("--preset", "none"),
+    ("--device", "tpu"),
+    ("--device", "cpu:1"),
+    ("--rdb", "magic"),
+    ("--nproc", "0"),
+    ("--data-mode", "tape"),
+    ("--no-such-flag", "1"),
+]
 
 
 @pytest.mark.parametrize(("flag", "value"), NONSENSE, ids=[" ".join(pair) for pair in NONSENSE])
 def test_nonsense_is_one_line(data, tmp_path, capsys, flag, value):
-    assert command_line.main(["train", "--data-path", str(data), "--outputs-dir", str(tmp_path / "o"), *TINY, f"{flag}={value}"]) == 2
+    assert (
+        command_line.main(
+            ["train", "--data-path", str(data), "--outputs-dir", str(tmp_path / "o"), *TINY, f"{flag}={value}"]
+        )
+        == 2
+    )
     out, err = capsys.readouterr()
     assert err.startswith("rdn-fast: error: ")
     assert err.count("\n") == 1
@@ -167,7 +215,11 @@ def test_bad_files_are_one_line_and_write_nothing(data, tmp_path, capsys, what):
             "eval set": ([lr[:7]], [hr[:14]]),
         }
         h5(path, *pairs[what], compression="gzip" if what == "compressed" else None)
-    files = ("--train-file", data / "DIV2K_x2.h5", "--eval-file", path) if what == "eval set" else ("--train-file", path, "--data-mode", "mmap")
+    files = (
+        ("--train-file", data / "DIV2K_x2.h5", "--eval-file", path)
+        if what == "eval set"
+        else ("--train-file", path, "--data-mode", "mmap")
+    )
     assert command_line.main(["train", *map(str, files), "--outputs-dir", str(tmp_path / "o"), *TINY]) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1
@@ -183,7 +235,10 @@ def test_bad_folders_are_one_line_and_write_nothing(data, tmp_path, capsys):
         (("--train-dir", tmp_path / "none"), (f"--train-dir {tmp_path / 'none'}: no such folder",)),
         (("--train-dir", file), (f"--train-dir {file}: ", "folder of images")),
         (("--train-dir", empty), (f"--train-dir {empty}: holds no files",)),
-        (("--train-dir", empty, "--train-file", file), (f"--train-file {file} ", f"--train-dir {empty}: ", "one of them")),
+        (
+            ("--train-dir", empty, "--train-file", file),
+            (f"--train-file {file} ", f"--train-dir {empty}: ", "one of them"),
+        ),
     ):
         assert command_line.main(["train", *map(str, flags), "--outputs-dir", str(tmp_path / "o"), *TINY]) == 2
         err = capsys.readouterr().err
@@ -195,11 +250,24 @@ def test_bad_folders_are_one_line_and_write_nothing(data, tmp_path, capsys):
 
 def test_weights_of_another_shape_print_the_difference(data, tmp_path, capsys):
     torch.save(RDN(ModelConfig(2, 6, 4, 3, 2)).state_dict(), tmp_path / "w.pth")
-    flags = ["train", "--data-path", str(data), "--outputs-dir", str(tmp_path / "o"), *TINY, "--weights-file", str(tmp_path / "w.pth")]
+    flags = [
+        "train",
+        "--data-path",
+        str(data),
+        "--outputs-dir",
+        str(tmp_path / "o"),
+        *TINY,
+        "--weights-file",
+        str(tmp_path / "w.pth"),
+    ]
     assert command_line.main(flags) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1
-    for words in ("w.pth does not fit", "unexpected rdbs.2.* (6 keys)", "gff.0.weight is [6, 18, 1, 1], not [6, 12, 1, 1]"):
+    for words in (
+        "w.pth does not fit",
+        "unexpected rdbs.2.* (6 keys)",
+        "gff.0.weight is [6, 18, 1, 1], not [6, 12, 1, 1]",
+    ):
         assert words in err
 
 

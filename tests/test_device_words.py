@@ -35,12 +35,17 @@ def words(tree: ast.AST, table: bool) -> Iterator[tuple[int, str]]:
                 yield child.lineno, f".{attribute}"
             case ast.Import(names=names) if any(KINDS & {*alias.name.split(".")} for alias in names):
                 yield child.lineno, "import"
-            case ast.ImportFrom(module=module, names=names) if KINDS & {*(module or "").split("."), *(alias.name for alias in names)}:
+            case ast.ImportFrom(module=module, names=names) if KINDS & {
+                *(module or "").split("."),
+                *(alias.name for alias in names),
+            }:
                 yield child.lineno, "import"
         yield from words(child, table)
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "rdn_fast").rglob("*.py")), ids=lambda file: str(file.relative_to(ROOT / "rdn_fast")))
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "rdn_fast").rglob("*.py")), ids=lambda file: str(file.relative_to(ROOT / "rdn_fast"))
+)
 def test_no_kind_of_device_is_named_outside_its_home(file: Path):
     found = list(words(ast.parse(file.read_text()), file == TABLE))
     assert HOME in file.parents or found == [], file

@@ -16,7 +16,9 @@ PAGES = [
     *sorted((ROOT / "docs").glob("*.md")),
     *sorted((ROOT / "tests").glob("*/README.md")),
 ]
-COMMAND = re.compile(r"^ {4,}((?:rdn-fast [a-z]|make [a-z]|bash |python -m |(?:PYTHONPATH=\S+ )?\.venv/bin/python -m ).*)$", re.MULTILINE)
+COMMAND = re.compile(
+    r"^ {4,}((?:rdn-fast [a-z]|make [a-z]|bash |python -m |(?:PYTHONPATH=\S+ )?\.venv/bin/python -m ).*)$", re.MULTILINE
+)
 LINK = re.compile(r"\]\((?!https?://)([^)\s]*)\)")
 EXAMPLE = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -95,4 +97,6 @@ def test_commands_are_those_of_the_command_line(page):
         path = ROOT / module.replace(".", "/")
         assert module == "pytest" or path.is_dir() or path.with_suffix(".py").is_file(), command
         if module == "rdn_fast":
-            cli._parser().parse_args([cli._dashed(word) for word in arguments])  # UserError for a flag that is not known
+            cli._parser().parse_args(
+                [cli._dashed(word) for word in arguments]
+            )  # UserError for a flag that is not known

@@ -176,7 +176,9 @@ def test_float32_is_as_good_as_plain_torch(seed):
     with torch.inference_mode():
         y, state = model(x), model.state_dict()
         assert y.dtype == torch.float32
-        assert_as_good_as_naive(y, oracle(x, state, config), oracle(x, state, config, torch.float32), torch.float32, f"seed {seed}")
+        assert_as_good_as_naive(
+            y, oracle(x, state, config), oracle(x, state, config, torch.float32), torch.float32, f"seed {seed}"
+        )
 
 
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
@@ -268,7 +270,10 @@ def without(state, *keys):
 MISFITS = {
     "missing": (lambda s: without(s, "gff.1.bias"), ["missing gff.1.bias"]),
     "unexpected": (lambda s: s | {"step_counter": torch.zeros(1)}, ["unexpected step_counter"]),
-    "wrong shape": (lambda s: s | {"sfe2.weight": torch.zeros(6, 7, 3, 3)}, ["sfe2.weight is [6, 7, 3, 3], not [6, 6, 3, 3]"]),
+    "wrong shape": (
+        lambda s: s | {"sfe2.weight": torch.zeros(6, 7, 3, 3)},
+        ["sfe2.weight is [6, 7, 3, 3], not [6, 6, 3, 3]"],
+    ),
     "all three": (
         lambda s: without(s, "sfe1.bias") | {"extra": torch.zeros(1), "output.bias": torch.zeros(4)},
         ["missing sfe1.bias", "unexpected extra", "output.bias is [4], not [3]"],
@@ -293,7 +298,16 @@ def test_check_state_tells_what_does_not_fit(misfit):
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("scale", 1), ("scale", 5), ("num_features", 0), ("growth_rate", -1), ("num_blocks", 0), ("num_layers", 0), ("upsample_channels", 0)]
+    ("field", "value"),
+    [
+        ("scale", 1),
+        ("scale", 5),
+        ("num_features", 0),
+        ("growth_rate", -1),
+        ("num_blocks", 0),
+        ("num_layers", 0),
+        ("upsample_channels", 0),
+    ],
 )
 def test_config_refuses_what_makes_no_model(field, value):
     with pytest.raises(UserError, match=f"--{field.replace('_', '-')} {value}"):

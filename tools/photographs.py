@@ -82,7 +82,9 @@ def _read(path: Path) -> np.ndarray:
 
 def _thumbnail(path: Path) -> np.ndarray:
     """Grey, of mean 0 and variance 1: the mean of the product of two is their correlation."""
-    grey = np.asarray(Image.fromarray(_read(path)).convert("L").resize((_THUMB, _THUMB), Image.Resampling.BOX), np.float64)
+    grey = np.asarray(
+        Image.fromarray(_read(path)).convert("L").resize((_THUMB, _THUMB), Image.Resampling.BOX), np.float64
+    )
     return (grey - grey.mean()) / max(grey.std(), 1e-9)
 
 
@@ -99,7 +101,10 @@ def _tiles(name: str, image: np.ndarray, patch: int) -> list[Pair]:
     pair = degrade(name, image, SCALE)  # before it is cut: a tile's borders are no image's
     found = []
     for top, left in ((y, x) for y in _starts(pair.lr.shape[0]) for x in _starts(pair.lr.shape[1])):
-        lr, hr = (part[f * top : f * (top + _TILE), f * left : f * (left + _TILE)] for part, f in ((pair.lr, 1), (pair.hr, SCALE)))
+        lr, hr = (
+            part[f * top : f * (top + _TILE), f * left : f * (left + _TILE)]
+            for part, f in ((pair.lr, 1), (pair.hr, SCALE))
+        )
         found.append(Pair(f"{name} {image.shape[1]}x{image.shape[0]} {top},{left}", lr, hr))
     return found
 
@@ -110,15 +115,27 @@ def _starts(edge: int) -> list[int]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tools.photographs", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.photographs", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="folders of HR photographs")
     parser.add_argument("--output-path", type=Path, required=True, metavar="FILE.h5", help="where the tiles go")
-    parser.add_argument("--unseen", type=Path, nargs="+", default=[], metavar="FOLDER", help="evaluation sets that the model must not have seen")
+    parser.add_argument(
+        "--unseen",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FOLDER",
+        help="evaluation sets that the model must not have seen",
+    )
     options = parser.parse_args(argv)
     try:
         if options.output_path.suffix != ".h5":
             raise UserError(f"--output-path {options.output_path}: its name must end in .h5")
-        paths, unseen = ([path for folder in folders for path in image_files(folder)] for folders in (options.folders, options.unseen))
+        paths, unseen = (
+            [path for folder in folders for path in image_files(folder)]
+            for folders in (options.folders, options.unseen)
+        )
         left_out = alike(paths, unseen)
         for path, evaluated in left_out.items():
             print(f"left out {path}: it shows what {evaluated} shows")

@@ -28,7 +28,18 @@ def run() -> int:
         folder = photographs(PHOTOGRAPHS)
         paths = [*image_files(options.kodak), *(folder / name for name in PHOTOGRAPHS)]
         print(f"{train_file}: {write_tiles(paths, train_file, PRESETS['small']['patch_size'])} tiles")
-    return main(["train", "--preset", "small", "--train-file", str(train_file), "--outputs-dir", str(options.outputs_dir), *flags])
+    return main(
+        [
+            "train",
+            "--preset",
+            "small",
+            "--train-file",
+            str(train_file),
+            "--outputs-dir",
+            str(options.outputs_dir),
+            *flags,
+        ]
+    )
 
 
 if __name__ == "__main__":

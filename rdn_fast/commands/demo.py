@@ -39,7 +39,9 @@ def demo(outputs_dir: str, device: str) -> None:
     print(f"look at:   {picture}")
     print(f"weights:   {weights}")
     print("your own:  rdn-fast prepare --images-dir PICTURES --output-path train.h5 --scale 2")
-    print("           rdn-fast train --train-file train.h5 --eval-file FOLDER_OF_HR_IMAGES --preset rdn-b --outputs-dir outputs/mine")
+    print(
+        "           rdn-fast train --train-file train.h5 --eval-file FOLDER_OF_HR_IMAGES --preset rdn-b --outputs-dir outputs/mine"
+    )
 
 
 def prepare(outputs: Path) -> tuple[Path, Path]:
@@ -47,7 +49,9 @@ def prepare(outputs: Path) -> tuple[Path, Path]:
     folder = photographs((*_TRAIN, *_HELD_OUT))
     train_file, eval_file = outputs / "photographs_x2.h5", outputs / "held_out_x2.h5"
     write_pairs(train_file, [tile for name in _TRAIN for tile in _tiles(folder / name)], "--outputs-dir")
-    write_pairs(eval_file, [degrade(Path(name).stem, read_image(folder / name), _SCALE) for name in _HELD_OUT], "--outputs-dir")
+    write_pairs(
+        eval_file, [degrade(Path(name).stem, read_image(folder / name), _SCALE) for name in _HELD_OUT], "--outputs-dir"
+    )
     return train_file, eval_file
 
 
@@ -63,5 +67,7 @@ def photographs(names: tuple[str, ...]) -> Path:
     spec = importlib.util.find_spec("skimage")
     folder = Path(spec.origin).parent / "data" if spec and spec.origin else None
     if folder is None or not all((folder / name).is_file() for name in names):
-        raise UserError("these photographs come with scikit-image 0.26: pip install 'scikit-image==0.26.*', or use `make demo`")
+        raise UserError(
+            "these photographs come with scikit-image 0.26: pip install 'scikit-image==0.26.*', or use `make demo`"
+        )
     return folder

@@ -28,7 +28,10 @@ from rdn_fast.errors import UserError, one_line
 from rdn_fast.terminal import print_table
 
 # What the drivers' own tools are asked, and where they answer with a version.
-_TOOLS = {"npu-smi": (("info",), r"Version:\s*(\S+)"), "nvidia-smi": (("--query-gpu=driver_version", "--format=csv,noheader"), r"(\S+)")}
+_TOOLS = {
+    "npu-smi": (("info",), r"Version:\s*(\S+)"),
+    "nvidia-smi": (("--query-gpu=driver_version", "--format=csv,noheader"), r"(\S+)"),
+}
 
 
 class Line(NamedTuple):
@@ -92,7 +95,9 @@ def _torch() -> Line:
 
     from rdn_fast import devices
 
-    return Line(f"{torch.__version__}, built for {devices.torch_build()}; {torch.get_num_threads()} threads, {devices.cores()} cores")
+    return Line(
+        f"{torch.__version__}, built for {devices.torch_build()}; {torch.get_num_threads()} threads, {devices.cores()} cores"
+    )
 
 
 def _torch_npu(autoload: bool) -> Line:
@@ -117,7 +122,9 @@ def _drivers() -> Line:
         version = re.search(pattern, done.stdout)
         versions.append(f"{version[1]} ({tool})" if version and not done.returncode else f"unknown ({tool})")
         if done.returncode:
-            wrong.append(f"`{tool} {arguments[0]}` ends with {done.returncode}; install the driver, or give the container its devices")
+            wrong.append(
+                f"`{tool} {arguments[0]}` ends with {done.returncode}; install the driver, or give the container its devices"
+            )
     return Line(", ".join(versions) or f"neither {' nor '.join(_TOOLS)} is here", "; ".join(wrong))
 
 
@@ -172,21 +179,27 @@ def _reasons(case) -> dict[str, str | None]:
     reasons = {}
     for row in IMPLS.values():
         unbuilt = hasattr(row.module, "SOURCE") and native.compiler()
-        reasons[row.name] = refusal(dataclasses.replace(row, module=None) if unbuilt else row, case.device, case.dtype, case.training)
+        reasons[row.name] = refusal(
+            dataclasses.replace(row, module=None) if unbuilt else row, case.device, case.dtype, case.training
+        )
     return reasons
 
 
 def _rows(device: str) -> Line:
     reasons = _reasons(_case(device))
     able = ", ".join(name for name, reason in reasons.items() if reason is None)
-    return Line("\n".join([f"{able} can run", *(f"{name} {reason}" for name, reason in reasons.items() if reason is not None)]))
+    return Line(
+        "\n".join([f"{able} can run", *(f"{name} {reason}" for name, reason in reasons.items() if reason is not None)])
+    )
 
 
 def _auto(device: str) -> Line:
     from rdn_fast.rdb import autotune
 
     case = _case(device)
-    shape = f"{case.batch} patches of {case.height}x{case.width} in {str(case.dtype).removeprefix('torch.')}" + (f", mode {case.mode}" if case.mode else "")
+    shape = f"{case.batch} patches of {case.height}x{case.width} in {str(case.dtype).removeprefix('torch.')}" + (
+        f", mode {case.mode}" if case.mode else ""
+    )
     able = [name for name, reason in _reasons(case).items() if reason is None]
     known = autotune.remembered().get(case.key())
     if known in able:
@@ -202,7 +215,10 @@ def _cache() -> Line:
     state = f"{folder}, {len(files)} files, {sum(files) / 2**20:.1f} MiB"
     if folder.name == "rdn_fast":
         return Line(state)
-    return Line(f"{folder}, for this process", "it cannot be written, so each run compiles and times anew; set XDG_CACHE_HOME to a folder that can")
+    return Line(
+        f"{folder}, for this process",
+        "it cannot be written, so each run compiles and times anew; set XDG_CACHE_HOME to a folder that can",
+    )
 
 
 def _training(device: str) -> Line:

@@ -21,7 +21,9 @@ def show(config: ModelConfig, train: TrainConfig) -> None:
         return
     for case in cases_of(config, train, device):
         timing = renew(case)
-        table = Table(title=escape(case.key()), title_justify="left", caption=f"auto: {timing.fastest}", caption_justify="left")
+        table = Table(
+            title=escape(case.key()), title_justify="left", caption=f"auto: {timing.fastest}", caption_justify="left"
+        )
         for name in ("rdb", "ms", "GFLOP/s", "times naive"):
             table.add_column(name, justify="left" if name == "rdb" else "right")
         table.add_column("")

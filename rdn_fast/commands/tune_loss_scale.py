@@ -29,7 +29,9 @@ def show(config: ModelConfig, train: TrainConfig) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         _calibrate(config, train, folder)
     except OSError as error:
-        raise UserError(f"--outputs-dir {folder}: cannot be written ({error.strerror}); choose another folder") from None
+        raise UserError(
+            f"--outputs-dir {folder}: cannot be written ({error.strerror}); choose another folder"
+        ) from None
 
 
 def _calibrate(config: ModelConfig, train: TrainConfig, folder: Path) -> None:
@@ -68,7 +70,10 @@ def table(evidence: Evidence) -> str:
 def picture(choice: Choice, title: tuple[str, str]) -> str:
     """SVG: the histogram at scale 1, without zeros, and under it fp16's range as the scale moves it."""
     evidence, scale = choice.evidence, math.log2(choice.scale)
-    shares = {kind: {i + 1 - BIAS: n / sum(counts[1:]) for i, n in enumerate(counts[1:]) if n} for kind, counts in evidence.counts.items()}
+    shares = {
+        kind: {i + 1 - BIAS: n / sum(counts[1:]) for i, n in enumerate(counts[1:]) if n}
+        for kind, counts in evidence.counts.items()
+    }
     seen = [exponent for column in shares.values() for exponent, share in column.items() if share > 1e-4]
     underflow, subnormal, overflow = SUBNORMAL - scale, NORMAL - scale, math.log2(LARGEST) - scale
     room = overflow - math.log2(MARGIN)
@@ -88,20 +93,40 @@ def picture(choice: Choice, title: tuple[str, str]) -> str:
 
     parts = [text(_LEFT, 24, title[0], 'font-size="15" font-weight="bold"'), text(_LEFT, 42, title[1], 'fill="#555"')]
     for begin, end, colour, words in (
-        (first, underflow, "#f6d5d0", "underflows"), (underflow, subnormal, "#fbf1d3", "loses bits"),
-        (subnormal, room, "#e6f2e3", f"fp16 at loss scale {choice.scale:.10g}"), (room, overflow, "#d5e6d1", f"{MARGIN} x room"),
+        (first, underflow, "#f6d5d0", "underflows"),
+        (underflow, subnormal, "#fbf1d3", "loses bits"),
+        (subnormal, room, "#e6f2e3", f"fp16 at loss scale {choice.scale:.10g}"),
+        (room, overflow, "#d5e6d1", f"{MARGIN} x room"),
         (overflow, last, "#f6d5d0", "overflows"),
-    ):  # fmt: skip
+    ):
         parts += [bar(begin, end, highest, colour), text(x((begin + end) / 2), _TOP - 8, words)]
     for side, (kind, column) in enumerate(shares.items()):
         counts = evidence.counts[kind]
-        parts.append(text(_LEFT + 330 * side, 66, f"\u25a0 {kind} ({counts[0] / sum(counts):.2%} are zero, not shown)", f'fill="{_COLOURS[kind]}"'))
-        parts += [bar(e + 0.08 + 0.42 * side, e + 0.5 + 0.42 * side, share, _COLOURS[kind]) for e, share in column.items() if first <= e < last]
-    parts += [text(_LEFT - 6, _FLOOR + 4 - tall * share / 100 / highest, f"{share}%", 'text-anchor="end"') for share in range(0, int(100 * highest) + 1, 5)]
+        parts.append(
+            text(
+                _LEFT + 330 * side,
+                66,
+                f"\u25a0 {kind} ({counts[0] / sum(counts):.2%} are zero, not shown)",
+                f'fill="{_COLOURS[kind]}"',
+            )
+        )
+        parts += [
+            bar(e + 0.08 + 0.42 * side, e + 0.5 + 0.42 * side, share, _COLOURS[kind])
+            for e, share in column.items()
+            if first <= e < last
+        ]
+    parts += [
+        text(_LEFT - 6, _FLOOR + 4 - tall * share / 100 / highest, f"{share}%", 'text-anchor="end"')
+        for share in range(0, int(100 * highest) + 1, 5)
+    ]
     parts += [text(x(e), _FLOOR + 18, f"2^{e}") for e in range(first + -first % 4, last + 1, 4)]
     for exponent, words in ((SUBNORMAL, "smaller ones underflow at scale 1"), (math.log2(evidence.largest), "largest")):
         parts.append(f'<path d="M{x(exponent):.1f} {_TOP}V{_FLOOR}" stroke="#333" stroke-dasharray="4 3"/>')
         parts.append(text(x(exponent), _FLOOR + 34, words))
-    parts.append(text(_LEFT, _FLOOR + 54, "magnitude of a gradient at loss scale 1, against the share of its kind", 'fill="#555"'))
+    parts.append(
+        text(
+            _LEFT, _FLOOR + 54, "magnitude of a gradient at loss scale 1, against the share of its kind", 'fill="#555"'
+        )
+    )
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_FLOOR + 66}" font-family="DejaVu Sans, sans-serif" font-size="12">'
     return "\n".join([head, '<rect width="100%" height="100%" fill="white"/>', *parts, "</svg>\n"])

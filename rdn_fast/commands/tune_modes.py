@@ -29,7 +29,9 @@ def cases_of(config: ModelConfig, train: TrainConfig, device: torch.device) -> t
     """What `rdn-fast tune` times: a training run's steps, and evaluation in float32."""
     patch = train.batch_size, 3, train.patch_size, train.patch_size
     dtype = precision.choose(train.opt_level, train.amp_dtype, device).compute
-    return Case.of(config, patch, device, dtype, True), Case.of(config, (1, 3, PICTURE, PICTURE), device, torch.float32, False)
+    return Case.of(config, patch, device, dtype, True), Case.of(
+        config, (1, 3, PICTURE, PICTURE), device, torch.float32, False
+    )
 
 
 def sweep(config: ModelConfig, train: TrainConfig, device: torch.device) -> None:
@@ -38,9 +40,13 @@ def sweep(config: ModelConfig, train: TrainConfig, device: torch.device) -> None
     A mode whose process fails is left out, and that is said; UserError when all do.
     """
     cases, timings = cases_of(config, train, device), {}
-    settings = json.dumps([dataclasses.asdict(config), dataclasses.asdict(dataclasses.replace(train, device=str(device), device_id=None))])
+    settings = json.dumps(
+        [dataclasses.asdict(config), dataclasses.asdict(dataclasses.replace(train, device=str(device), device_id=None))]
+    )
     modes = ("", *devices.modes(device))
-    print("a process cannot change its mode: each mode is timed in a process of its own, one after the other and not in turn,")
+    print(
+        "a process cannot change its mode: each mode is timed in a process of its own, one after the other and not in turn,"
+    )
     print("so small differences between modes may be chance; a mode that compiles (jit) takes minutes")
     for number, mode in enumerate(modes, 1):
         print(f"mode {number} of {len(modes)}: {_title(mode)}", flush=True)
@@ -49,11 +55,17 @@ def sweep(config: ModelConfig, train: TrainConfig, device: torch.device) -> None
         except RuntimeError as error:
             print(f"left out: {error}", flush=True)
     if not timings:
-        raise UserError(f"--device {device}: the block's implementations could be timed in no mode (the lines above say why)")
+        raise UserError(
+            f"--device {device}: the block's implementations could be timed in no mode (the lines above say why)"
+        )
     best = min(timings, key=lambda mode: min(timings[mode][0].seconds.values()))
     for number, case in enumerate(cases):
         _show(case, {mode: of_cases[number] for mode, of_cases in timings.items()}, best)
-    rows = {dataclasses.replace(case, mode=mode).key(): timing.fastest for mode in timings for case, timing in zip(cases, timings[mode], strict=True)}
+    rows = {
+        dataclasses.replace(case, mode=mode).key(): timing.fastest
+        for mode in timings
+        for case, timing in zip(cases, timings[mode], strict=True)
+    }
     remember(rows | {mode_key(cases[0]): best})
 
 
@@ -67,11 +79,15 @@ def _measured(mode: str, settings: str) -> list[Timing]:
         file = Path(folder) / "timings.json"
         command = [sys.executable, "-m", "rdn_fast.commands.tune_modes", mode, settings, str(file)]
         # Compilers write dots to stdout; why rows fail is in the Timings.
-        ended = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace", check=False)
+        ended = subprocess.run(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace", check=False
+        )
         if ended.returncode < 0:
             raise RuntimeError(f"its process was killed by signal {-ended.returncode}")
         if ended.returncode:
-            raise RuntimeError((ended.stderr.strip() or f"its process ended with code {ended.returncode}").splitlines()[-1])
+            raise RuntimeError(
+                (ended.stderr.strip() or f"its process ended with code {ended.returncode}").splitlines()[-1]
+            )
         return [Timing(**timing) for timing in json.loads(file.read_text())]
 
 
@@ -87,7 +103,11 @@ def _show(case: Case, timings: dict[str, Timing], best: str) -> None:
             notes.append(f"{row.name}: {reason}")
             continue
         seconds = {mode: timing.seconds.get(row.name) for mode, timing in timings.items()}
-        notes += [f"{row.name} in mode {_title(mode)}: {t.failed[row.name]}" for mode, t in timings.items() if row.name in t.failed]
+        notes += [
+            f"{row.name} in mode {_title(mode)}: {t.failed[row.name]}"
+            for mode, t in timings.items()
+            if row.name in t.failed
+        ]
         for unit, figure in (
             ("ms", lambda s: f"{s * 1e3:.2f}"),
             ("GFLOP/s", lambda s: f"{case.flop / s / 1e9:.0f}"),

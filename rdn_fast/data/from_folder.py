@@ -48,7 +48,9 @@ def training_pairs(folder: str | Path, scale: int) -> PairedH5:
             with contextlib.suppress(OSError):
                 lock_file.unlink()  # still locked: a waiting process sees that it is gone and makes another
             held.release()
-    raise UserError(f"--train-dir {folder}: no training file can be written, at last not {path} ({reason}); prepare one elsewhere and give --train-file")
+    raise UserError(
+        f"--train-dir {folder}: no training file can be written, at last not {path} ({reason}); prepare one elsewhere and give --train-file"
+    )
 
 
 def _key(folder: str | Path, scale: int) -> str:
@@ -92,6 +94,8 @@ def _make(path: Path, folder: str | Path, scale: int) -> PairedH5:
     for half_written in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         with contextlib.suppress(OSError):
             half_written.unlink()  # of a process that was killed
-    print(f"--train-dir {folder}: {path} {flaw}; making it. Later runs take it as it is; it may be deleted.", flush=True)
+    print(
+        f"--train-dir {folder}: {path} {flaw}; making it. Later runs take it as it is; it may be deleted.", flush=True
+    )
     prepare(folder, path, scale, flags=("--train-dir", "--train-dir"), attributes={_ATTRIBUTE: key})
     return PairedH5(path, scale)

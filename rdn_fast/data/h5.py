@@ -37,7 +37,9 @@ class PairedH5:
         """Open and check `path`; raises UserError naming the file, the dataset and the remedy."""
         self.path, self.scale = Path(path), scale
         if not self.path.is_file():
-            raise UserError(f"{path}: no such file; make it with: rdn-fast prepare --images-dir FOLDER --output-path {path} --scale {scale}")
+            raise UserError(
+                f"{path}: no such file; make it with: rdn-fast prepare --images-dir FOLDER --output-path {path} --scale {scale}"
+            )
         try:
             self._file = os.open(self.path, os.O_RDONLY)
             weakref.finalize(self, os.close, self._file)
@@ -56,7 +58,9 @@ class PairedH5:
         self._reader: tuple[int, Callable[[int, int], h5py.h5d.DatasetID]] | None = None
         self._check_scale()
         self.sizes = self._shapes[LR][:, :2]
-        self.unmappable = next((self._why_not(group, offset.index(None)) for group, offset in enumerate(offsets) if None in offset), None)
+        self.unmappable = next(
+            (self._why_not(group, offset.index(None)) for group, offset in enumerate(offsets) if None in offset), None
+        )
         if self.unmappable is not None:
             self.read_by_name()
         else:
@@ -101,7 +105,9 @@ class PairedH5:
     def check(self) -> None:
         """Raise Failure when the opened file is no longer what it was: pixels of two states would be mixed, or be missing."""
         if self._state() != self._opened:
-            raise Failure(f"{self.path}: was changed while it was in use; restore it and start again (a training run with --resume auto)")
+            raise Failure(
+                f"{self.path}: was changed while it was in use; restore it and start again (a training run with --resume auto)"
+            )
 
     def cut_short(self) -> Failure:
         """What to raise when bytes of the file could not be read."""
@@ -114,7 +120,9 @@ class PairedH5:
             data = self._datasets()(group, i)
             part = data.get_space()
             part.select_hyperslab((int(top), int(left), 0), out.shape)
-            data.read(h5py.h5s.create_simple(out.shape), part, out, h5py.h5t.NATIVE_UINT8)  # h5py's objects take four times as long
+            data.read(
+                h5py.h5s.create_simple(out.shape), part, out, h5py.h5t.NATIVE_UINT8
+            )  # h5py's objects take four times as long
         except OSError:
             raise self.cut_short() from None
 
@@ -176,12 +184,16 @@ class PairedH5:
         """The names that both groups hold, in the order of their numbers."""
         for group in _GROUPS:
             if not isinstance(file.get(group), h5py.Group):
-                raise UserError(f"{self.path}: no group `{group}`; a training file has groups lr and hr, as `rdn-fast prepare` writes them")
+                raise UserError(
+                    f"{self.path}: no group `{group}`; a training file has groups lr and hr, as `rdn-fast prepare` writes them"
+                )
         lr, hr = (set(file[group]) for group in _GROUPS)
         if not lr and not hr:
             raise UserError(f"{self.path}: its groups lr and hr are empty; prepare it again")
         if lr != hr:
-            raise UserError(f"{self.path}: {len(lr)} lr and {len(hr)} hr images ({min(lr ^ hr)} has no partner); prepare it again")
+            raise UserError(
+                f"{self.path}: {len(lr)} lr and {len(hr)} hr images ({min(lr ^ hr)} has no partner); prepare it again"
+            )
         return sorted(lr, key=lambda key: (not key.isdigit(), int(key) if key.isdigit() else 0, key))
 
     def _scan(self, group: h5py.Group, name: str) -> tuple[list, list]:
@@ -192,16 +204,25 @@ class PairedH5:
         for key in self._keys:
             data = h5py.h5o.open(group.id, key.encode())
             shape = data.shape if isinstance(data, h5py.h5d.DatasetID) else None
-            if shape is None or len(shape) != 3 or shape[2] != 3 or not (data.get_type().equal(h5py.h5t.STD_U8LE) or data.dtype == np.uint8):
+            if (
+                shape is None
+                or len(shape) != 3
+                or shape[2] != 3
+                or not (data.get_type().equal(h5py.h5t.STD_U8LE) or data.dtype == np.uint8)
+            ):
                 kind = "a group" if shape is None else f"{data.dtype} {list(shape)}"
                 remedy = f"`rdn-fast prepare --repack {self.path} NEW.h5` takes floats and wider integers; else prepare the file from the images again"
                 raise UserError(f"{self.path}: /{name}/{key} is {kind}, not uint8 [H, W, 3] RGB; {remedy}")
             if 0 in shape:
-                raise UserError(f"{self.path}: /{name}/{key} is empty, {list(shape)}; prepare the file from the images again")
+                raise UserError(
+                    f"{self.path}: /{name}/{key} is empty, {list(shape)}; prepare the file from the images again"
+                )
             shapes.append(shape)
             here = links[key.encode()] == h5py.h5l.TYPE_HARD  # a link may lead to another file
             offsets.append(data.get_offset() if here else None)
-            if offsets[-1] is None and data.get_space_status() == h5py.h5d.SPACE_STATUS_NOT_ALLOCATED:  # would be read as black
+            if (
+                offsets[-1] is None and data.get_space_status() == h5py.h5d.SPACE_STATUS_NOT_ALLOCATED
+            ):  # would be read as black
                 raise UserError(f"{self.path}: /{name}/{key} was never written; prepare the file from the images again")
         return shapes, offsets
 
@@ -211,7 +232,9 @@ class PairedH5:
         if len(odd):
             i = odd[0]
             sizes = f"hr {hr[i, 1]}x{hr[i, 0]} is not {self.scale} times lr {lr[i, 1]}x{lr[i, 0]}"
-            raise UserError(f"{self.path}: pair {self.names([i])[0]}: {sizes}; give the --scale it was made for, or prepare it again")
+            raise UserError(
+                f"{self.path}: pair {self.names([i])[0]}: {sizes}; give the --scale it was made for, or prepare it again"
+            )
 
     def _check_ends(self) -> None:
         for group, shapes in enumerate(self._shapes):
@@ -224,7 +247,13 @@ class PairedH5:
     def _why_not(self, group: int, i: int) -> str:
         with h5py.File(self.path, "r") as file:
             data = file[_GROUPS[group]][self._keys[i]]
-            how = f"compressed ({data.compression})" if data.compression else "chunked" if data.chunks else "a link or not contiguous"
+            how = (
+                f"compressed ({data.compression})"
+                if data.compression
+                else "chunked"
+                if data.chunks
+                else "a link or not contiguous"
+            )
             return f"/{_GROUPS[group]}/{self._keys[i]} is {how}"
 
 

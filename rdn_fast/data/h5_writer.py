@@ -16,7 +16,12 @@ from rdn_fast.errors import UserError
 from rdn_fast.files import atomic_path
 
 
-def write_pairs(path: str | Path, pairs: Iterable[Pair | None], flag: str = "--output-path", attributes: Mapping[str, str] | None = None) -> int:
+def write_pairs(
+    path: str | Path,
+    pairs: Iterable[Pair | None],
+    flag: str = "--output-path",
+    attributes: Mapping[str, str] | None = None,
+) -> int:
     """Write pairs as an h5 file whose root has these `attributes`, aside and then renamed. Returns how many; None stands for one that was skipped."""
     n = 0
     with new_file(path, flag) as (file, check):
@@ -63,7 +68,10 @@ def new_file(path: str | Path, flag: str) -> Iterator[tuple[h5py.File, Callable[
 @contextmanager
 def _interrupts_held() -> Iterator[Callable[[], None]]:
     """Ctrl-C waits for the next call of what is yielded, which raises KeyboardInterrupt: in the midst of HDF5 it would break the file's closing."""
-    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    ours = (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    )
     came: list[int] = []
 
     def interrupted() -> None:

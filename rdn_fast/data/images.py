@@ -39,7 +39,11 @@ def safe_formats() -> list[str]:
     For EPS it starts a program, for a stub it needs others' code, IPTC holds a picture of any format; MPEG it only knows by sight.
     """
     Image.init()
-    stubs = {name for name, (factory, _) in Image.OPEN.items() if isinstance(factory, type) and issubclass(factory, StubImageFile)}
+    stubs = {
+        name
+        for name, (factory, _) in Image.OPEN.items()
+        if isinstance(factory, type) and issubclass(factory, StubImageFile)
+    }
     return [name for name in Image.ID if name not in stubs | {"EPS", "IPTC", "MPEG"}]
 
 

@@ -50,8 +50,12 @@ def develop(flat: torch.Tensor, walk: torch.Tensor, out: torch.Tensor) -> None:
         return
     way = torch.arange(size, device=flat.device)
     start, down, right = walk.view(3, n, 1, 1, 1)
-    address = start + down * way.view(size, 1, 1) + right * way.view(size, 1) + torch.arange(3, device=flat.device)  # [n, size, size, 3]
-    whole = torch.full((), 255.0, device=flat.device)  # by a Python number CUDA would multiply with its rounded reciprocal
+    address = (
+        start + down * way.view(size, 1, 1) + right * way.view(size, 1) + torch.arange(3, device=flat.device)
+    )  # [n, size, size, 3]
+    whole = torch.full(
+        (), 255.0, device=flat.device
+    )  # by a Python number CUDA would multiply with its rounded reciprocal
     torch.div(flat[address].permute(0, 3, 1, 2), whole, out=out)
 
 

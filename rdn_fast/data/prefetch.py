@@ -46,7 +46,9 @@ def refuse(mode: str, loader: PatchSampler, device: torch.device | None) -> None
         remedy = f"repack it with `rdn-fast prepare --repack {pairs.path} NEW.h5`, or give --data-mode h5py"
         raise UserError(f"{pairs.path}: --data-mode {mode} needs contiguous pixels, but {pairs.unmappable}; {remedy}")
     if mode == "resident" and device is not None and pairs.size > (free := _free(loader, device)):
-        raise UserError(f"--data-mode resident: {pairs.path} holds {_bytes(pairs.size)}, and {_bytes(free)} of memory are free; give --data-mode mmap")
+        raise UserError(
+            f"--data-mode resident: {pairs.path} holds {_bytes(pairs.size)}, and {_bytes(free)} of memory are free; give --data-mode mmap"
+        )
 
 
 def choose(mode: str, loader: PatchSampler, device: torch.device, steps: int) -> tuple[str, str]:
@@ -70,7 +72,9 @@ def choose(mode: str, loader: PatchSampler, device: torch.device, steps: int) ->
 
 def _free(loader: PatchSampler, device: torch.device) -> int:
     """Bytes that this rank may still take."""
-    return devices.free_memory(device) // (loader.world if devices.is_host(device) else 1)  # ranks share a host's memory
+    return devices.free_memory(device) // (
+        loader.world if devices.is_host(device) else 1
+    )  # ranks share a host's memory
 
 
 class _Slot:
@@ -81,7 +85,11 @@ class _Slot:
         if here:
             self.pixels = _floats(batch, sizes, device)
         else:
-            self.pixels = [] if resident else [devices.pinned_empty((batch, size, size, 3), torch.uint8, device) for size in sizes]
+            self.pixels = (
+                []
+                if resident
+                else [devices.pinned_empty((batch, size, size, 3), torch.uint8, device) for size in sizes]
+            )
         self.share: Share | None = None
         self.here: Batch | None = None
 
@@ -100,10 +108,19 @@ class _Sent(NamedTuple):
 class _Crossing:
     """The device's side: two batches of floats, one in use and one arriving on a stream of its own."""
 
-    def __init__(self, lane: devices.SideStream, batch: int, sizes: tuple[int, int], device: torch.device, flat: torch.Tensor | None):
+    def __init__(
+        self,
+        lane: devices.SideStream,
+        batch: int,
+        sizes: tuple[int, int],
+        device: torch.device,
+        flat: torch.Tensor | None,
+    ):
         self.lane, self._flat = lane, flat
         self._walk = torch.empty(2, 3, batch, dtype=torch.int64, device=device)
-        self._pixels = [torch.empty(batch, size, size, 3, dtype=torch.uint8, device=device) for size in sizes if flat is None]
+        self._pixels = [
+            torch.empty(batch, size, size, 3, dtype=torch.uint8, device=device) for size in sizes if flat is None
+        ]
         self._floats = [_floats(batch, sizes, device) for _ in range(2)]
 
     def send(self, step: int, slot: _Slot) -> _Sent:
@@ -112,7 +129,11 @@ class _Crossing:
         def work() -> None:
             walk = self._walk.copy_(slot.walk, non_blocking=True)
             for which, patches in enumerate((batch.lr, batch.hr)):
-                flat = self._flat if self._flat is not None else self._pixels[which].copy_(slot.pixels[which], non_blocking=True).view(-1)
+                flat = (
+                    self._flat
+                    if self._flat is not None
+                    else self._pixels[which].copy_(slot.pixels[which], non_blocking=True).view(-1)
+                )
                 develop(flat, walk[which, :, : len(patches)], patches)
 
         return _Sent(step, self.lane.run(work), batch)
@@ -140,13 +161,17 @@ class PrefetchLoader:
             if lane is None:
                 self._flat = self._pairs.bytes
         count = max(1, min(AHEAD + workers, stop - start))
-        self._slots = [_Slot(loader.batch_size, loader.edges, device, lane is None, self._mode == "resident") for _ in range(count)]
+        self._slots = [
+            _Slot(loader.batch_size, loader.edges, device, lane is None, self._mode == "resident") for _ in range(count)
+        ]
         self._crossing = None if lane is None else _Crossing(lane, loader.batch_size, loader.edges, device, self._flat)
         self._before: _Sent | None = None  # the batch that the caller has
         self._next: _Sent | None = None  # and the one on its way
         self._workers = workers
         tensors = [t for slot in self._slots for t in (slot.walk, *slot.pixels)]
-        held = sum(t.nbytes if lane is None else 1 << (t.nbytes - 1).bit_length() for t in tensors)  # page-locked blocks are powers of two
+        held = sum(
+            t.nbytes if lane is None else 1 << (t.nbytes - 1).bit_length() for t in tensors
+        )  # page-locked blocks are powers of two
         kind = "" if lane is None else " page-locked"
         self.about = f"data: {self._mode} ({why}); {workers} fill thread{'s' * (workers != 1)}, {count} slots, {_bytes(held)}{kind}"
 
@@ -228,9 +253,15 @@ class PrefetchLoader:
     def _read(self, slot: _Slot) -> None:
         loader, plan, index = self._loader, slot.share.epoch.plan, slot.share.index
         for group, (factor, edge) in enumerate(zip(loader.factors, loader.edges, strict=True)):
-            patches = torch.empty(len(index), edge, edge, 3, dtype=torch.uint8) if self._crossing is None else slot.pixels[group][: len(index)]
+            patches = (
+                torch.empty(len(index), edge, edge, 3, dtype=torch.uint8)
+                if self._crossing is None
+                else slot.pixels[group][: len(index)]
+            )
             for k, i in enumerate(index):
-                self._pairs.read_part(group, loader.images[i], plan.top[i] * factor, plan.left[i] * factor, patches.numpy()[k])
+                self._pairs.read_part(
+                    group, loader.images[i], plan.top[i] * factor, plan.left[i] * factor, patches.numpy()[k]
+                )
             self._turn_copies(slot, group, patches)
 
     def _turn_copies(self, slot: _Slot, group: int, patches: torch.Tensor) -> None:

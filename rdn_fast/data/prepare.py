@@ -58,4 +58,6 @@ def prepare(
             raise UserError(f"{flags[0]} {images_dir}: none of its {len(paths)} files is an image that can be used")
 
     written = write_pairs(output_path, pairs(), flags[1], attributes)
-    print(f"{output_path}: {written} pairs from {len(paths) - len(skipped)} images at x{scale}, {len(skipped)} files skipped")
+    print(
+        f"{output_path}: {written} pairs from {len(paths) - len(skipped)} images at x{scale}, {len(skipped)} files skipped"
+    )

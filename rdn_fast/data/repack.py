@@ -26,7 +26,9 @@ def repack(old: str | Path, new: str | Path) -> None:
     if not old.is_file():
         raise UserError(f"--repack {old}: no such file; give the h5 file to rewrite, and then the one to write")
     if new.exists() and new.samefile(old):
-        raise UserError(f"--repack {old} {new}: both are one file; give NEW.h5 another name, and rename it when it is done")
+        raise UserError(
+            f"--repack {old} {new}: both are one file; give NEW.h5 another name, and rename it when it is done"
+        )
     with _readable(f"{old}: not a readable HDF5 file"):
         file = h5py.File(old, "r")
     with file:
@@ -93,7 +95,9 @@ def _size(data, path: str) -> tuple[int, int]:
     if not isinstance(data, h5py.Dataset):
         raise UserError(f"{path}: {data.name} is a group, not an image [H, W, 3]; {_MEND}")
     if data.ndim != 3 or data.shape[2] != 3 or 0 in data.shape or data.dtype.kind not in "iuf":
-        raise UserError(f"{path}: {data.name} is {data.dtype} {list(data.shape or ())}, not an image of numbers [H, W, 3]; {_MEND}")
+        raise UserError(
+            f"{path}: {data.name} is {data.dtype} {list(data.shape or ())}, not an image of numbers [H, W, 3]; {_MEND}"
+        )
     if data.id.get_space_status() == h5py.h5d.SPACE_STATUS_NOT_ALLOCATED:  # would read as black
         raise UserError(f"{path}: {data.name} was never written; {_MEND}")
     return data.shape[:2]
@@ -110,7 +114,9 @@ def _factor(file: h5py.File, keys: list[str]) -> int | None:
             largest, where = max((largest, where), (float(_values(file[name]).max()), name))
             bar.advance()
     if 1 < largest < 2:  # 0..1 with overshoot, surely: read as 0..255 it would be black
-        raise UserError(f"{file.filename}: {where} holds {largest:g}, the file's largest float: neither 0..1 nor 0..255; clip its values to 0..1")
+        raise UserError(
+            f"{file.filename}: {where} holds {largest:g}, the file's largest float: neither 0..1 nor 0..255; clip its values to 0..1"
+        )
     return 255 if largest <= 1 else 1
 
 
@@ -128,5 +134,7 @@ def _values(data: h5py.Dataset) -> np.ndarray:
         values = data[()]
     low, high = values.min(), values.max()
     if not (low >= 0 and high <= 255):  # NaN fails too
-        raise UserError(f"{data.file.filename}: {data.name} holds values from {low:g} to {high:g}, not 0..1 or 0..255; {_MEND}")
+        raise UserError(
+            f"{data.file.filename}: {data.name} holds values from {low:g} to {high:g}, not 0..1 or 0..255; {_MEND}"
+        )
     return values

@@ -32,24 +32,34 @@ class Epoch:
     def __init__(self, loader: PatchSampler, number: int):
         self._loader, m = loader, len(loader)
         self.order = augment.order(loader.seed, number, m)
-        self.plan = augment.plan(loader.seed, number, np.arange(m), loader.pairs.sizes[loader.images], loader.patch_size)
+        self.plan = augment.plan(
+            loader.seed, number, np.arange(m), loader.pairs.sizes[loader.images], loader.patch_size
+        )
 
     @_once
     def starts(self) -> list[np.ndarray]:
         """For LR and HR, the addresses [M] of the crops in the file."""
         loader = self._loader
         offsets = loader.pairs.offset[:, loader.images]
-        return [augment.corner(self.plan, *where) for where in zip(offsets, loader.pitches, loader.factors, strict=True)]
+        return [
+            augment.corner(self.plan, *where) for where in zip(offsets, loader.pitches, loader.factors, strict=True)
+        ]
 
     @_once
     def walks(self) -> list[np.ndarray]:
         """For LR and HR, the ways [3, M] through the file that turn the crops (augment.walk)."""
-        return [augment.walk(self.plan, *where) for where in zip(self.starts, self._loader.pitches, self._loader.edges, strict=True)]
+        return [
+            augment.walk(self.plan, *where)
+            for where in zip(self.starts, self._loader.pitches, self._loader.edges, strict=True)
+        ]
 
     @_once
     def turns(self) -> list[np.ndarray]:
         """The same through crops that were copied as they lie, each at address 0."""
-        return [augment.walk(self.plan, *where) for where in ((0, np.full(len(self.order), 3 * edge), edge) for edge in self._loader.edges)]
+        return [
+            augment.walk(self.plan, *where)
+            for where in ((0, np.full(len(self.order), 3 * edge), edge) for edge in self._loader.edges)
+        ]
 
 
 class Share(NamedTuple):
@@ -64,7 +74,16 @@ class Share(NamedTuple):
 class PatchSampler:
     """Cuts one patch from every image in every epoch, `batch_size` per rank and step; `drop_last`: leaves out the last, partial batch."""
 
-    def __init__(self, pairs: PairedH5, patch_size: int, batch_size: int, seed: int, rank: int = 0, world: int = 1, drop_last: bool = False):
+    def __init__(
+        self,
+        pairs: PairedH5,
+        patch_size: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        drop_last: bool = False,
+    ):
         """Raises UserError when no image is as large as the patch; smaller ones are left out and named in `left_out`."""
         large = (pairs.sizes >= patch_size).all(axis=1)
         if not large.any():
@@ -74,16 +93,27 @@ class PatchSampler:
                 f"{largest[1]}x{largest[0]}): give a smaller --patch-size, or prepare larger images"
             )
         self.left_out = pairs.names(np.flatnonzero(~large)) if not large.all() else []
-        self.pairs, self.patch_size, self.batch_size, self.seed, self.rank, self.world = pairs, patch_size, batch_size, seed, rank, world
+        self.pairs, self.patch_size, self.batch_size, self.seed, self.rank, self.world = (
+            pairs,
+            patch_size,
+            batch_size,
+            seed,
+            rank,
+            world,
+        )
         self.images = np.flatnonzero(large)  # [M], their numbers in the file
         self.factors = 1, pairs.scale  # of LR and HR
         self.edges = tuple(factor * patch_size for factor in self.factors)  # of the patches, in pixels
         self.patch_bytes = sum(3 * edge**2 for edge in self.edges)
-        self.pitches = [3 * factor * pairs.sizes[self.images, 1] for factor in self.factors]  # [M], bytes from row to row
+        self.pitches = [
+            3 * factor * pairs.sizes[self.images, 1] for factor in self.factors
+        ]  # [M], bytes from row to row
         self.global_batch = batch_size * world
         self.steps = len(self) // self.global_batch if drop_last else -(-len(self) // self.global_batch)  # in an epoch
         if not self.steps:
-            raise UserError(f"--drop-last: {len(self)} images do not make one batch of {self.global_batch}; give a smaller --batch-size")
+            raise UserError(
+                f"--drop-last: {len(self)} images do not make one batch of {self.global_batch}; give a smaller --batch-size"
+            )
         self._epochs: dict[int, Epoch] = {}
 
     def __len__(self) -> int:
@@ -108,6 +138,8 @@ class PatchSampler:
     def _epoch(self, number: int) -> Epoch:
         epochs = self._epochs
         if number not in epochs:
-            before = {n: epochs[n] for n in (number - 1,) if n in epochs}  # other threads may still fill its last batches
+            before = {
+                n: epochs[n] for n in (number - 1,) if n in epochs
+            }  # other threads may still fill its last batches
             epochs = self._epochs = {**before, number: Epoch(self, number)}
         return epochs[number]

@@ -20,7 +20,9 @@ class SlotRing:
         self._error: BaseException | None = None
         self._closed = False
         self._news = threading.Condition()
-        self._threads = [threading.Thread(target=self._work, name=f"rdn-fast fill {i}", daemon=True) for i in range(threads)]
+        self._threads = [
+            threading.Thread(target=self._work, name=f"rdn-fast fill {i}", daemon=True) for i in range(threads)
+        ]
         for thread in self._threads:
             thread.start()
 
@@ -70,7 +72,11 @@ class SlotRing:
 
     def _claim(self) -> int | None:
         with self._news:
-            self._news.wait_for(lambda: self._closed or self._claimed == self._stop or self._claimed < self._free_from + len(self._slots))
+            self._news.wait_for(
+                lambda: (
+                    self._closed or self._claimed == self._stop or self._claimed < self._free_from + len(self._slots)
+                )
+            )
             if self._closed or self._claimed == self._stop:
                 return None
             self._claimed += 1

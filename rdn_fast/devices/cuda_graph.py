@@ -12,7 +12,9 @@ class CudaGraphed:
     the host and must not keep its tensors. The next call overwrites the returned tensors.
     """
 
-    EAGER = 2  # libraries choose kernels and the optimizer creates its state; throughput.WARM_UP covers these and capture
+    EAGER = (
+        2  # libraries choose kernels and the optimizer creates its state; throughput.WARM_UP covers these and capture
+    )
 
     def __init__(self, function, device: torch.device):
         self._function, self._capture, self._calls, self._graph = function, device.type == "cuda", 0, None

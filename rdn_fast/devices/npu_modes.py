@@ -44,7 +44,9 @@ def use_mode(device: torch.device, name: str) -> None:
         return
     if before:
         target = name or "its own"
-        raise UserError(f"{device} computes in mode {before} and cannot change to {target} inside a process; do that in another one")
+        raise UserError(
+            f"{device} computes in mode {before} and cannot change to {target} inside a process; do that in another one"
+        )
     module, (formats, jit) = torch.get_device_module(device), _MODES[name]
     try:
         module.config.allow_internal_format = formats

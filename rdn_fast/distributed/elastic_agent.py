@@ -43,7 +43,9 @@ class Agent(LocalElasticAgent):
         except RendezvousConnectionError:
             if self._worker_group.state != WorkerState.HEALTHY:
                 raise
-            result = super()._monitor_workers(self._worker_group)  # super's end of all ranks: they may know more than that the store is gone
+            result = super()._monitor_workers(
+                self._worker_group
+            )  # super's end of all ranks: they may know more than that the store is gone
             if {end.exitcode for end in result.failures.values()} == {-signal.SIGTERM}:
                 raise
         return result or RunResult(WorkerState.SUCCEEDED)  # None: a node beyond the most that are needed
@@ -55,7 +57,9 @@ class Agent(LocalElasticAgent):
         elif result.state == WorkerState.FAILED:
             codes = {end.exitcode for end in result.failures.values()}
             if codes <= {RETRY, 128 + signal.SIGTERM} and self._rdzv_handler.num_nodes_waiting():
-                return RunResult(WorkerState.HEALTHY)  # another node starts anew, or a new one joins: so do we, and it is no restart of ours
+                return RunResult(
+                    WorkerState.HEALTHY
+                )  # another node starts anew, or a new one joins: so do we, and it is no restart of ours
             if any(code > 0 and code != RETRY for code in codes):
                 self._remaining_restarts = 0
             elif self._remaining_restarts:
@@ -71,6 +75,11 @@ class Agent(LocalElasticAgent):
 
     def _say_restart(self, result: RunResult) -> None:
         rank, end = cause(result.failures)
-        what = f"was killed by signal {-end.exitcode}" if end.exitcode < 0 else "failed or lost contact, as it says itself"
+        what = (
+            f"was killed by signal {-end.exitcode}" if end.exitcode < 0 else "failed or lost contact, as it says itself"
+        )
         most = self._worker_group.spec.max_restarts
-        print(f"{name(rank)} {what}; restart {most - self._remaining_restarts + 1} of {most}, from the last checkpoint", flush=True)
+        print(
+            f"{name(rank)} {what}; restart {most - self._remaining_restarts + 1} of {most}, from the last checkpoint",
+            flush=True,
+        )

@@ -15,7 +15,9 @@ from rdn_fast import devices
 from rdn_fast.errors import UserError
 
 HOST = "gloo"  # the backend of messages on the host, whatever the devices speak
-LAUNCH = "RDN_FAST_LAUNCH"  # the variable that names the launch which a rank was started by, the same for all its starts
+LAUNCH = (
+    "RDN_FAST_LAUNCH"  # the variable that names the launch which a rank was started by, the same for all its starts
+)
 TIMEOUT = 600.0  # seconds that a rank waits for the others: the first one may time and compile for minutes; who hangs for longer ends the run
 _GRACE = 5.0  # seconds in which all ranks that wait run into that timeout
 
@@ -44,7 +46,12 @@ class Ranks:
             self._sent = time.monotonic()
             self._store, *_ = next(dist.rendezvous("env://", timeout=timeout))
             dist.init_process_group(
-                backend, store=self._store, rank=self.rank, world_size=self.world, timeout=timeout, device_id=None if backend == HOST else device
+                backend,
+                store=self._store,
+                rank=self.rank,
+                world_size=self.world,
+                timeout=timeout,
+                device_id=None if backend == HOST else device,
             )
             self._host = dist.group.WORLD if backend == HOST else dist.new_group(backend=HOST, timeout=timeout)
             self._store.set(f"node of rank {self.rank}", socket.gethostname())
@@ -55,7 +62,9 @@ class Ranks:
 
     def lost(self, error: RuntimeError) -> str | None:
         """What an error of a message that another rank did not answer comes to, in words; None for any other error."""
-        if self.world == 1 or not (isinstance(error, dist.DistError) or any(name in str(error).lower() for name in (HOST, self._backend()))):
+        if self.world == 1 or not (
+            isinstance(error, dist.DistError) or any(name in str(error).lower() for name in (HOST, self._backend()))
+        ):
             return None
         if time.monotonic() - self._sent < TIMEOUT:
             return "lost contact with another rank, whose own message says why"
@@ -107,7 +116,11 @@ class Ranks:
 
     def all_max(self, *flags: int) -> list[int]:
         """The largest value that any rank gave for each flag."""
-        return self._reduce(torch.tensor(flags, dtype=torch.int32), dist.ReduceOp.MAX).tolist() if self.world > 1 else list(flags)
+        return (
+            self._reduce(torch.tensor(flags, dtype=torch.int32), dist.ReduceOp.MAX).tolist()
+            if self.world > 1
+            else list(flags)
+        )
 
     def all_sum(self, values: torch.Tensor) -> torch.Tensor:
         """The sum over ranks of a host tensor."""

@@ -32,8 +32,12 @@ class Nodes:
             if self.most == 1 and value is not None:
                 raise UserError(f"{flag} {value}: is for several nodes; give --nnodes, too, or leave it out")
         if self.most > 1 and self.rdzv_endpoint is None:
-            raise UserError(f"--nnodes {self.nnodes}: give --rdzv-endpoint HOST:PORT, one node and a free port of it, the same on every node")
-        if self.most > 1 and not (re.fullmatch(r"(\[[\w:.]+\]|[\w.-]+):\d{1,5}", self.rdzv_endpoint) and 0 < self.place[1] < 2**16):
+            raise UserError(
+                f"--nnodes {self.nnodes}: give --rdzv-endpoint HOST:PORT, one node and a free port of it, the same on every node"
+            )
+        if self.most > 1 and not (
+            re.fullmatch(r"(\[[\w:.]+\]|[\w.-]+):\d{1,5}", self.rdzv_endpoint) and 0 < self.place[1] < 2**16
+        ):
             raise UserError(f"--rdzv-endpoint {self.rdzv_endpoint}: must be HOST:PORT, for example node0:29500")
 
     @property
@@ -58,7 +62,10 @@ class Nodes:
         deadline, said = time.monotonic() + JOIN_TIMEOUT, False
         while (error := _refused(host, port)) is not None:
             if not said:
-                print(f"waiting for {self.rdzv_endpoint} ({error.strerror or error}), {JOIN_TIMEOUT} s at most", flush=True)
+                print(
+                    f"waiting for {self.rdzv_endpoint} ({error.strerror or error}), {JOIN_TIMEOUT} s at most",
+                    flush=True,
+                )
             said = True
             if time.monotonic() > deadline:
                 raise Failure(
@@ -67,7 +74,9 @@ class Nodes:
                 )
             time.sleep(1)
         if not _answers(host, port):
-            raise UserError(f"--rdzv-endpoint {self.rdzv_endpoint}: what listens there is no launcher of this run; choose a free port of {host}")
+            raise UserError(
+                f"--rdzv-endpoint {self.rdzv_endpoint}: what listens there is no launcher of this run; choose a free port of {host}"
+            )
         return None
 
 

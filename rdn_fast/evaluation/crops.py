@@ -41,7 +41,9 @@ def worst_and_best(name: str, hr: np.ndarray, bicubic: np.ndarray, rdn: np.ndarr
         return float(10 * np.log10(theirs / ours))
 
     def crop(window) -> Crop:
-        images = (image[scale:-scale, scale:-scale][window].copy() for image in (hr, bicubic, rdn))  # a view would keep the whole image
+        images = (
+            image[scale:-scale, scale:-scale][window].copy() for image in (hr, bicubic, rdn)
+        )  # a view would keep the whole image
         dB = (metrics.decibel(error[window]) for error in errors)
         return Crop(name, scale + window[1].start, scale + window[0].start, *images, *dB, gain(window))
 
@@ -53,7 +55,9 @@ def figure(images: Sequence[tuple[Crop, Crop]]) -> Image.Image:
     by_worst = sorted(images, key=lambda image: image[0].gain)
     half = min(_ROWS, (len(images) + 1) // 2)
     best = sorted((best for _, best in by_worst[half:] or by_worst), key=lambda crop: -crop.gain)[:_ROWS]
-    rows = [_row(f"best {i}", crop) for i, crop in enumerate(best, 1)] + [_row(f"worst {i}", crop) for i, (crop, _) in enumerate(by_worst[:half], 1)]
+    rows = [_row(f"best {i}", crop) for i, crop in enumerate(best, 1)] + [
+        _row(f"worst {i}", crop) for i, (crop, _) in enumerate(by_worst[:half], 1)
+    ]
     sheet = Image.new("RGB", (rows[0].width, sum(row.height for row in rows) + _GAP), "white")
     top = _GAP
     for row in rows:
@@ -75,10 +79,18 @@ def _row(label: str, crop: Crop) -> Image.Image:
     pen, font = ImageDraw.Draw(row), ImageFont.load_default(size=16)
     for column, (image, *lines) in enumerate(columns):
         x = _GAP + column * (edge + _GAP)
-        shown = Image.fromarray(image).resize((image.shape[1] * _ZOOM, image.shape[0] * _ZOOM), Image.Resampling.NEAREST)
+        shown = Image.fromarray(image).resize(
+            (image.shape[1] * _ZOOM, image.shape[0] * _ZOOM), Image.Resampling.NEAREST
+        )
         row.paste(shown, (x + (edge - shown.width) // 2, 0))
         for line, text in enumerate(lines):
-            pen.text((x + edge // 2, shown.height + (1 + 2 * line) * _CAPTION // 4), _fitting(text, edge, font), "black", font, anchor="mm")
+            pen.text(
+                (x + edge // 2, shown.height + (1 + 2 * line) * _CAPTION // 4),
+                _fitting(text, edge, font),
+                "black",
+                font,
+                anchor="mm",
+            )
     return row
 
 

@@ -15,8 +15,26 @@ from rdn_fast.errors import UserError
 from rdn_fast.evaluation import metrics
 from rdn_fast.ordered_map import ordered_map
 
-_ORDER = ("set5", "set14", "b100", "bsd100", "bsds100", "urban100", "manga109", "div2k")  # the field's tables have them so
-_IMAGES = {".png", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".ppm"}  # what makes a folder a set; load_pairs() reads others, too
+_ORDER = (
+    "set5",
+    "set14",
+    "b100",
+    "bsd100",
+    "bsds100",
+    "urban100",
+    "manga109",
+    "div2k",
+)  # the field's tables have them so
+_IMAGES = {
+    ".png",
+    ".bmp",
+    ".jpg",
+    ".jpeg",
+    ".tif",
+    ".tiff",
+    ".webp",
+    ".ppm",
+}  # what makes a folder a set; load_pairs() reads others, too
 
 
 class EvalDataset(NamedTuple):
@@ -37,7 +55,9 @@ def open_sets(paths: Sequence[str | Path], data: str | Path | None, scale: int) 
 def load_pairs(path: str | Path, scale: int) -> Sequence[Pair]:
     """The pairs of an evaluation h5, or of a folder of HR images (cropped to multiples of scale, LR by PIL's bicubic)."""
     if Path(path).is_dir():
-        pairs: Sequence[Pair] = list(ordered_map(lambda file: _read(file, scale), image_files(path), workers=2, ahead=4))
+        pairs: Sequence[Pair] = list(
+            ordered_map(lambda file: _read(file, scale), image_files(path), workers=2, ahead=4)
+        )
         sizes = [pair.lr.shape[:2] for pair in pairs]
     else:
         opened = PairedH5(path, scale)
@@ -45,7 +65,9 @@ def load_pairs(path: str | Path, scale: int) -> Sequence[Pair]:
     smallest = metrics.smallest_side(scale)
     for i, size in enumerate(sizes):
         if scale * min(size) < smallest:
-            raise UserError(f"{path}: image {pairs[i].name} is smaller than the {smallest} pixels that PSNR and SSIM at x{scale} need; remove it")
+            raise UserError(
+                f"{path}: image {pairs[i].name} is smaller than the {smallest} pixels that PSNR and SSIM at x{scale} need; remove it"
+            )
     return pairs
 
 
@@ -86,7 +108,11 @@ def _inside(data: Path, scale: int) -> list[Path]:
     if _has_images(data):
         return [data]
     inside = sorted(path for path in data.iterdir() if not path.name.startswith("."))
-    folders = [path / "HR" if _has_images(path / "HR") else path for path in inside if _has_images(path) or _has_images(path / "HR")]
+    folders = [
+        path / "HR" if _has_images(path / "HR") else path
+        for path in inside
+        if _has_images(path) or _has_images(path / "HR")
+    ]
     names = {_name(path, scale) for path in folders}
     files = []
     for path in inside:
@@ -95,20 +121,28 @@ def _inside(data: Path, scale: int) -> list[Path]:
             continue
         try:
             if _five_crops(PairedH5(path, scale)):
-                raise UserError(f"{path}: made for training, as it seems: five crops of each image; give it to --eval-file if it is not")
+                raise UserError(
+                    f"{path}: made for training, as it seems: five crops of each image; give it to --eval-file if it is not"
+                )
             files.append(path)
         except UserError as error:
             print(f"left out: {error}")
     if not folders and not files:
-        raise UserError(f"--data {data}: holds neither images, nor folders of images, nor x{scale} evaluation files; give the one that Set5, Set14, ... lie in")
+        raise UserError(
+            f"--data {data}: holds neither images, nor folders of images, nor x{scale} evaluation files; give the one that Set5, Set14, ... lie in"
+        )
     return sorted([*folders, *files], key=lambda path: _place(_name(path, scale)))
 
 
 def _has_images(folder: Path) -> bool:
     try:
-        return folder.is_dir() and any(path.suffix.lower() in _IMAGES and not path.name.startswith(".") for path in folder.iterdir())
+        return folder.is_dir() and any(
+            path.suffix.lower() in _IMAGES and not path.name.startswith(".") for path in folder.iterdir()
+        )
     except OSError as error:
-        raise UserError(f"--data: {folder} cannot be read ({error.strerror}); make it readable, or name the sets with --eval-file") from None
+        raise UserError(
+            f"--data: {folder} cannot be read ({error.strerror}); make it readable, or name the sets with --eval-file"
+        ) from None
 
 
 def _five_crops(pairs: PairedH5) -> bool:

@@ -56,11 +56,19 @@ def evaluate(
     Raises UserError, also for a file to write that is read, too, or lies in a set's folder.
     """
     if not eval_file and not data:
-        raise UserError("--eval-file SET or --data DIR is missing; give evaluation h5 files or folders of HR images, or the folder that they lie in")
-    files = [(flag, file) for flag, file in zip((*_TEXTS, "--figure"), (json, csv, markdown, figure), strict=True) if file is not None]
+        raise UserError(
+            "--eval-file SET or --data DIR is missing; give evaluation h5 files or folders of HR images, or the folder that they lie in"
+        )
+    files = [
+        (flag, file)
+        for flag, file in zip((*_TEXTS, "--figure"), (json, csv, markdown, figure), strict=True)
+        if file is not None
+    ]
     for flag, file in files:
         if Path(file).is_dir() or not Path(file).parent.is_dir() or not os.access(Path(file).parent, os.W_OK):
-            raise UserError(f"{flag} {file}: is a folder, or in one that is not there or cannot be written; give a file that can be")
+            raise UserError(
+                f"{flag} {file}: is a folder, or in one that is not there or cannot be written; give a file that can be"
+            )
     if figure is not None and Path(figure).suffix.lower() != ".png":
         raise UserError(f"--figure {figure}: its name must end in .png")
     model = convert.load_model(weights_file, device)
@@ -78,7 +86,11 @@ def evaluate(
         if folders:
             file = folders[place] / f"{predicted.file}.png"
             write_result(file, _png(Image.fromarray(prediction)), f"--save-images {file}")
-        crops = worst_and_best(f"{sets[place].name}/{pair.name}", pair.hr, bicubic(pair), prediction, config.scale) if figure else None
+        crops = (
+            worst_and_best(f"{sets[place].name}/{pair.name}", pair.hr, bicubic(pair), prediction, config.scale)
+            if figure
+            else None
+        )
         return place, {"name": pair.name, **score(predicted.image, pair, config.scale)}, crops
 
     drawn = []
@@ -91,10 +103,14 @@ def evaluate(
                 drawn.append(crops)
                 bar.advance(f"{sets[place].name}/{row['name']} {row['psnr_y']:.2f} dB")
     for each in report["sets"]:
-        each["mean"] = {key: float(np.mean([row[key] for row in each["images"]])) for key in each["images"][0] if key != "name"}
+        each["mean"] = {
+            key: float(np.mean([row[key] for row in each["images"]])) for key in each["images"][0] if key != "name"
+        }
     tables.show(report)
     for flag, file in files:
-        content = _png(draw_figure(drawn)) if flag == "--figure" else _TEXTS[flag](report).encode(errors="backslashreplace")
+        content = (
+            _png(draw_figure(drawn)) if flag == "--figure" else _TEXTS[flag](report).encode(errors="backslashreplace")
+        )
         write_result(file, content, f"{flag} {file}")
     return report
 
@@ -109,7 +125,11 @@ def score(prediction: np.ndarray, pair: Pair, scale: int) -> dict[str, float]:
     return {
         prefix + name: measure(image, pair.hr, scale)
         for prefix, image in (("", prediction), ("bicubic_", bicubic(pair)))
-        for name, measure in (("psnr_y", metrics.psnr_y), ("psnr_y_compat", metrics.psnr_y_compat), ("ssim_y", metrics.ssim_y))
+        for name, measure in (
+            ("psnr_y", metrics.psnr_y),
+            ("psnr_y_compat", metrics.psnr_y_compat),
+            ("ssim_y", metrics.ssim_y),
+        )
     }
 
 
@@ -124,7 +144,12 @@ def _about(model: RDN, weights: str, self_ensemble: bool) -> dict:
         "self_ensemble": self_ensemble,
         "precision": "float32",
         "device": devices.describe(next(model.parameters()).device),
-        "versions": {"rdn_fast": __version__, "torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version()},
+        "versions": {
+            "rdn_fast": __version__,
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
     }
 
 
@@ -148,7 +173,9 @@ def _spare(files: list[tuple[str, str]], weights: str, sets: list[EvalDataset]) 
     for flag, file in files:
         path = Path(file).resolve()
         if taken & {path, *path.parents}:
-            raise UserError(f"{flag} {file}: is read by this command, or in a set's folder, or given twice; choose another file")
+            raise UserError(
+                f"{flag} {file}: is read by this command, or in a set's folder, or given twice; choose another file"
+            )
         taken.add(path)
 
 
@@ -160,9 +187,13 @@ def _folders(save_images: str, sets: list[EvalDataset]) -> list[Path]:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"--save-images {save_images}: cannot be written ({error.strerror}); choose another folder") from None
+            raise UserError(
+                f"--save-images {save_images}: cannot be written ({error.strerror}); choose another folder"
+            ) from None
         if not os.access(folder, os.W_OK) or any(folder.samefile(each.path) for each in sets):
-            raise UserError(f"--save-images {save_images}: {folder} cannot be written, or holds HR images; choose another folder")
+            raise UserError(
+                f"--save-images {save_images}: {folder} cannot be written, or holds HR images; choose another folder"
+            )
     return folders
 
 

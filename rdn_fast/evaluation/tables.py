@@ -23,7 +23,10 @@ _NOTE = "PSNR-Y: canonical (rounded to uint8, borders cropped). ref.: as yjn870'
 def show(report: dict) -> None:
     """Print the table of each set; of several also the one of their means."""
     for evaluated in report["sets"]:
-        table = Table(title=escape(f"{evaluated['name']}, x{report['scale']}, {Path(report['weights']).name}"), title_justify="left")
+        table = Table(
+            title=escape(f"{evaluated['name']}, x{report['scale']}, {Path(report['weights']).name}"),
+            title_justify="left",
+        )
         table.add_column("image")
         for key, heading in _COLUMNS.items():
             table.add_column("bicubic PSNR-Y" if key == "bicubic_psnr_y" else heading, justify="right")

@@ -33,7 +33,9 @@ class _Found(NamedTuple):
     named: bool  # by the user, as a file
 
 
-def plan(inputs: list[str], output: str, suffix: str, ext: str, recursive: bool, say: Callable[[str], None]) -> list[Job]:
+def plan(
+    inputs: list[str], output: str, suffix: str, ext: str, recursive: bool, say: Callable[[str], None]
+) -> list[Job]:
     """The pictures of files, folders and glob patterns, each once, and their results' names. UserError for names that cannot be."""
     if "/" in suffix or os.sep in suffix:
         raise UserError(f"--suffix {suffix}: becomes part of a file's name; leave out the {os.sep}")
@@ -61,7 +63,9 @@ def _find(text: str, recursive: bool, out: Path) -> Iterator[_Found]:
     if path.is_dir():
         pictures = list(_walk(path, recursive, out.resolve()))
         if not pictures:
-            raise UserError(f"-i {text}: no pictures in this folder{'' if recursive else ' itself; --recursive looks into those in it'}")
+            raise UserError(
+                f"-i {text}: no pictures in this folder{'' if recursive else ' itself; --recursive looks into those in it'}"
+            )
         yield from pictures
     elif os.path.lexists(path):
         yield _Found(path, Path(), True)
@@ -83,7 +87,11 @@ def _walk(top: Path, recursive: bool, out: Path) -> Iterator[_Found]:
 
     for root, folders, names in os.walk(top, onerror=unreadable):
         here = Path(root)
-        folders[:] = [name for name in sorted(folders) if not name.startswith(".") and (here / name).resolve() != out] if recursive else []
+        folders[:] = (
+            [name for name in sorted(folders) if not name.startswith(".") and (here / name).resolve() != out]
+            if recursive
+            else []
+        )
         for name in sorted(names):
             if not name.startswith(".") and _extension(Path(name)) in _readable():
                 yield _Found(here / name, here.relative_to(top), False)
@@ -136,11 +144,17 @@ def _check_names(jobs: list[Job]) -> None:
     targets: dict[Path, Path] = {}
     for source, target in jobs:
         if len(os.fsencode(target.name)) > _LONGEST:
-            raise UserError(f"{source}: the name of its result {target} is too long; give a shorter --suffix, or rename it")
+            raise UserError(
+                f"{source}: the name of its result {target} is too long; give a shorter --suffix, or rename it"
+            )
         place = _place(target)
         if place in sources:
-            raise UserError(f"{source}: its result {target} would take the place of a picture to up-scale; give another -o or --suffix")
+            raise UserError(
+                f"{source}: its result {target} would take the place of a picture to up-scale; give another -o or --suffix"
+            )
         if (other := targets.setdefault(place, source)) != source:
-            raise UserError(f"{other} and {source} would both become {target}; rename one, or up-scale them into different folders")
+            raise UserError(
+                f"{other} and {source} would both become {target}; rename one, or up-scale them into different folders"
+            )
         if target.is_dir():
             raise UserError(f"{source}: its result {target} is a folder; give another -o or --suffix")

@@ -16,7 +16,16 @@ from rdn_fast.data.images import open_image
 from rdn_fast.errors import one_line
 from rdn_fast.pictures import png_tiff16
 
-FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF"}  # we write
+FORMATS = {
+    ".png": "PNG",
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".jpe": "JPEG",
+    ".jfif": "JPEG",
+    ".webp": "WEBP",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+}  # we write
 _EDGE = {"JPEG": 65_500, "WEBP": 16_383}  # pixels
 _TIFF_BYTES = 2**32 - 2**20  # its offsets have 32 bits; a MiB for what is not pixels
 _EXIF_BYTES = 65_500  # of a JPEG, whose segments have 65,533
@@ -56,7 +65,9 @@ def read(source: str | Path | Image.Image, max_pixels: int = 0) -> Picture:
         with open_image(source) as image:
             if max_pixels and image.width * image.height > max_pixels:
                 size = f"{image.width}x{image.height} pixels"
-                raise ValueError(f"{size} are more than --max-pixels {max_pixels}, as files made to exhaust the memory have; give a larger one if you trust it")
+                raise ValueError(
+                    f"{size} are more than --max-pixels {max_pixels}, as files made to exhaust the memory have; give a larger one if you trust it"
+                )
             several = image.format != "MPO" and getattr(image, "n_frames", 1)  # MPO: a photograph with its previews
             picture = _picture(image, png_tiff16.read(source, image))
             if image.format == "TIFF" and 16 in image.tag_v2.get(258, ()) and picture.pixels.dtype == np.uint8:
@@ -108,7 +119,9 @@ def _pixels(image: Image.Image) -> np.ndarray:
 def _to_srgb(image: Image.Image, icc_profile: bytes | None) -> Image.Image:
     if icc_profile:
         try:
-            return ImageCms.profileToProfile(image, io.BytesIO(icc_profile), ImageCms.createProfile("sRGB"), outputMode="RGB")
+            return ImageCms.profileToProfile(
+                image, io.BytesIO(icc_profile), ImageCms.createProfile("sRGB"), outputMode="RGB"
+            )
         except ImageCms.PyCMSError:  # damaged, or not for CMYK
             pass
     return image.convert("RGB")
@@ -121,7 +134,9 @@ def _kept_exif(image: Image.Image) -> tuple[Image.Exif, list[str]]:
         found = image.getexif()
         for tag in _EXIF & set(found):
             if tag in (IFD.Exif, IFD.GPSInfo):
-                kept.get_ifd(tag).update({key: value for key, value in found.get_ifd(tag).items() if key != IFD.Interop})
+                kept.get_ifd(tag).update(
+                    {key: value for key, value in found.get_ifd(tag).items() if key != IFD.Interop}
+                )
                 kept[tag] = kept.get_ifd(tag)
             else:
                 kept[tag] = found[tag]
@@ -135,7 +150,11 @@ def fit(picture: Picture, scale: int, format: str | None) -> Picture:
     """The picture as `format` (None: a PIL.Image) can hold it `scale` times as large; what that loses is noted. ValueError when it is too large."""
     height, width = (scale * edge for edge in picture.pixels.shape[:2])
     as_colours = _as_colours(picture.pixels, format)
-    too_large = scale**2 * picture.pixels.nbytes * (1 + as_colours) > _TIFF_BYTES if format == "TIFF" else max(height, width) > _EDGE.get(format, 2**31 - 1)
+    too_large = (
+        scale**2 * picture.pixels.nbytes * (1 + as_colours) > _TIFF_BYTES
+        if format == "TIFF"
+        else max(height, width) > _EDGE.get(format, 2**31 - 1)
+    )
     if too_large:
         raise ValueError(f"{width}x{height} pixels of the result are more than {format} files hold; give --ext png")
     pixels, notes = picture.pixels, [*picture.notes]
@@ -173,9 +192,14 @@ def enlarge(picture: Picture, upscaler: Callable[[np.ndarray], np.ndarray]) -> P
     height, width = large.shape[:2]
     if channels in (2, 4):
         alpha = pixels[..., -1:]
-        large = np.concatenate([large, _grey(alpha, upscaler) if times_through(picture) > 1 else np.full((height, width, 1), alpha[0, 0])], axis=2)
+        large = np.concatenate(
+            [large, _grey(alpha, upscaler) if times_through(picture) > 1 else np.full((height, width, 1), alpha[0, 0])],
+            axis=2,
+        )
     sizes = picture.exif.get(IFD.Exif, {})
-    sizes.update({tag: edge for tag, edge in ((Base.ExifImageWidth, width), (Base.ExifImageHeight, height)) if tag in sizes})
+    sizes.update(
+        {tag: edge for tag, edge in ((Base.ExifImageWidth, width), (Base.ExifImageHeight, height)) if tag in sizes}
+    )
     return replace(picture, pixels=large)
 
 
@@ -209,7 +233,9 @@ def encode(picture: Picture, format: str) -> bytes:
         metadata["exif"] = metadata["exif"].tobytes()
     if format == "PNG" and picture.pixels.dtype == np.uint16:
         return png_tiff16.encode_png(picture.pixels, _LEVEL, **metadata)
-    options = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"quality": 95}, "PNG": {"compress_level": _LEVEL}}[format]
+    options = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"quality": 95}, "PNG": {"compress_level": _LEVEL}}[
+        format
+    ]
     file = io.BytesIO()
     Image.fromarray(_squeezed(picture.pixels)).save(file, format, **options, **metadata)
     return file.getvalue()

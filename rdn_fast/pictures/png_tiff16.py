@@ -17,7 +17,11 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from rdn_fast.data.images import open_image
 
-_OTHER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}  # byte orders as Pillow's raw modes name them
+_OTHER = {
+    "B": "L",
+    "L": "B",
+    "N": "B" if sys.byteorder == "little" else "L",
+}  # byte orders as Pillow's raw modes name them
 _ROWS = 64  # that are packed together: a large picture should not be in memory several times
 
 
@@ -27,9 +31,18 @@ def read(path: str | Path, image: Image.Image) -> np.ndarray | None:
     Pillow keeps the first of a sample's two bytes, in the byte order that it is told: told the other one it keeps the second.
     """
     raw = _raw_mode(image)
-    if image.format == "TIFF" and image.tag_v2.get(284) == 2 and image.tag_v2.get(277, 1) > 1 and 16 in image.tag_v2.get(258, ()):
-        raise ValueError("a TIFF of 16 bits whose channels lie apart; save it with interleaved channels")  # Pillow would take one for another
-    if raw == "I" and image.mode.startswith("I;16"):  # the one channel of a TIFF in planes, each of which Pillow calls by one letter
+    if (
+        image.format == "TIFF"
+        and image.tag_v2.get(284) == 2
+        and image.tag_v2.get(277, 1) > 1
+        and 16 in image.tag_v2.get(258, ())
+    ):
+        raise ValueError(
+            "a TIFF of 16 bits whose channels lie apart; save it with interleaved channels"
+        )  # Pillow would take one for another
+    if raw == "I" and image.mode.startswith(
+        "I;16"
+    ):  # the one channel of a TIFF in planes, each of which Pillow calls by one letter
         _set_raw_mode(image, image.mode)
     if raw == "LA;16B":  # four bytes that may as well be four channels
         _set_raw_mode(image, "RGBA")
@@ -49,7 +62,9 @@ def _divided(pixels: np.ndarray) -> np.ndarray:
     """uint16 [H, W, 4] whose colours have been multiplied by alpha -> without that."""
     for rows in np.array_split(pixels, -(-len(pixels) // _ROWS)):
         alpha = rows[..., 3:].astype(np.uint32)
-        rows[..., :3] = np.minimum(65535, (rows[..., :3].astype(np.uint32) * 65535 + alpha // 2) // np.maximum(alpha, 1))
+        rows[..., :3] = np.minimum(
+            65535, (rows[..., :3].astype(np.uint32) * 65535 + alpha // 2) // np.maximum(alpha, 1)
+        )
     return pixels
 
 
@@ -59,10 +74,14 @@ def _raw_mode(image: Image.Image) -> str:
 
 
 def _set_raw_mode(image: Image.Image, raw: str) -> None:
-    image.tile = [tile._replace(args=raw if isinstance(tile.args, str) else (raw, *tile.args[1:])) for tile in image.tile]
+    image.tile = [
+        tile._replace(args=raw if isinstance(tile.args, str) else (raw, *tile.args[1:])) for tile in image.tile
+    ]
 
 
-def encode_png(pixels: np.ndarray, level: int, icc_profile: bytes = b"", exif: bytes = b"", dpi: tuple[float, float] | None = None) -> bytes:
+def encode_png(
+    pixels: np.ndarray, level: int, icc_profile: bytes = b"", exif: bytes = b"", dpi: tuple[float, float] | None = None
+) -> bytes:
     """pixels: uint16 [H, W, 1 to 4] (grey, with alpha, RGB, with alpha) -> a PNG file; exif as Pillow gives it."""
     height, width, channels = pixels.shape
     file = io.BytesIO(b"\x89PNG\r\n\x1a\n")
@@ -86,7 +105,13 @@ def encode_png(pixels: np.ndarray, level: int, icc_profile: bytes = b"", exif: b
     return file.getvalue()
 
 
-def encode_tiff(pixels: np.ndarray, level: int, icc_profile: bytes = b"", exif: Image.Exif | None = None, dpi: tuple[float, float] | None = None) -> bytes:
+def encode_tiff(
+    pixels: np.ndarray,
+    level: int,
+    icc_profile: bytes = b"",
+    exif: Image.Exif | None = None,
+    dpi: tuple[float, float] | None = None,
+) -> bytes:
     """pixels: uint8 or uint16 [H, W, 1 to 4], as above -> a deflated TIFF file. Those of 8 bits that Pillow compresses cannot hold EXIF data."""
     height, width, channels = pixels.shape
     strips = []
@@ -95,8 +120,20 @@ def encode_tiff(pixels: np.ndarray, level: int, icc_profile: bytes = b"", exif: 
         rows[:, 1:] -= pixels[top : top + _ROWS, :-1]  # predictor 2: differences of neighbours
         strips.append(zlib.compress(rows.tobytes(), level))
     sizes = [len(strip) for strip in strips]
-    tags = {256: width, 257: height, 258: (8 * pixels.itemsize,) * channels, 259: 8, 262: 2 if channels > 2 else 1, 277: channels, 278: _ROWS, 317: 2}
-    tags |= {273: tuple(accumulate(sizes[:-1], initial=0)), 279: tuple(sizes)}  # save() turns these into offsets from the file's beginning
+    tags = {
+        256: width,
+        257: height,
+        258: (8 * pixels.itemsize,) * channels,
+        259: 8,
+        262: 2 if channels > 2 else 1,
+        277: channels,
+        278: _ROWS,
+        317: 2,
+    }
+    tags |= {
+        273: tuple(accumulate(sizes[:-1], initial=0)),
+        279: tuple(sizes),
+    }  # save() turns these into offsets from the file's beginning
     if channels in (2, 4):
         tags[338] = 2  # alpha, which the colours are not multiplied by
     if icc_profile:

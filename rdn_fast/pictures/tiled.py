@@ -24,7 +24,10 @@ from rdn_fast.errors import UserError
 from rdn_fast.model import RDN
 
 SMALLEST = 16  # LR pixels: where less memory than tiles of this edge need is left, nothing helps
-_HOST_TILE, _TILE = 192, 1024  # LR pixels: two cores are no faster with others (profiling/tiles.csv); fills any accelerator, with little overlap
+_HOST_TILE, _TILE = (
+    192,
+    1024,
+)  # LR pixels: two cores are no faster with others (profiling/tiles.csv); fills any accelerator, with little overlap
 _PADS = 4  # a tile is at least this many times its pad, where memory allows: it then computes 2.25 times its own pixels at most
 
 
@@ -58,10 +61,15 @@ class Upscaler:
         say: Callable[[str], None] = print,
     ):
         if tile is not None and not (isinstance(tile, int) and tile >= 0):
-            raise UserError(f"tile {tile}: give an edge in LR pixels, 0 for no tiles, or None for what suits the device")
+            raise UserError(
+                f"tile {tile}: give an edge in LR pixels, 0 for no tiles, or None for what suits the device"
+            )
         if tile_pad != "exact" and not (isinstance(tile_pad, int) and tile_pad >= 0):
             raise UserError(f'tile_pad {tile_pad}: give a number of LR pixels, or "exact"')
-        self.model, self.scale = copy.copy(model), model.config.scale  # the same parameters; the dtypes that it computes in are its own
+        self.model, self.scale = (
+            copy.copy(model),
+            model.config.scale,
+        )  # the same parameters; the dtypes that it computes in are its own
         self._device = device = next(model.parameters()).device
         self._pad = receptive_radius(model.config) if tile_pad == "exact" else tile_pad
         # bf16 lies 61 to 64 dB from float32, too near to 0.01 dB of PSNR (profiling/LOG.md) for a speed that is not measured; fp16 78 to 81.
@@ -69,13 +77,19 @@ class Upscaler:
         self._use_precision(self._low)
         self._ensemble, self._say = self_ensemble, say
         host = devices.is_host(device)
-        self._fitting = fitting = devices.free_memory(device) // 2 // bytes_per_pixel(model.config, self._precision.compute)  # LR pixels
+        self._fitting = fitting = (
+            devices.free_memory(device) // 2 // bytes_per_pixel(model.config, self._precision.compute)
+        )  # LR pixels
         wanted = max(_HOST_TILE if host else _TILE, _PADS * self._pad)
         default = max(SMALLEST, min(wanted, isqrt(fitting) - 2 * self._pad))
         self._tile, self._default, self._exact = default if tile is None else tile, default, tile_pad == "exact"
-        self._at_once = 0 if host else (default + 2 * self._pad) ** 2  # LR pixels that small windows may add up to; one window fills a CPU
+        self._at_once = (
+            0 if host else (default + 2 * self._pad) ** 2
+        )  # LR pixels that small windows may add up to; one window fills a CPU
         self._lane = devices.side_stream(device)
-        self._ahead = 1 if self._lane is None else 2  # batches on the device: one is computed while another's result comes back
+        self._ahead = (
+            1 if self._lane is None else 2
+        )  # batches on the device: one is computed while another's result comes back
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """image: uint8 or uint16 [H, W, 3], RGB, H and W at least 1 -> the same dtype, [scale*H, scale*W, 3], rounded and clipped."""
@@ -117,7 +131,9 @@ class Upscaler:
                 continue
             todo.popleft()
             if fewer:
-                self._say(f"out of memory: from now on tiles of {self._tile or max(height, width)} LR pixels at most, and fewer at a time")
+                self._say(
+                    f"out of memory: from now on tiles of {self._tile or max(height, width)} LR pixels at most, and fewer at a time"
+                )
                 fewer = False
         return out
 
@@ -174,7 +190,9 @@ class Upscaler:
                 window.keep(of_window, out, self.scale)
             return None
         if not flight.low:
-            raise UserError("the model's output is not finite, in float32 either: its weights are damaged, or their training diverged; give others")
+            raise UserError(
+                "the model's output is not finite, in float32 either: its weights are damaged, or their training diverged; give others"
+            )
         if self._precision.scaled:
             self._say("fp16 overflowed: computing in float32 from now on")
             self._low = False
@@ -277,13 +295,19 @@ def spans(first: int, last: int, side: int, tile: int, pad: int) -> list[_Span]:
     count = max(1, -(-inner // tile))
     size = -(-inner // count) + 2 * pad
     starts = [low + i * (high - low - size) // max(1, count - 1) for i in range(count)]
-    cuts = [first, *((a + size + b) // 2 for a, b in pairwise(starts)), last]  # in the middle of where two overlap, by 2*pad or more
+    cuts = [
+        first,
+        *((a + size + b) // 2 for a, b in pairwise(starts)),
+        last,
+    ]  # in the middle of where two overlap, by 2*pad or more
     return [_Span(start, start + size, a, b) for start, (a, b) in zip(starts, pairwise(cuts), strict=True)]
 
 
 def _checked(image: np.ndarray) -> np.ndarray:
     if image.dtype not in (np.uint8, np.uint16) or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise UserError(f"a picture must be uint8 or uint16 [H, W, 3] and not empty; this array is {image.dtype} {list(image.shape)}")
+        raise UserError(
+            f"a picture must be uint8 or uint16 [H, W, 3] and not empty; this array is {image.dtype} {list(image.shape)}"
+        )
     return image
 
 

@@ -46,7 +46,9 @@ def upscale(
     with _one_at_a_time:
         if isinstance(weights, RDN):
             if device != "auto":
-                raise UserError(f"device {device}: an RDN computes where it is; leave the device out, or give its weights as a file")
+                raise UserError(
+                    f"device {device}: an RDN computes where it is; leave the device out, or give its weights as a file"
+                )
             upscaler = Upscaler(weights, *settings, say=warnings.warn)
         else:
             upscaler = _loaded(*_file(SHIPPED if weights is None else weights), device, settings)
@@ -61,7 +63,9 @@ def upscale(
 
 def check_scale(wanted: int | None, scale: int, what: str) -> None:
     if wanted not in (None, scale):
-        raise UserError(f"{what} {wanted}: these weights are for x{scale}; give {what} {scale} or none, or other weights")
+        raise UserError(
+            f"{what} {wanted}: these weights are for x{scale}; give {what} {scale} or none, or other weights"
+        )
 
 
 def _file(path: str | Path) -> tuple[str, float]:

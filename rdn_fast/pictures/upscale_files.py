@@ -58,15 +58,24 @@ def upscale_files(
     todo = [job for job in jobs if overwrite or not job.target.exists()]
     made = failed = 0
     with _pillow_unlimited(), Bar("pictures", len(todo)) as bar:
-        upscaler = Upscaler(model, tile, tile_pad if tile_pad == "exact" else int(tile_pad), fp32, self_ensemble, bar.say)
+        upscaler = Upscaler(
+            model, tile, tile_pad if tile_pad == "exact" else int(tile_pad), fp32, self_ensemble, bar.say
+        )
         _make_folders(todo)
         where = devices.describe(next(model.parameters()).device)
         bar.say(f"{SHIPPED.name if weights_file is None else weights_file}: {describe(model.config)}, on {where}")
-        with closing(_enlarged(todo, upscaler, max_pixels, bar)) as results, closing(ordered_map(_write, results, *_encoders())) as written:
+        with (
+            closing(_enlarged(todo, upscaler, max_pixels, bar)) as results,
+            closing(ordered_map(_write, results, *_encoders())) as written,
+        ):
             for job, ended in written:
                 if isinstance(ended, OSError):
                     line = f"{job.target}: cannot be written ({ended.strerror or ended}); free some space, or choose another -o"
-                    raise Failure(f"{line}; those before it are whole, and the same command goes on behind them") if made else UserError(line)
+                    raise (
+                        Failure(f"{line}; those before it are whole, and the same command goes on behind them")
+                        if made
+                        else UserError(line)
+                    )
                 if isinstance(ended, list):
                     made += 1
                     for note in ended:
@@ -77,9 +86,14 @@ def upscale_files(
                     failed += 1
                     bar.say(f"failed {job.source}: {ended}")
     if failed == len(jobs):
-        raise UserError(f"-i {' '.join(input)}: none of the {failed} pictures could be up-scaled; the lines before this one say why")
+        raise UserError(
+            f"-i {' '.join(input)}: none of the {failed} pictures could be up-scaled; the lines before this one say why"
+        )
     there = f", {len(jobs) - len(todo)} there already (--overwrite makes them anew)" if len(todo) < len(jobs) else ""
-    print(f"{output}: {made} {'picture' if made == 1 else 'pictures'} made{there}" + (f", {failed} failed" if failed else ""))
+    print(
+        f"{output}: {made} {'picture' if made == 1 else 'pictures'} made{there}"
+        + (f", {failed} failed" if failed else "")
+    )
     return 1 if failed else 0
 
 

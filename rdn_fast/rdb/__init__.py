@@ -70,5 +70,7 @@ def select(name: str, device: torch.device, dtype: torch.dtype, training: bool) 
     reason = refusal(IMPLS[name], device, dtype, training) if name in IMPLS else "is no implementation"
     if reason is not None:
         names = ", ".join(row.name for row in able(device, dtype, training)) or "none"
-        raise UserError(f"--rdb {name} {reason}; on {device.type} in {str(dtype).removeprefix('torch.')} can run: {names}")
+        raise UserError(
+            f"--rdb {name} {reason}; on {device.type} in {str(dtype).removeprefix('torch.')} can run: {names}"
+        )
     return IMPLS[name]

@@ -104,7 +104,9 @@ def remember(choices: dict[str, str]) -> None:
     try:
         atomic_write(_file(), lambda file: file.write(text.encode()))
     except OSError as error:
-        print(f"note: {_file()} cannot be written ({error.strerror}); the next run times the block's implementations again")
+        print(
+            f"note: {_file()} cannot be written ({error.strerror}); the next run times the block's implementations again"
+        )
 
 
 def mode_key(case: Case) -> str:
@@ -131,9 +133,16 @@ def measure(case: Case) -> Timing:
                 continue
             try:
                 taken = _time(name, case, arguments)
-            except (UserError, RuntimeError, ImportError, OSError) as error:  # a shape it was not made for, a compiler that fails, ...
+            except (
+                UserError,
+                RuntimeError,
+                ImportError,
+                OSError,
+            ) as error:  # a shape it was not made for, a compiler that fails, ...
                 lacks_memory = isinstance(error, RuntimeError) and devices.is_out_of_memory(error)
-                failed[name] = "out of memory" if lacks_memory else f"fails: {(str(error).strip() or repr(error)).splitlines()[0]}"
+                failed[name] = (
+                    "out of memory" if lacks_memory else f"fails: {(str(error).strip() or repr(error)).splitlines()[0]}"
+                )
                 print(f"note: --rdb auto leaves out {name}, which {'runs ' if lacks_memory else ''}{failed[name]}")
                 seconds.pop(name, None)
                 gc.collect()
@@ -141,7 +150,9 @@ def measure(case: Case) -> Timing:
             if turn:
                 seconds[name] = min(taken, seconds.get(name, taken))
     if not seconds:
-        raise UserError(f"no implementation of the block can compute {case.key()} (the notes say why); give a smaller --batch-size or --patch-size")
+        raise UserError(
+            f"no implementation of the block can compute {case.key()} (the notes say why); give a smaller --batch-size or --patch-size"
+        )
     return Timing(seconds, failed)
 
 
@@ -172,7 +183,13 @@ def _arguments(case: Case):
     conv_w = [normal(g, n, 3, 3, std=(2 / (9 * n)) ** 0.5) for n in fan_in]
     conv_b = [normal(g, std=0.1) for _ in fan_in]
     n = g0 + c.num_layers * g
-    return normal(case.batch, g0, case.height, case.width), conv_w, conv_b, normal(g0, n, 1, 1, std=n**-0.5), normal(g0, std=0.1)
+    return (
+        normal(case.batch, g0, case.height, case.width),
+        conv_w,
+        conv_b,
+        normal(g0, n, 1, 1, std=n**-0.5),
+        normal(g0, std=0.1),
+    )
 
 
 def _file() -> Path:

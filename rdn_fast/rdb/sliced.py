@@ -31,7 +31,9 @@ class _Block(torch.autograd.Function):
         f[:, :seen] = x
         for weight, bias in zip(w, b, strict=True):
             new = seen + weight.shape[0]
-            torch.clamp_min(F.conv2d(f[:, :seen], weight, bias, padding=1), 0, out=f[:, seen:new])  # ReLU and copy in one pass
+            torch.clamp_min(
+                F.conv2d(f[:, :seen], weight, bias, padding=1), 0, out=f[:, seen:new]
+            )  # ReLU and copy in one pass
             seen = new
         ctx.save_for_backward(f, fuse_w, *w)
         return F.conv2d(f, fuse_w, fuse_b).add_(x)
@@ -61,7 +63,13 @@ def _buffer(like, channels):
     batch, _, height, width = like.shape
     last = like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous()
     return torch.empty(
-        batch, channels, height, width, dtype=like.dtype, device=like.device, memory_format=torch.channels_last if last else torch.contiguous_format
+        batch,
+        channels,
+        height,
+        width,
+        dtype=like.dtype,
+        device=like.device,
+        memory_format=torch.channels_last if last else torch.contiguous_format,
     )
 
 
@@ -73,5 +81,7 @@ def _gathered(w, begin, count):
 def _of_parameters(d, x, w):
     """Gradients of a convolution's weights and bias."""
     pad = [w.shape[2] // 2] * 2
-    _, dw, db = aten.convolution_backward(d, x, w, [w.shape[0]], [1, 1], pad, [1, 1], False, [0, 0], 1, [False, True, True])
+    _, dw, db = aten.convolution_backward(
+        d, x, w, [w.shape[0]], [1, 1], pad, [1, 1], False, [0, 0], 1, [False, True, True]
+    )
     return dw, db

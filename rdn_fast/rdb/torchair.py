@@ -26,7 +26,9 @@ def missing() -> str | None:
 @cache
 def _compiled():
     torchair = importlib.import_module("torchair")
-    return torch.compile(naive.rdb, backend=torchair.get_npu_backend(compiler_config=torchair.CompilerConfig()), dynamic=True)
+    return torch.compile(
+        naive.rdb, backend=torchair.get_npu_backend(compiler_config=torchair.CompilerConfig()), dynamic=True
+    )
 
 
 def rdb(x, conv_w, conv_b, fuse_w, fuse_b, *, out=None):

@@ -43,7 +43,23 @@ def _shift_and_add(above, here, below, COLS: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["sources", "first", "N", "H", "W", "across", "down"])
-def layer(maps, tiles, bias, y, sources, first, N, H, W, across, down, K: tl.constexpr, G: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
+def layer(
+    maps,
+    tiles,
+    bias,
+    y,
+    sources,
+    first,
+    N,
+    H,
+    W,
+    across,
+    down,
+    K: tl.constexpr,
+    G: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+):
     """y = relu(bias + conv3x3(planes 0 .. sources-1)): one plane [N, H, W, K]; grid: N * down * across tiles of pixels.
 
     maps: descriptor of the planes as [planes * N, H, W, K], box [1, ROWS, COLS, K]. tiles: descriptor of the weights as [tiles * K, K],
@@ -70,9 +86,27 @@ def layer(maps, tiles, bias, y, sources, first, N, H, W, across, down, K: tl.con
 
 @triton.jit(do_not_specialize=["s", "later", "layers", "first_fusion", "S", "N", "H", "W", "across", "down"])
 def data_gradient(
-    gradients, tiles, other, d, sums, s, later, layers, first_fusion, S, N, H, W, across, down,
-    X: tl.constexpr, K: tl.constexpr, OF_INPUT: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
-):  # fmt: skip
+    gradients,
+    tiles,
+    other,
+    d,
+    sums,
+    s,
+    later,
+    layers,
+    first_fusion,
+    S,
+    N,
+    H,
+    W,
+    across,
+    down,
+    X: tl.constexpr,
+    K: tl.constexpr,
+    OF_INPUT: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+):
     """d = the gradient of plane s: of a layer's sum before its ReLU, or (OF_INPUT) of the block's input; [N, H, W, K].
 
     gradients: descriptor of the planes that later launches add to, as `maps` in `layer`: X of the block's output, then one of each layer,
@@ -118,9 +152,25 @@ def data_gradient(
 
 @triton.jit
 def weight_gradient(
-    d, f, partial, programs, rows, X, S, pixels, span, size,
-    H: tl.constexpr, W: tl.constexpr, K: tl.constexpr, TAPS: tl.constexpr, M: tl.constexpr, N: tl.constexpr, DEPTH: tl.constexpr, CACHE: tl.constexpr,
-):  # fmt: skip
+    d,
+    f,
+    partial,
+    programs,
+    rows,
+    X,
+    S,
+    pixels,
+    span,
+    size,
+    H: tl.constexpr,
+    W: tl.constexpr,
+    K: tl.constexpr,
+    TAPS: tl.constexpr,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    DEPTH: tl.constexpr,
+    CACHE: tl.constexpr,
+):
     """Tiles of the gradient of the weights, over `span` pixels: partial [splits, size] float32; grid: (programs, splits).
 
     A program multiplies M / K gradient planes of d [rows, pixels, K] with N / K pairs (source plane, tap) of f [S, pixels, K], both
@@ -145,7 +195,12 @@ def weight_gradient(
         w = pixel % W
         a = tl.load(d_at[None, :] + pixel[:, None] * K, mask=inside[:, None] & (row < rows)[None, :], other=0.0)
         seen = (h[:, None] + dh >= 0) & (h[:, None] + dh < H) & (w[:, None] + dw >= 0) & (w[:, None] + dw < W)
-        b = tl.load(f_at[None, :] + pixel[:, None] * K, mask=inside[:, None] & (source < S)[None, :] & seen, other=0.0, cache_modifier=CACHE)
+        b = tl.load(
+            f_at[None, :] + pixel[:, None] * K,
+            mask=inside[:, None] & (source < S)[None, :] & seen,
+            other=0.0,
+            cache_modifier=CACHE,
+        )
         z = tl.dot(a.T, b, z, input_precision="ieee")
     if TAPS == 9:
         one = rows - 1 - row
@@ -161,9 +216,22 @@ def weight_gradient(
 
 @triton.jit
 def fusion(
-    f, weights, bias, y, S, pixels, image, W, stride_n, stride_c, stride_h, stride_w,
-    G0: tl.constexpr, K: tl.constexpr, P: tl.constexpr,
-):  # fmt: skip
+    f,
+    weights,
+    bias,
+    y,
+    S,
+    pixels,
+    image,
+    W,
+    stride_n,
+    stride_c,
+    stride_h,
+    stride_w,
+    G0: tl.constexpr,
+    K: tl.constexpr,
+    P: tl.constexpr,
+):
     """y = x + bias + conv1x1(all planes): channels q*K .. q*K+K-1 of P pixels; grid: (pixels / P, planes of x).
 
     f: [S, pixels, K], x being its first planes; weights: tiles [planes of x, S, K, K]; image: pixels of an image; y: [N, G0, H, W] with
@@ -186,4 +254,6 @@ def fusion(
     w = p % W
     to = (p // image).to(tl.int64) * stride_n + h.to(tl.int64) * stride_h + w.to(tl.int64) * stride_w
     channel = q * K + c
-    tl.store(y + to[:, None] + (channel * stride_c)[None, :], z.to(y.dtype.element_ty), mask=inside & (channel < G0)[None, :])
+    tl.store(
+        y + to[:, None] + (channel * stride_c)[None, :], z.to(y.dtype.element_ty), mask=inside & (channel < G0)[None, :]
+    )

@@ -62,7 +62,9 @@ def rdb(x, conv_w, conv_b, fuse_w, fuse_b, *, out=None):
     a larger G.
     """
     if conv_w[0].shape[0] > MOST_CHANNELS:
-        raise UserError(f"--rdb triton_planes: computes growth rates up to {MOST_CHANNELS}, not {conv_w[0].shape[0]}; choose another --rdb")
+        raise UserError(
+            f"--rdb triton_planes: computes growth rates up to {MOST_CHANNELS}, not {conv_w[0].shape[0]}; choose another --rdb"
+        )
     return _Block.apply((out,), x, fuse_w, fuse_b, *conv_w, *conv_b)
 
 
@@ -98,7 +100,12 @@ class _Block(torch.autograd.Function):
         d = planes.new_empty(x_planes + s, *planes.shape[1:])
         _to_planes(dy, d[:x_planes])
         biases = _data_gradients(d, planes, tiles, x_planes)[:, :g].to(dy.dtype).unbind()
-        weights = torch.cat([_weight_gradients(d[x_planes:s], planes, x_planes, taps=9), _weight_gradients(d[:x_planes], planes, x_planes, taps=1)])
+        weights = torch.cat(
+            [
+                _weight_gradients(d[x_planes:s], planes, x_planes, taps=9),
+                _weight_gradients(d[:x_planes], planes, x_planes, taps=1),
+            ]
+        )
         _, place = _order(g0, g, layers, k, dy.device)
         shapes = [*((g, 3, 3, g0 + i * g) for i in range(layers)), (g0, 1, 1, g0 + layers * g)]
         parts = weights.index_select(0, place).to(dy.dtype).split([torch.Size(shape).numel() for shape in shapes])
@@ -132,7 +139,9 @@ def _order(g0: int, g: int, layers: int, k: int, device: torch.device):
         tiles += [w[:, tap, start : start + n] for start, n in sources[: len(first) + i] for tap in range(9)]
     w = weights.view(g0, -1)
     tiles += [w[a : a + m, start : start + n] for a, m in first for start, n in sources]
-    order = torch.stack([F.pad(tile, (0, k - tile.shape[1], 0, k - tile.shape[0]), value=total) for tile in tiles]).flatten()
+    order = torch.stack(
+        [F.pad(tile, (0, k - tile.shape[1], 0, k - tile.shape[0]), value=total) for tile in tiles]
+    ).flatten()
     place = torch.empty(total + 1, dtype=torch.int64).scatter_(0, order, torch.arange(order.numel()))[:total]
     return order.to(device, torch.int32), place.to(device, torch.int32)
 
@@ -148,7 +157,18 @@ def _layers(planes, tiles, biases):
         maps, weights = _descriptor(planes.flatten(0, 1), box), _descriptor(tiles.flatten(0, 1), (k, k))
         for i, bias in enumerate(biases):
             sizes = (sources + i, _first_tile(i, sources), batch, height, width, across, down)
-            launch("layer", (batch * down * across,), maps, weights, bias, planes[sources + i], *sizes, K=k, G=len(bias), **config)
+            launch(
+                "layer",
+                (batch * down * across,),
+                maps,
+                weights,
+                bias,
+                planes[sources + i],
+                *sizes,
+                K=k,
+                G=len(bias),
+                **config,
+            )
 
     _fastest("layer", run, planes, len(biases))
 
@@ -162,7 +182,22 @@ def _fusion(planes, tiles, bias, y):
 
     def run(config):
         grid = (-(-pixels // config["P"]), sources)
-        launch("fusion", grid, planes, weights, bias, y, s, pixels, height * width, width, *y.stride(), G0=g0, K=k, **config)
+        launch(
+            "fusion",
+            grid,
+            planes,
+            weights,
+            bias,
+            y,
+            s,
+            pixels,
+            height * width,
+            width,
+            *y.stride(),
+            G0=g0,
+            K=k,
+            **config,
+        )
 
     _fastest("fusion", run, planes, y.stride(1))
 
@@ -184,7 +219,20 @@ def _data_gradients(d, planes, tiles, sources):
             other, result = (d[plane], d[s + plane]) if of_input else (planes[plane], d[sources + later])
             sizes = (plane, later, layers, _first_tile(layers, sources), s, batch, height, width, across, down)
             rows = sums[max(plane - sources, 0)]
-            launch("data_gradient", (programs,), gradients, weights, other, result, rows, *sizes, X=sources, K=k, OF_INPUT=of_input, **config)
+            launch(
+                "data_gradient",
+                (programs,),
+                gradients,
+                weights,
+                other,
+                result,
+                rows,
+                *sizes,
+                X=sources,
+                K=k,
+                OF_INPUT=of_input,
+                **config,
+            )
         return sums
 
     return _fastest("data_gradient", run, planes, layers).sum(1)
@@ -204,7 +252,25 @@ def _weight_gradients(d, planes, sources, taps):
     def run(config):
         programs = _programs(rows, sources, s, taps, k, config["M"], config["N"], d.device)
         grid = (len(programs), splits)
-        launch("weight_gradient", grid, d, planes, partial, programs, rows, sources, s, pixels, span, size, H=height, W=width, K=k, TAPS=taps, **config)
+        launch(
+            "weight_gradient",
+            grid,
+            d,
+            planes,
+            partial,
+            programs,
+            rows,
+            sources,
+            s,
+            pixels,
+            span,
+            size,
+            H=height,
+            W=width,
+            K=k,
+            TAPS=taps,
+            **config,
+        )
 
     _fastest("weight_gradient", run, planes, taps)
     return partial.sum(0)
@@ -270,5 +336,7 @@ def _time(name, run, device):
             watch.stop()
         seconds.append((watch.read(), number))
     if not seconds:
-        raise UserError(f"--rdb triton_planes: this card has too little shared memory for its kernel {name}; choose another --rdb")
+        raise UserError(
+            f"--rdb triton_planes: this card has too little shared memory for its kernel {name}; choose another --rdb"
+        )
     return CONFIGS[name][min(seconds)[1]]

@@ -170,5 +170,12 @@ def _pointers(tensors):
 
 
 def _call(name: str, shape: _Shape, *arguments) -> None:
-    converted = [ctypes.c_void_p(a.data_ptr()) if isinstance(a, torch.Tensor) else ctypes.c_int(a) if isinstance(a, (bool, int)) else a for a in arguments]
+    converted = [
+        ctypes.c_void_p(a.data_ptr())
+        if isinstance(a, torch.Tensor)
+        else ctypes.c_int(a)
+        if isinstance(a, (bool, int))
+        else a
+        for a in arguments
+    ]
     getattr(_library(), name)(ctypes.byref(shape), *converted)

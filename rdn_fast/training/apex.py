@@ -25,7 +25,9 @@ def missing() -> str | None:
     spec = importlib.util.find_spec("apex")
     if spec is None:
         return f"apex is not installed; {_REMEDY}"
-    if importlib.machinery.PathFinder.find_spec("apex.amp", spec.submodule_search_locations or []) is None:  # whether or not apex imports
+    if (
+        importlib.machinery.PathFinder.find_spec("apex.amp", spec.submodule_search_locations or []) is None
+    ):  # whether or not apex imports
         return f"the installed `apex` has no apex.amp: it is PyPI's package of that name, another thing; `pip uninstall apex`, then {_REMEDY}"
     try:
         importlib.import_module("apex.amp")
@@ -45,10 +47,22 @@ def check(device: torch.device) -> None:
 class ApexOptimizerStep(SyncingOptimizerStep):
     """An OptimizerStep by apex.amp; must be made before DistributedDataParallel is put around the model."""
 
-    def __init__(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, device: torch.device, scale: float, clip: float | None, streak: float):
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        device: torch.device,
+        scale: float,
+        clip: float | None,
+        streak: float,
+    ):
         self._amp = importlib.import_module("apex.amp")
-        combined = {"combine_grad": True} if "combine_grad" in inspect.signature(self._amp.initialize).parameters else {}  # Ascend's: one buffer
-        self._amp.initialize(model, optimizer, opt_level="O1", patch_torch_functions=False, loss_scale=scale, verbosity=0, **combined)
+        combined = (
+            {"combine_grad": True} if "combine_grad" in inspect.signature(self._amp.initialize).parameters else {}
+        )  # Ascend's: one buffer
+        self._amp.initialize(
+            model, optimizer, opt_level="O1", patch_torch_functions=False, loss_scale=scale, verbosity=0, **combined
+        )
         super().__init__(optimizer, device, scale, clip, streak)
 
     def _scaled_backward(self, loss: torch.Tensor) -> None:

@@ -14,7 +14,11 @@ import uuid
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.elastic.rendezvous import RendezvousClosedError, RendezvousConnectionError, RendezvousTimeoutError
+from torch.distributed.elastic.rendezvous import (
+    RendezvousClosedError,
+    RendezvousConnectionError,
+    RendezvousTimeoutError,
+)
 from torch.distributed.launcher import api
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -28,26 +32,41 @@ from rdn_fast.errors import RETRY, Failure, UserError
 from rdn_fast.training.run import open_inputs
 
 
-def launch(model_config: ModelConfig, config: TrainConfig, nproc: int, nodes: Nodes, max_restarts: int, arguments: list[str]) -> int:
+def launch(
+    model_config: ModelConfig, config: TrainConfig, nproc: int, nodes: Nodes, max_restarts: int, arguments: list[str]
+) -> int:
     """Train on `nproc` ranks of this node, and as many of the others, with the command line `arguments`; returns the exit code."""
     kind = devices.resolve(config.device)
     there = devices.count(kind)
     if nproc > there:
-        raise UserError(f"--nproc {nproc}: this machine has {devices.inventory(kind)}; ask for that many with --nproc {there}")
+        raise UserError(
+            f"--nproc {nproc}: this machine has {devices.inventory(kind)}; ask for that many with --nproc {there}"
+        )
     if nproc > 1:
         devices.check_shared(config.device, config.device_id)
     open_inputs(model_config, config, world=nproc * nodes.most)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, devices.cores() // nproc)))
-    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "300")  # seconds that a rank has to finish its step and save
-    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # ranks that start anew must not find the addresses of those before them
+    os.environ.setdefault(
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "300"
+    )  # seconds that a rank has to finish its step and save
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = (
+        "1"  # ranks that start anew must not find the addresses of those before them
+    )
     os.environ[LAUNCH] = uuid.uuid4().hex
     logging.disable(logging.ERROR)  # the agent's own remarks; the ranks speak for themselves
     api.LocalElasticAgent = Agent  # elastic_launch takes no other
     with tempfile.TemporaryDirectory() as logs:
         settings = LaunchConfig(
-            min_nodes=1, max_nodes=1, nproc_per_node=nproc, run_id=f"rdn-fast-{os.getpid()}", rdzv_backend="c10d",
-            rdzv_endpoint="localhost:0", max_restarts=max_restarts, monitor_interval=0.1, logs_specs=DefaultLogsSpecs(log_dir=logs),
-        )  # fmt: skip
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=nproc,
+            run_id=f"rdn-fast-{os.getpid()}",
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            max_restarts=max_restarts,
+            monitor_interval=0.1,
+            logs_specs=DefaultLogsSpecs(log_dir=logs),
+        )
         if nodes.most > 1:
             store = nodes.meet()  # open as long as we are
             settings.min_nodes, settings.max_nodes = nodes.least, nodes.most
@@ -70,7 +89,9 @@ def launch(model_config: ModelConfig, config: TrainConfig, nproc: int, nodes: No
                 "start the same command on every node"
             ) from None
         except RendezvousClosedError:
-            raise Failure("another node has left the run for good, and says why itself; go on with --resume auto") from None
+            raise Failure(
+                "another node has left the run for good, and says why itself; go on with --resume auto"
+            ) from None
         except RendezvousConnectionError:
             raise Failure(
                 f"--rdzv-endpoint {nodes.rdzv_endpoint}: the node where all meet has gone, and its own message says why; go on with --resume auto"

@@ -91,7 +91,11 @@ def choose(model: RDN, precision: Precision, batches: Callable[[], Sequence[Batc
     """
     if precision.compute != torch.float16:
         dtype = str(precision.compute).removeprefix("torch.")
-        return Choice(1.0, [f"loss scale auto: 1, because gradients do not underflow in {dtype}, which reaches down to 2^-126"], None)
+        return Choice(
+            1.0,
+            [f"loss scale auto: 1, because gradients do not underflow in {dtype}, which reaches down to 2^-126"],
+            None,
+        )
     given = batches()
     evidence = calibrate(model, precision, given)
     scale = evidence.scale
@@ -100,8 +104,14 @@ def choose(model: RDN, precision: Precision, batches: Callable[[], Sequence[Batc
             break
         scale /= 2
     else:
-        raise UserError("--loss-scale-value auto: gradients in fp16 overflow at any scale; give --amp-dtype bf16 or --opt-level O0")
-    halved = [f"a step in fp16 overflowed at that scale: halved to {scale:.10g}, where its gradients are finite"] if scale != evidence.scale else []
+        raise UserError(
+            "--loss-scale-value auto: gradients in fp16 overflow at any scale; give --amp-dtype bf16 or --opt-level O0"
+        )
+    halved = (
+        [f"a step in fp16 overflowed at that scale: halved to {scale:.10g}, where its gradients are finite"]
+        if scale != evidence.scale
+        else []
+    )
     return Choice(scale, evidence.lines() + halved, evidence)
 
 
@@ -146,7 +156,9 @@ def calibrate(model: RDN, precision: Precision, batches: Sequence[Batch]) -> Evi
                 count("weights", total)
     largest = torch.stack(peaks).max().item()
     if not torch.finfo(torch.float32).tiny <= largest < math.inf:
-        raise UserError(f"--loss-scale-value auto: the largest gradient in float32 is {largest}; give other weights, or a number")
+        raise UserError(
+            f"--loss-scale-value auto: the largest gradient in float32 is {largest}; give other weights, or a number"
+        )
     return Evidence({kind: counted.tolist() for kind, counted in counts.items()}, largest, len(batches))
 
 

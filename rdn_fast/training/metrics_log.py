@@ -16,7 +16,9 @@ class MetricsLog:
         """Keep the first `keep_bytes` of an earlier file, what its checkpoint at `step` had written, and the resumes told after them."""
         self._file = (folder / "metrics.jsonl").open("a+b")
         self._file.seek(keep_bytes)
-        resumes = [line for line in self._file.readlines() if line.startswith(b'{"event": "resume"') and line.endswith(b"\n")]
+        resumes = [
+            line for line in self._file.readlines() if line.startswith(b'{"event": "resume"') and line.endswith(b"\n")
+        ]
         if self._file.tell() > keep_bytes:
             self._file.truncate(keep_bytes)
         self._file.writelines(resumes)
@@ -32,7 +34,11 @@ class MetricsLog:
         kind = record["event"]
         self._file.write((json.dumps(finite(record)) + "\n").encode())
         if self._curves and kind in ("step", "epoch"):
-            numbers = {key: value for key, value in record.items() if isinstance(value, (int, float)) and not isinstance(value, bool)}
+            numbers = {
+                key: value
+                for key, value in record.items()
+                if isinstance(value, (int, float)) and not isinstance(value, bool)
+            }
             self._curves.draw(numbers.pop("step"), {f"{kind}/{key}": value for key, value in numbers.items()})
         if kind == "epoch":
             self._file.flush()

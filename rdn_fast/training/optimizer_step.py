@@ -18,7 +18,14 @@ class OptimizerStep:
 
     asks = False  # whether a step needs the host's answer
 
-    def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device, scale: float, clip: float | None = None, streak: float = 0.0):
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        device: torch.device,
+        scale: float,
+        clip: float | None = None,
+        streak: float = 0.0,
+    ):
         """`clip`: the largest norm of the whole gradient; None: any."""
         self._optimizer, self._device, self._clip = optimizer, device, clip
         self.scale, self.streak = (torch.full((), float(value), device=device) for value in (scale, streak))
@@ -46,7 +53,9 @@ class OptimizerStep:
         return [p.grad for group in self._optimizer.param_groups for p in group["params"] if p.grad is not None]
 
     def _norm(self) -> torch.Tensor:
-        return torch.nn.utils.get_total_norm(self._gradients(), foreach=None if devices.supports_foreach(self._device) else False)
+        return torch.nn.utils.get_total_norm(
+            self._gradients(), foreach=None if devices.supports_foreach(self._device) else False
+        )
 
 
 class SyncingOptimizerStep(OptimizerStep):

@@ -46,7 +46,9 @@ from rdn_fast.training.step import TrainStep
 from rdn_fast.training.throughput import WARM_UP, ThroughputMeter, per_second
 from rdn_fast.weights.convert import read
 
-MAX_SKIPS = 2 * PATIENCE  # consecutive steps without a finite gradient, at a scale that cannot be halved, before a run is given up
+MAX_SKIPS = (
+    2 * PATIENCE
+)  # consecutive steps without a finite gradient, at a scale that cannot be halved, before a run is given up
 _FLUSH_STEPS = 64  # losses kept on the device at most before the host reads them
 _FLUSH_SECONDS = 1.0
 
@@ -81,7 +83,9 @@ class Inputs(NamedTuple):
     weights: dict[str, torch.Tensor] | None
 
 
-def open_inputs(model_config: ModelConfig, config: TrainConfig, rank: int = 0, world: int = 1, device: torch.device | None = None) -> Inputs:
+def open_inputs(
+    model_config: ModelConfig, config: TrainConfig, rank: int = 0, world: int = 1, device: torch.device | None = None
+) -> Inputs:
     """Everything that can be wrong with files is found here, before anything is written or started. Raises UserError."""
     scale = model_config.scale
     train_file, eval_file = config.files(scale)
@@ -110,9 +114,13 @@ def train(model_config: ModelConfig, config: TrainConfig) -> None:
         with locked(outputs, ranks), _signals(ranks) as signals:
             ranks.on_rank0(_check_same, ranks.gather(_shared(model_config, config, inputs)))
             launches = ranks.launches()
-            if (batch := ranks.on_rank0(begun, outputs, launches)) is not None:  # the ranks were started anew, perhaps more or fewer of them
+            if (
+                batch := ranks.on_rank0(begun, outputs, launches)
+            ) is not None:  # the ranks were started anew, perhaps more or fewer of them
                 if batch % ranks.world:
-                    raise UserError(f"--nnodes: a batch of {batch} patches cannot be shared out evenly to {ranks.world} ranks; start anew with other nodes")
+                    raise UserError(
+                        f"--nnodes: a batch of {batch} patches cannot be shared out evenly to {ranks.world} ranks; start anew with other nodes"
+                    )
                 config = dataclasses.replace(config, resume="auto", batch_size=batch // ranks.world)
                 inputs = open_inputs(model_config, config, ranks.rank, ranks.world, device)
             run = _Run(model_config, config, inputs, ranks, device, outputs, signals)
@@ -122,7 +130,9 @@ def train(model_config: ModelConfig, config: TrainConfig) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise Failure(f"{error.filename or outputs}: {error.strerror or error}; mend it, then go on with --resume auto") from None
+        raise Failure(
+            f"{error.filename or outputs}: {error.strerror or error}; mend it, then go on with --resume auto"
+        ) from None
     except RuntimeError as error:
         if (what := ranks.lost(error)) is None:
             raise
@@ -141,18 +151,31 @@ def initial_model(config: ModelConfig, seed: int, weights: dict[str, torch.Tenso
 def _shared(model_config: ModelConfig, config: TrainConfig, inputs: Inputs) -> dict:
     """What must be the same for all ranks; paths may differ from node to node."""
     given = dataclasses.asdict(model_config) | dataclasses.asdict(config)
-    return {name: value for name, value in given.items() if not name.endswith(("_path", "_file", "_dir"))} | {"images": len(inputs.loader)}
+    return {name: value for name, value in given.items() if not name.endswith(("_path", "_file", "_dir"))} | {
+        "images": len(inputs.loader)
+    }
 
 
 def _check_same(of_ranks: list[dict]) -> None:
     for rank, theirs in enumerate(of_ranks):
         for name, value in of_ranks[0].items():
             if theirs[name] != value:
-                raise UserError(f"{name.replace('_', '-')} is {value} for rank 0 and {theirs[name]} for rank {rank}; give every node the same flags and data")
+                raise UserError(
+                    f"{name.replace('_', '-')} is {value} for rank 0 and {theirs[name]} for rank {rank}; give every node the same flags and data"
+                )
 
 
 class _Run:
-    def __init__(self, model_config: ModelConfig, config: TrainConfig, inputs: Inputs, ranks: Ranks, device: torch.device, outputs: Path, signals: list[int]):
+    def __init__(
+        self,
+        model_config: ModelConfig,
+        config: TrainConfig,
+        inputs: Inputs,
+        ranks: Ranks,
+        device: torch.device,
+        outputs: Path,
+        signals: list[int],
+    ):
         self.began = time.monotonic()
         self.config, self.ranks, self.device, self.outputs, self.signals = config, ranks, device, outputs, signals
         self.scale, self.loader, self.validation = model_config.scale, inputs.loader, inputs.validation
@@ -170,7 +193,9 @@ class _Run:
         self.model.to(device, memory_format=devices.memory_format(device))
         self.precision.apply(self.model)
         self.average = copy.deepcopy(self.model) if config.ema else None
-        self.optimizer = devices.adam(self.model.parameters(), device, config.lr, config.weight_decay, ranks.world == 1 and not by_apex, by_apex)
+        self.optimizer = devices.adam(
+            self.model.parameters(), device, config.lr, config.weight_decay, ranks.world == 1 and not by_apex, by_apex
+        )
         self.progress = RunState()
         metrics_bytes, rows = self._resume(state)
         self.rows = ranks.on_rank0(self._choose_rows, rows)
@@ -180,12 +205,20 @@ class _Run:
             self.progress.loss_scale = self._loss_scale()
 
         settings = device, self.progress.loss_scale, config.clip_grad, self.progress.skips_in_a_row
-        self.update = apex.ApexOptimizerStep(self.model, self.optimizer, *settings) if by_apex else make_optimizer_step(self.optimizer, *settings)
+        self.update = (
+            apex.ApexOptimizerStep(self.model, self.optimizer, *settings)
+            if by_apex
+            else make_optimizer_step(self.optimizer, *settings)
+        )
         replica = DistributedDataParallel(self.model, **devices.ddp_options(device)) if ranks.world > 1 else self.model
         self.step = TrainStep(replica, self.optimizer, self.update, device, ranks.world)
-        self.read_back = torch.zeros(_FLUSH_STEPS, 3, device=device)  # loss share, skip flag and loss scale of the steps since the last flush
+        self.read_back = torch.zeros(
+            _FLUSH_STEPS, 3, device=device
+        )  # loss share, skip flag and loss scale of the steps since the last flush
         self.unread: list[dict] = []
-        self.feed = PrefetchLoader(self.loader, device, config.data_mode, config.num_workers, self.progress.step, self.total_steps)
+        self.feed = PrefetchLoader(
+            self.loader, device, config.data_mode, config.num_workers, self.progress.step, self.total_steps
+        )
         self.waited = 0.0  # of feed.waited, what is in the progress
         self.flushed = self.saved = time.monotonic()
         self.news = ""
@@ -210,7 +243,9 @@ class _Run:
             raise
         self._close()
         if p.skipped == p.step and self.ranks.is_rank0:
-            raise Failure("no step had finite gradients, so nothing was learnt; give a smaller --loss-scale-value or --lr")
+            raise Failure(
+                "no step had finite gradients, so nothing was learnt; give a smaller --loss-scale-value or --lr"
+            )
         if self.ranks.is_rank0:
             self._conclude()
 
@@ -235,7 +270,9 @@ class _Run:
         weight = torch.full((), 1 / (batch.total * batch.hr[0].numel()) if batch.count else 0.0, device=self.device)
         share, skipped = self.step(batch.lr, batch.hr, weight, usual=batch.total == self.loader.global_batch)
         if self.average:
-            decay = min(self.config.ema, (1 + self.progress.step) / (10 + self.progress.step))  # forgets the initial weights
+            decay = min(
+                self.config.ema, (1 + self.progress.step) / (10 + self.progress.step)
+            )  # forgets the initial weights
             with torch.no_grad():
                 devices.foreach("lerp", list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
         self.read_back[len(self.unread)] = torch.stack([share, skipped, self.update.scale])
@@ -280,7 +317,9 @@ class _Run:
             if self.ranks.is_rank0:
                 self.log.write({**record, "loss": loss})
             halved = scale != p.loss_scale
-            if p.skips_in_a_row == MAX_SKIPS or (halved and not math.isfinite(loss)):  # no scale mends a loss that is not finite
+            if p.skips_in_a_row == MAX_SKIPS or (
+                halved and not math.isfinite(loss)
+            ):  # no scale mends a loss that is not finite
                 self._give_up(record["step"], loss)
             if halved:
                 p.loss_scale, p.skips_in_a_row = scale, 0
@@ -292,7 +331,9 @@ class _Run:
 
     def _say_halved(self, step: int) -> None:
         if self.ranks.is_rank0:
-            self.bar.say(f"step {step}: the gradients of {PATIENCE} steps in a row overflowed; the loss scale is halved to {self.progress.loss_scale:.10g}")
+            self.bar.say(
+                f"step {step}: the gradients of {PATIENCE} steps in a row overflowed; the loss scale is halved to {self.progress.loss_scale:.10g}"
+            )
             self.log.write({"event": "loss_scale", "step": step, "loss_scale": self.progress.loss_scale})
 
     def _give_up(self, step: int, loss: float) -> None:
@@ -312,22 +353,34 @@ class _Run:
         p.run_speed = [a + b for a, b in zip(p.run_speed, (images, seconds, window), strict=True)]
         p.waited = self.ranks.all_max(int(1e3 * p.waited))[0] / 1e3  # of the rank that waited longest
         record = {
-            "event": "epoch", "step": p.step, "epoch": p.epoch, "loss": p.loss_sum / p.loss_steps if p.loss_steps else None, "skipped": p.skipped,
-            "fps_end_to_end": per_second(images, seconds), "fps_seed_window": per_second(images, window),
-            "gflops_end_to_end": per_second(images, seconds) * self.flop / 1e9, "data_wait_s": p.waited,
-        }  # fmt: skip
+            "event": "epoch",
+            "step": p.step,
+            "epoch": p.epoch,
+            "loss": p.loss_sum / p.loss_steps if p.loss_steps else None,
+            "skipped": p.skipped,
+            "fps_end_to_end": per_second(images, seconds),
+            "fps_seed_window": per_second(images, window),
+            "gflops_end_to_end": per_second(images, seconds) * self.flop / 1e9,
+            "data_wait_s": p.waited,
+        }
         if first:
             self.bar.say(f"epoch:{p.epoch} FPS: {record['fps_seed_window']:.3f}")
             note = "" if self.speed.totals[1][0] else f" (all steps counted: there were no more than {WARM_UP})"
             loss = f"loss {record['loss']:.5f}" if p.loss_steps else "no step counted"
             rate = f"{record['fps_end_to_end']:.4g} img/s end-to-end ({record['gflops_end_to_end']:.0f} GFLOP/s)"
-            speeds = f"{rate}, {record['fps_seed_window']:.4g} in the seed window{note}, waited {p.waited:.2f} s for data"
-            self.bar.say(f"epoch {p.epoch}: {loss}, {speeds}" + (f", {p.skipped} steps skipped so far" if p.skipped else ""))
+            speeds = (
+                f"{rate}, {record['fps_seed_window']:.4g} in the seed window{note}, waited {p.waited:.2f} s for data"
+            )
+            self.bar.say(
+                f"epoch {p.epoch}: {loss}, {speeds}" + (f", {p.skipped} steps skipped so far" if p.skipped else "")
+            )
         if self.validation and (over or (p.epoch + 1) % self.config.eval_every == 0):
             psnr, compatible = self._validate()
             record |= {"psnr_y": psnr, "psnr_y_compat": compatible}
             if first:
-                self.bar.say(f"epoch {p.epoch}: PSNR-Y {psnr:.2f} dB canonical, {compatible:.2f} dB reference-compatible")
+                self.bar.say(
+                    f"epoch {p.epoch}: PSNR-Y {psnr:.2f} dB canonical, {compatible:.2f} dB reference-compatible"
+                )
             if compatible > p.best_psnr:
                 p.best_epoch, p.best_psnr, p.best_psnr_canonical = p.epoch, compatible, psnr
                 if first:
@@ -361,18 +414,20 @@ class _Run:
     def _save(self) -> None:
         """Hand a checkpoint of this very step, and its weights as last.pth, to the writer."""
         self.saved = time.monotonic()
-        state = host_copy({
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "average": self.average.state_dict() if self.average else None,
-            "step": self.progress.step,
-            "progress": {**dataclasses.asdict(self.progress), "seconds": self._seconds()},
-            "metrics_bytes": self.log.size(),
-            "settings": self._settings(),
-            "recipe": self._recipe(),
-            "rows": self.rows,
-            "mode": self.mode,
-        })  # fmt: skip
+        state = host_copy(
+            {
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "average": self.average.state_dict() if self.average else None,
+                "step": self.progress.step,
+                "progress": {**dataclasses.asdict(self.progress), "seconds": self._seconds()},
+                "metrics_bytes": self.log.size(),
+                "settings": self._settings(),
+                "recipe": self._recipe(),
+                "rows": self.rows,
+                "mode": self.mode,
+            }
+        )
         self.writer.put(checkpoint_path(self.outputs, self.progress.step), state, prune=True)
         self.writer.put(self.outputs / "last.pth", state["average"] or state["model"])
 
@@ -381,11 +436,15 @@ class _Run:
         asked = self.config.loss_scale
         if not self.precision.scaled:
             return 1.0
-        return torch.tensor(self.ranks.on_rank0(self._calibrate) if asked == "auto" else asked, dtype=torch.float32).item()
+        return torch.tensor(
+            self.ranks.on_rank0(self._calibrate) if asked == "auto" else asked, dtype=torch.float32
+        ).item()
 
     def _calibrate(self) -> float:
         """On the first rank: the scale that `auto` stands for, and why."""
-        choice = loss_scale.choose(self.model, self.precision, lambda: loss_scale.sample(self.loader, self.device, self.progress.step))
+        choice = loss_scale.choose(
+            self.model, self.precision, lambda: loss_scale.sample(self.loader, self.device, self.progress.step)
+        )
         print("\n".join(choice.lines))
         return choice.scale
 
@@ -393,7 +452,9 @@ class _Run:
     def _case(self) -> Case:
         """A step's block."""
         c = self.config
-        return Case.of(self.model.config, (c.batch_size, 3, c.patch_size, c.patch_size), self.device, self.precision.compute, True)
+        return Case.of(
+            self.model.config, (c.batch_size, 3, c.patch_size, c.patch_size), self.device, self.precision.compute, True
+        )
 
     def _choose_mode(self, state: dict | None) -> str:
         """On the first rank: the device's mode, a checkpoint's or else the one that `rdn-fast tune` has found the fastest."""
@@ -401,7 +462,9 @@ class _Run:
             return fastest_mode(self._case)
         before = state["mode"]
         if before and before not in devices.modes(self.device):
-            print(f"note: the steps before were computed in mode {before}, which {self.device} does not have: the same but for rounding")
+            print(
+                f"note: the steps before were computed in mode {before}, which {self.device} does not have: the same but for rounding"
+            )
             return ""
         return before
 
@@ -432,11 +495,16 @@ class _Run:
         for slots in saved["state"].values():
             slots["step"] = int(slots["step"])  # every Adam takes that
         # Another device's Adam may have saved it: how steps are made is for ours to say.
-        saved["param_groups"] = [group | {"params": old["params"]} for group, old in zip(self.optimizer.param_groups, saved["param_groups"], strict=True)]
+        saved["param_groups"] = [
+            group | {"params": old["params"]}
+            for group, old in zip(self.optimizer.param_groups, saved["param_groups"], strict=True)
+        ]
         self.optimizer.load_state_dict(saved)
         for parameter, slots in self.optimizer.state.items():
             for key, value in slots.items():
-                if isinstance(value, torch.Tensor) and value.shape == parameter.shape:  # in the parameter's memory format again
+                if (
+                    isinstance(value, torch.Tensor) and value.shape == parameter.shape
+                ):  # in the parameter's memory format again
                     slots[key] = torch.empty_like(parameter).copy_(value)
         self.progress = RunState(**state["progress"])
         if self._recipe().get("loss_scale") != state["recipe"].get("loss_scale"):
@@ -457,7 +525,9 @@ class _Run:
         if changes := _changes(state["settings"], self._settings()):
             raise UserError(f"--resume {resume}: a resume needs the settings of the checkpoint, but {changes}")
         if state["step"] > self.total_steps:
-            raise UserError(f"--resume {resume}: the checkpoint is at step {state['step']}, behind the {self.total_steps} steps asked for; give more")
+            raise UserError(
+                f"--resume {resume}: the checkpoint is at step {state['step']}, behind the {self.total_steps} steps asked for; give more"
+            )
         if resume != "auto":
             ours = Path(resume).resolve().parent == (self.outputs / "checkpoints").resolve()
             set_aside(self.outputs, say, after=state["step"] if ours else None)
@@ -471,9 +541,15 @@ class _Run:
         """What a resume cannot change."""
         c = self.config
         return {
-            **dataclasses.asdict(self.model.config), "patch_size": c.patch_size, "global_batch": self.loader.global_batch, "seed": c.seed,
-            "patches_per_epoch": len(self.loader), "drop_last": c.drop_last, "precision": str(self.precision), "ema": c.ema,
-        }  # fmt: skip
+            **dataclasses.asdict(self.model.config),
+            "patch_size": c.patch_size,
+            "global_batch": self.loader.global_batch,
+            "seed": c.seed,
+            "patches_per_epoch": len(self.loader),
+            "drop_last": c.drop_last,
+            "precision": str(self.precision),
+            "ema": c.ema,
+        }
 
     def _recipe(self) -> dict:
         """What a resume may change, and then is no longer exact."""
@@ -495,7 +571,9 @@ class _Run:
     def _news(self, loss: float, rate: float) -> str:
         images, seconds, window = self.speed.counted()
         speeds = f"{per_second(images, seconds):.4g} img/s ({per_second(images, window):.4g} seed)  " if seconds else ""
-        return f"epoch {self.progress.epoch}  loss {loss:.4f}  {speeds}waited {self.progress.waited:.2f} s  lr {rate:.1e}"
+        return (
+            f"epoch {self.progress.epoch}  loss {loss:.4f}  {speeds}waited {self.progress.waited:.2f} s  lr {rate:.1e}"
+        )
 
     def _introduce(self) -> None:
         if not self.ranks.is_rank0:
@@ -504,34 +582,70 @@ class _Run:
         millions = sum(p.numel() for p in self.model.parameters()) / 1e6
         rdb = self.rows["training"] + (f", mode {self.mode}" if self.mode else "")
         scale = f", loss scale {self.progress.loss_scale:.10g} ({c.amp_backend})" if self.precision.scaled else ""
-        print(f"rdn-fast {__version__}: x{self.scale} RDN, {millions:.2f} M parameters, {self.precision}{scale}, rdb {rdb}, torch {torch.__version__}")
-        print(f"on {devices.describe(self.device)}: {world} x {c.batch_size} patches of {c.patch_size}x{c.patch_size} per step")
+        print(
+            f"rdn-fast {__version__}: x{self.scale} RDN, {millions:.2f} M parameters, {self.precision}{scale}, rdb {rdb}, torch {torch.__version__}"
+        )
+        print(
+            f"on {devices.describe(self.device)}: {world} x {c.batch_size} patches of {c.patch_size}x{c.patch_size} per step"
+        )
         if self.precision.level != "O0" and not devices.low_precision_pays(self.device):
             print("note: on this CPU --opt-level O0 (float32) is faster")
         print(f"{self.loader.pairs.path}: {self.loader.patches} patches per epoch, {self.loader.steps} steps")
         print(self.feed.about)
         if self.loader.left_out:
-            print(f"left out {len(self.loader.left_out)} images smaller than the patch: {', '.join(self.loader.left_out)}")
+            print(
+                f"left out {len(self.loader.left_out)} images smaller than the patch: {', '.join(self.loader.left_out)}"
+            )
         if not self.validation:
             print("no --eval-file: nothing is validated and no best.pth is written")
         event = "resume" if self.progress.step else "start"
-        record = {"event": event, "step": self.progress.step, "device": devices.describe(self.device), "world": world, "torch": torch.__version__}
-        files = {name: path and path.name for name, path in zip(("train_file", "eval_file"), c.files(self.scale), strict=True)}
-        self.log.write({
-            **record, "date": datetime.now().isoformat(timespec="seconds"), "rdn_fast": __version__, **self._settings(), "recipe": self._recipe(),
-            "steps": self.total_steps, **files, "loss_scale": self.progress.loss_scale, "rdb": self.rows, "mode": self.mode,
-        })  # fmt: skip
+        record = {
+            "event": event,
+            "step": self.progress.step,
+            "device": devices.describe(self.device),
+            "world": world,
+            "torch": torch.__version__,
+        }
+        files = {
+            name: path and path.name
+            for name, path in zip(("train_file", "eval_file"), c.files(self.scale), strict=True)
+        }
+        self.log.write(
+            {
+                **record,
+                "date": datetime.now().isoformat(timespec="seconds"),
+                "rdn_fast": __version__,
+                **self._settings(),
+                "recipe": self._recipe(),
+                "steps": self.total_steps,
+                **files,
+                "loss_scale": self.progress.loss_scale,
+                "rdb": self.rows,
+                "mode": self.mode,
+            }
+        )
 
     def _conclude(self) -> None:
         p = self.progress
         images, seconds, window = p.run_speed
         if p.best_epoch is not None:
             print(f"best epoch: {p.best_epoch}, psnr: {p.best_psnr:.2f}")
-            print(f"canonical PSNR-Y of that epoch: {p.best_psnr_canonical:.2f} dB (the line above is reference-compatible)")
-        print(f"whole run: {per_second(images, seconds):.3f} img/s end-to-end, {p.skipped} of {p.step} steps skipped, {clock(self._seconds())}")
-        print(f"weights: {self.outputs / 'last.pth'}" + (f", {self.outputs / 'best.pth'}" if p.best_epoch is not None else ""))
+            print(
+                f"canonical PSNR-Y of that epoch: {p.best_psnr_canonical:.2f} dB (the line above is reference-compatible)"
+            )
+        print(
+            f"whole run: {per_second(images, seconds):.3f} img/s end-to-end, {p.skipped} of {p.step} steps skipped, {clock(self._seconds())}"
+        )
+        print(
+            f"weights: {self.outputs / 'last.pth'}"
+            + (f", {self.outputs / 'best.pth'}" if p.best_epoch is not None else "")
+        )
         print(f"Final Performance images/sec : {per_second(images, window):.3f}")
-        print(f"Final Train Accuracy : {p.best_psnr:.2f}" if p.best_epoch is not None else "Final Train Accuracy : not validated")
+        print(
+            f"Final Train Accuracy : {p.best_psnr:.2f}"
+            if p.best_epoch is not None
+            else "Final Train Accuracy : not validated"
+        )
         print(f"E2E Training Duration sec : {self._seconds():.1f}", flush=True)
 
     def _close(self) -> None:

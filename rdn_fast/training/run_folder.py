@@ -37,7 +37,9 @@ def lock_folder(outputs: Path, patience: float = 20.0) -> FileLock:
         (outputs / "checkpoints").mkdir(parents=True, exist_ok=True)
         held = lock(outputs / ".lock", patience)
     except Timeout:
-        raise UserError(f"--outputs-dir {outputs}: another run is writing there; wait for it or choose another folder") from None
+        raise UserError(
+            f"--outputs-dir {outputs}: another run is writing there; wait for it or choose another folder"
+        ) from None
     except OSError as error:
         reason = f"cannot be written and locked ({error.strerror})"
         raise UserError(f"--outputs-dir {outputs}: {reason}; choose another folder") from None
@@ -49,7 +51,11 @@ def lock_folder(outputs: Path, patience: float = 20.0) -> FileLock:
 def set_aside(outputs: Path, say: Callable[[str], None], after: int | None = None) -> None:
     """Move an earlier run's files out of the way of a new one; with `after`, only its checkpoints of later steps."""
     if after is None:
-        earlier = [path for path in (outputs / name for name in ("metrics.jsonl", "best.pth", "last.pth", "tensorboard")) if path.exists()]
+        earlier = [
+            path
+            for path in (outputs / name for name in ("metrics.jsonl", "best.pth", "last.pth", "tensorboard"))
+            if path.exists()
+        ]
         earlier += sorted(outputs.glob("checkpoints/step_*"))
     else:
         earlier = [path for path in newest(outputs / "checkpoints") if int(path.stem.removeprefix("step_")) > after]

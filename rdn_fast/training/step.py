@@ -22,7 +22,9 @@ class TrainStep:
         self._replica, self._optimizer, self._update, self._world = replica, optimizer, update, world
         self._replayed = devices.CudaGraphed(self._work, device) if world == 1 and not update.asks else self._work
 
-    def __call__(self, lr: torch.Tensor, hr: torch.Tensor, weight: torch.Tensor, usual: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(
+        self, lr: torch.Tensor, hr: torch.Tensor, weight: torch.Tensor, usual: bool = True
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """`usual`: the batch has the shape that all others have. What is returned holds until the next call."""
         return (self._replayed if usual else self._work)(lr, hr, weight)
 

@@ -25,7 +25,10 @@ class Curves:
 
     def draw(self, step: int, values: dict[str, float]) -> None:
         """{name of a curve: its value at `step`}."""
-        self._write(step=step, summary=Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]))
+        self._write(
+            step=step,
+            summary=Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]),
+        )
 
     def flush(self) -> None:
         self._records.flush()

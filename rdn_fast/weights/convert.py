@@ -54,7 +54,9 @@ def load_model(path: str | Path | None = None, device: str | torch.device = "aut
     return model.to(target, memory_format=devices.memory_format(target)).eval()
 
 
-def convert(source: str, target: str, layout: str = "reference", fp16: bool = False, metadata: list[str] | None = None) -> None:
+def convert(
+    source: str, target: str, layout: str = "reference", fp16: bool = False, metadata: list[str] | None = None
+) -> None:
     """Write the weights of `source` anew, to a .safetensors (with metadata) or a .pth or .pt file (a bare state dict), and say so in a line.
 
     layout: "reference" (RGB 0..1) or "edsr" (RGB 0..255). metadata: KEY=VALUE words, added to what the source says.
@@ -83,7 +85,9 @@ def convert(source: str, target: str, layout: str = "reference", fp16: bool = Fa
     write_result(path, content, target)
     parameters = sum(tensor.numel() for tensor in state.values()) / 1e6
     read_as = f"{weights.layout} layout, {describe(weights.config)}, {parameters:.2f} M parameters"
-    print(f"{source}: {read_as} -> {target}: {layout} layout, RGB {value_range}, {'float16' if fp16 else 'float32'}, {len(content) / 1e6:.1f} MB")
+    print(
+        f"{source}: {read_as} -> {target}: {layout} layout, RGB {value_range}, {'float16' if fp16 else 'float32'}, {len(content) / 1e6:.1f} MB"
+    )
 
 
 def _read(path: Path, top: int) -> Weights:
@@ -100,7 +104,9 @@ def _read(path: Path, top: int) -> Weights:
         raise UserError(f"{path}: its value_range is {value_range}; known are {' and '.join(_TOPS)}")
     for key, tensor in state.items():
         if not tensor.is_floating_point():
-            raise UserError(f"{path}: {key} holds {tensor.dtype} numbers; give the weights as they were before they were quantized")
+            raise UserError(
+                f"{path}: {key} holds {tensor.dtype} numbers; give the weights as they were before they were quantized"
+            )
     state = {key: _scaled(key, tensor.detach(), _TOPS[value_range], top) for key, tensor in state.items()}
     if (key := _not_finite(state)) is not None:
         raise UserError(f"{path}: {key} holds values that are not finite; the model cannot be used")
@@ -121,7 +127,12 @@ def _not_finite(state: dict[str, torch.Tensor]) -> str | None:
 
 def _metadata(words: list[str], weights: Weights, value_range: str) -> dict[str, str]:
     """What a .safetensors file says: ours, which the tensors prove, what `words` say, and what the source has said."""
-    ours = {"rdn_fast_format": _FORMAT, "architecture": describe(weights.config), "scale": str(weights.config.scale), "value_range": value_range}
+    ours = {
+        "rdn_fast_format": _FORMAT,
+        "architecture": describe(weights.config),
+        "scale": str(weights.config.scale),
+        "value_range": value_range,
+    }
     said = {"training_data": "not stated", "licence": "not stated", **weights.metadata}
     for word in words:
         key, equals, value = word.partition("=")

@@ -9,7 +9,18 @@ import torch
 from rdn_fast.errors import UserError
 
 # Where checkpoints keep the weights, the first that is there: of weights and their running average the average is the better one.
-_WRAPPERS = ("params_ema", "params", "ema_state_dict", "state_dict", "model_state_dict", "average", "model", "net", "generator", "weights")
+_WRAPPERS = (
+    "params_ema",
+    "params",
+    "ema_state_dict",
+    "state_dict",
+    "model_state_dict",
+    "average",
+    "model",
+    "net",
+    "generator",
+    "weights",
+)
 _NETWORKS = ("generator_ema.", "generator.", "model.", "net.")
 _ADDED = {"module", "_orig_mod"}  # by DataParallel and torch.compile
 _COUNTERS = {"step_counter", "n_averaged", "steps"}  # of mmagic, of torch's and of mmengine's averages

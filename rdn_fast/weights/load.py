@@ -43,7 +43,9 @@ def load(path: Path, checksums: bool = False) -> tuple[object, dict[str, str]]:
             file.seek(0)
             with warnings.catch_warnings(), torch.serialization.safe_globals(_SAFE):
                 warnings.simplefilter("ignore")  # the one line of an error is ours
-                return torch.load(file, map_location="cpu", weights_only=True), {}  # of a path, torch would believe the name
+                return torch.load(
+                    file, map_location="cpu", weights_only=True
+                ), {}  # of a path, torch would believe the name
     except Exception as error:  # a damaged file can raise nearly anything
         if isinstance(error, PermissionError):
             raise UserError(f"{path}: cannot be read ({error.strerror})") from None

@@ -22,7 +22,11 @@ from rdn_fast.weights.convert import load_model
 
 INPUT, OUTPUT = "image", "output"
 _LIMIT = 1e-4  # largest difference from torch, of values in 0..1
-_OLDEST, OPSET, _ATC_NEWEST = 11, 13, 18  # DepthToSpace knows pixel shuffle's order since 11; older versions of atc end at 13
+_OLDEST, OPSET, _ATC_NEWEST = (
+    11,
+    13,
+    18,
+)  # DepthToSpace knows pixel shuffle's order since 11; older versions of atc end at 13
 _LARGEST = 65_535
 
 
@@ -58,7 +62,9 @@ def export(
         raise UserError(f"export needs onnx and onnxruntime ({error}): pip install onnx onnxruntime") from None
     newest, opset = onnx.defs.onnx_opset_version(), OPSET if opset is None else opset
     if not _OLDEST <= opset <= newest:
-        raise UserError(f"--opset {opset}: must be from {_OLDEST} to {newest}, the newest that onnx {onnx.__version__} knows")
+        raise UserError(
+            f"--opset {opset}: must be from {_OLDEST} to {newest}, the newest that onnx {onnx.__version__} knows"
+        )
     model = load_model(weights_file, devices.all_devices()[-1])  # the host's float32 is what the file is compared with
     made = build(model, ("batch", "height", "width") if dynamic else (1, height, width), opset, fp16)
     onnx.checker.check_model(made, full_check=True)
@@ -66,13 +72,17 @@ def export(
     error, limit = _check(content, model, [(1, height, width), (2, 19, 26) if dynamic else (1, height, width)], fp16)
     if not error <= limit:  # NaN is too large
         remedy = "leave out --fp16" if fp16 else "please report it"
-        raise Failure(f"{output}: is not written, its result differs from torch's by {error:.2g}, more than {limit:.2g}; {remedy}")
+        raise Failure(
+            f"{output}: is not written, its result differs from torch's by {error:.2g}, more than {limit:.2g}; {remedy}"
+        )
     write_result(path, content, f"--output {output}")
     print(f"{output}: x{model.config.scale}, opset {opset}, {len(content) / 1e6:.1f} MB")
     for value, said in ((made.graph.input[0], "RGB in 0..1"), (made.graph.output[0], "not clamped")):
         edges = ", ".join(edge.dim_param or str(edge.dim_value) for edge in value.type.tensor_type.shape.dim)
         print(f"  {value.name}: float32 [{edges}], {said}")
-    print(f"  largest difference between onnxruntime {onnxruntime.__version__} and torch {torch.__version__}: {error:.1e} (limit {limit:.1e})")
+    print(
+        f"  largest difference between onnxruntime {onnxruntime.__version__} and torch {torch.__version__}: {error:.1e} (limit {limit:.1e})"
+    )
     if opset <= _ATC_NEWEST:
         print("For Ascend (soc_version: the word Ascend and the chip's name in `npu-smi info`):")
         print(f"  {_atc(path, height, width, dynamic)}")
@@ -96,7 +106,9 @@ def build(model: RDN, shape: Sequence[int | str], opset: int, fp16: bool = False
         layer = model.get_submodule(name)
         for key, value in layer.state_dict(prefix=f"{name}.").items():
             weights.append(numpy_helper.from_array(value.to(dtype).numpy(), key))
-        return node("Conv", name, x, f"{name}.weight", f"{name}.bias", kernel_shape=layer.kernel_size, pads=layer.padding * 2)
+        return node(
+            "Conv", name, x, f"{name}.weight", f"{name}.bias", kernel_shape=layer.kernel_size, pads=layer.padding * 2
+        )
 
     shallow = conv("sfe1", node("Cast", "half", INPUT, to=TensorProto.FLOAT16) if fp16 else INPUT)  # [B, G0, H, W]
     y = conv("sfe2", shallow)
@@ -105,20 +117,37 @@ def build(model: RDN, shape: Sequence[int | str], opset: int, fp16: bool = False
         features = y  # [B, G0 + j*G, H, W]
         for j in range(len(rdb.layers)):
             layer = f"rdbs.{i}.layers.{j}"
-            features = node("Concat", f"{layer}.features", features, node("Relu", f"{layer}.relu", conv(f"{layer}.conv", features)), axis=1)
+            features = node(
+                "Concat",
+                f"{layer}.features",
+                features,
+                node("Relu", f"{layer}.relu", conv(f"{layer}.conv", features)),
+                axis=1,
+            )
         y = node("Add", f"rdbs.{i}", y, conv(f"rdbs.{i}.lff", features))
         local.append(y)
     y = node("Add", "deep", conv("gff.1", conv("gff.0", node("Concat", "local", *local, axis=1))), shallow)
     for i, layer in enumerate(model.upscale):
         name = f"upscale.{i}"  # ends as [B, U, s*H, s*W]
-        y = conv(name, y) if isinstance(layer, nn.Conv2d) else node("DepthToSpace", name, y, blocksize=layer.upscale_factor, mode="CRD")
+        y = (
+            conv(name, y)
+            if isinstance(layer, nn.Conv2d)
+            else node("DepthToSpace", name, y, blocksize=layer.upscale_factor, mode="CRD")
+        )
     conv(OUTPUT, node("Cast", "float", y, to=TensorProto.FLOAT) if fp16 else y, torch.float32)
 
     (batch, *edges), scale = shape, model.config.scale
     larger = [scale * edge if isinstance(edge, int) else f"{scale}*{edge}" for edge in edges]
-    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, 3, *hw]) for name, hw in ((INPUT, edges), (OUTPUT, larger))]
+    values = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, 3, *hw])
+        for name, hw in ((INPUT, edges), (OUTPUT, larger))
+    ]
     graph = helper.make_graph(nodes, "RDN", values[:1], values[1:], weights)
-    versions = {"opset_imports": [helper.make_opsetid("", opset)], "producer_name": "rdn_fast", "producer_version": __version__}
+    versions = {
+        "opset_imports": [helper.make_opsetid("", opset)],
+        "producer_name": "rdn_fast",
+        "producer_version": __version__,
+    }
     return helper.make_model_gen_version(graph, **versions)  # in the oldest file format that has the opset
 
 
@@ -131,7 +160,9 @@ def _check(content: bytes, model: RDN, shapes: Sequence[tuple[int, int, int]], f
         session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     except Exception as error:  # its own classes have nothing else in common
         reason = " ".join(str(error).split())
-        raise UserError(f"onnxruntime {onnxruntime.__version__} cannot load the model: {reason}; give a smaller --opset") from None
+        raise UserError(
+            f"onnxruntime {onnxruntime.__version__} cannot load the model: {reason}; give a smaller --opset"
+        ) from None
     model.rdb, smaller = "naive", "give a smaller --size, or --dynamic"
 
     def expected(x, dtype=torch.float32):
@@ -146,7 +177,9 @@ def _check(content: bytes, model: RDN, shapes: Sequence[tuple[int, int, int]], f
             return torch.from_numpy(session.run(None, {INPUT: x.numpy()})[0])
         except Exception as failure:  # of its own classes again
             reason = " ".join(str(failure).split())[:200]
-            raise UserError(f"onnxruntime {onnxruntime.__version__} cannot compute the model ({reason}); {smaller}") from None
+            raise UserError(
+                f"onnxruntime {onnxruntime.__version__} cannot compute the model ({reason}); {smaller}"
+            ) from None
 
     random = torch.Generator().manual_seed(0)
     try:

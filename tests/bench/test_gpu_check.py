@@ -37,11 +37,25 @@ def part(name: str, program: str, least: float = 0, most: float = 60) -> Part:
 
 def test_parts_run_in_turn_after_failures_too():
     log = io.StringIO()
-    parts = (part("huge", "print('never')", least=1000), part("two", "print('first')"), part("three", "raise SystemExit(3)"), part("four", "print('last')"))
+    parts = (
+        part("huge", "print('never')", least=1000),
+        part("two", "print('first')"),
+        part("three", "raise SystemExit(3)"),
+        part("four", "print('last')"),
+    )
     assert check(parts, 60, log) == 1
     words = log.getvalue()
     assert "\nnever\n" not in words
-    found = [words.index(word) for word in ("huge: not measured", "\nfirst\n", "three: FAILED with 3", "\nlast\n", "2 of 4 parts done; not: huge, three")]
+    found = [
+        words.index(word)
+        for word in (
+            "huge: not measured",
+            "\nfirst\n",
+            "three: FAILED with 3",
+            "\nlast\n",
+            "2 of 4 parts done; not: huge, three",
+        )
+    ]
     assert found == sorted(found)
 
 
@@ -63,7 +77,18 @@ def test_what_takes_too_long_is_stopped_with_its_children_after_its_last_words()
 def test_what_does_not_stop_is_killed(monkeypatch):
     monkeypatch.setattr(gpu_check, "GRACE", 1)
     log = io.StringIO()
-    assert check((part("deaf", "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(300)", most=2),), 60, log) == 1
+    assert (
+        check(
+            (
+                part(
+                    "deaf", "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(300)", most=2
+                ),
+            ),
+            60,
+            log,
+        )
+        == 1
+    )
     assert "deaf: STOPPED after 2 s" in log.getvalue()
 
 
@@ -104,7 +129,9 @@ def test_every_layer_is_measured(bench, monkeypatch):
     copy, *rows = bench.results.rows
     assert copy.note == "7 GB/s"
     assert [(row.case, row.shape) for row in rows] == [
-        (f"convolution {kind}", f"{channels} -> 4, 32x32") for channels in (6, 10) for kind in ("forward", "data gradient", "weight gradient")
+        (f"convolution {kind}", f"{channels} -> 4, 32x32")
+        for channels in (6, 10)
+        for kind in ("forward", "data gradient", "weight gradient")
     ]
     assert all(row.gflops > 0 and row.ceiling_share == pytest.approx(row.gflops / 100) for row in rows)
     assert len(bench.results.path.read_text().splitlines()) == 1 + len(bench.results.rows)
@@ -115,7 +142,9 @@ def test_every_row_is_measured_that_can_run(bench, monkeypatch):
     gpu_parts.rows(bench, TINY, 1)
     assert bench.failures == []
     names = ["reference", "stock", *(f"row {row.name}" for row in able(CPU, torch.float32, True))]
-    assert [(row.case, row.recipe) for row in bench.results.rows] == [(case, name) for case in ("RDB training", "RDB forward") for name in names]
+    assert [(row.case, row.recipe) for row in bench.results.rows] == [
+        (case, name) for case in ("RDB training", "RDB forward") for name in names
+    ]
 
 
 def test_kernels_need_a_card(bench, capsys):
@@ -148,8 +177,10 @@ def test_every_configuration_of_a_kernel_is_timed_once(bench, planes):
     gpu_parts.kernels(bench, TINY, 1)
     assert timed == [{"layer": ({"A": 1},), "fusion": ({"B": 3},)}, {"layer": ({"A": 2},), "fusion": ({"B": 3},)}]
     assert [(row.recipe, row.note) for row in bench.results.rows] == [
-        ("triton_planes layer", "A 1"), ("triton_planes fusion", "B 3"), ("triton_planes layer", "A 2"),
-    ]  # fmt: skip
+        ("triton_planes layer", "A 1"),
+        ("triton_planes fusion", "B 3"),
+        ("triton_planes layer", "A 2"),
+    ]
 
 
 def test_a_wrong_configuration_is_not_timed(bench, planes):

@@ -17,7 +17,21 @@ import pytest
 import torch
 from tolerance import assert_same_in_float64
 
-from bench import baseline, cases, end_to_end, figures, gates, loading, loop, measure, memory, report, results, run, timing
+from bench import (
+    baseline,
+    cases,
+    end_to_end,
+    figures,
+    gates,
+    loading,
+    loop,
+    measure,
+    memory,
+    report,
+    results,
+    run,
+    timing,
+)
 from bench.ours import Ours
 from bench.parity import Problem, solve_module
 from rdn_fast import rdb
@@ -27,7 +41,9 @@ from rdn_fast.model import RDN
 from rdn_fast.rdb import Impl, naive, winograd
 
 CPU = torch.device("cpu")
-TINY = ModelConfig(num_features=24, growth_rate=16, num_blocks=2, num_layers=2)  # enough channels for the errors of a gradient to average
+TINY = ModelConfig(
+    num_features=24, growth_rate=16, num_blocks=2, num_layers=2
+)  # enough channels for the errors of a gradient to average
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +61,11 @@ def out(tmp_path, monkeypatch):
 # ---- recipes
 
 
-@pytest.mark.parametrize("config", [TINY, dataclasses.replace(TINY, scale=4), dataclasses.replace(TINY, scale=3, upsample_channels=5)], ids=str)
+@pytest.mark.parametrize(
+    "config",
+    [TINY, dataclasses.replace(TINY, scale=4), dataclasses.replace(TINY, scale=3, upsample_channels=5)],
+    ids=str,
+)
 def test_the_baselines_model_is_rdn_fasts_in_float64(config):
     model = RDN(config, "naive").double()
     plain = baseline.RDN(config).double()
@@ -60,7 +80,10 @@ def test_the_baselines_model_is_rdn_fasts_in_float64(config):
 def test_the_recipes_train_alike():
     recipes = [
         baseline.Reference(TINY, CPU),
-        *(baseline.Stock(TINY, CPU, torch.float32, **options) for _, options in baseline.variants(CPU, torch.float32, True)),
+        *(
+            baseline.Stock(TINY, CPU, torch.float32, **options)
+            for _, options in baseline.variants(CPU, torch.float32, True)
+        ),
         *(Ours(TINY, CPU, torch.float32, row.name) for row in rdb.able(CPU, torch.float32, True)),
     ]
     state = baseline.RDN(TINY).state_dict()
@@ -73,7 +96,9 @@ def test_the_recipes_train_alike():
     first = recipes[0].model.state_dict()
     for recipe in recipes[1:]:
         for name, value in recipe.model.state_dict().items():
-            torch.testing.assert_close(value, first[name], rtol=0, atol=0.1 * baseline.LR)  # four steps moved each weight by up to 4 LR
+            torch.testing.assert_close(
+                value, first[name], rtol=0, atol=0.1 * baseline.LR
+            )  # four steps moved each weight by up to 4 LR
     assert any((value - state[name]).abs().max() > 2 * baseline.LR for name, value in first.items())
 
 
@@ -84,7 +109,10 @@ def test_the_problem_keeps_relus_from_their_kink():
     module = baseline.RDB(6, 4, 3)
     problem = Problem(module, torch.randn(2, 6, 9, 7), torch.bfloat16)
     distances = []
-    hooks = [layer.conv.register_forward_hook(lambda *arguments: distances.append(arguments[2].abs().min().item())) for layer in module.layers]
+    hooks = [
+        layer.conv.register_forward_hook(lambda *arguments: distances.append(arguments[2].abs().min().item()))
+        for layer in module.layers
+    ]
     module.load_state_dict(problem.state)
     module(problem.x.double())
     for hook in hooks:
@@ -131,7 +159,9 @@ def last_chunk_lost(x, *weights, out=None):
     *chunks, last = x.split(2)
     if not chunks:
         return naive.rdb(x, *weights)
-    detached = [[w.detach() for w in group] if isinstance(group, (list, tuple)) else group.detach() for group in weights]
+    detached = [
+        [w.detach() for w in group] if isinstance(group, (list, tuple)) else group.detach() for group in weights
+    ]
     return torch.cat([*(naive.rdb(chunk, *weights) for chunk in chunks), naive.rdb(last, *detached)])
 
 
@@ -141,7 +171,9 @@ def add_row(monkeypatch, function):
     class Module:
         rdb = staticmethod(function)
 
-    monkeypatch.setitem(rdb.IMPLS, "faulty", Impl("faulty", Module, ("cpu",), (torch.float32, torch.bfloat16), "any", True, "for tests"))
+    monkeypatch.setitem(
+        rdb.IMPLS, "faulty", Impl("faulty", Module, ("cpu",), (torch.float32, torch.bfloat16), "any", True, "for tests")
+    )
 
 
 @pytest.fixture(params=[three_percent_off, gradient_lost, unwritten], ids=lambda fault: fault.__name__)
@@ -149,11 +181,15 @@ def faulty_row(request, monkeypatch):
     add_row(monkeypatch, request.param)
 
 
-@pytest.mark.parametrize("make", [
-    functools.partial(cases.block, True, TINY, (2, 7, 5), CPU, torch.float32),
-    functools.partial(cases.block, True, TINY, (2, 7, 5), CPU, torch.bfloat16),
-    functools.partial(cases.training_step, TINY, 1, CPU, [torch.float32], "naive", True),
-], ids=["block float32", "block bfloat16", "training step"])  # fmt: skip
+@pytest.mark.parametrize(
+    "make",
+    [
+        functools.partial(cases.block, True, TINY, (2, 7, 5), CPU, torch.float32),
+        functools.partial(cases.block, True, TINY, (2, 7, 5), CPU, torch.bfloat16),
+        functools.partial(cases.training_step, TINY, 1, CPU, [torch.float32], "naive", True),
+    ],
+    ids=["block float32", "block bfloat16", "training step"],
+)
 def test_a_wrong_row_is_refused_and_the_right_ones_are_not(faulty_row, make):
     case = make()
     verdicts = {}
@@ -168,10 +204,14 @@ def test_a_wrong_row_is_refused_and_the_right_ones_are_not(faulty_row, make):
     assert set(verdicts.values()) == {"right"}
 
 
-@pytest.mark.parametrize("make", [
-    lambda batch: cases.block(True, TINY, (batch, 7, 5), CPU, torch.float32),
-    lambda batch: cases.training_step(TINY, batch, CPU, [torch.float32], "naive", rows=True),
-], ids=["block", "training step"])  # fmt: skip
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda batch: cases.block(True, TINY, (batch, 7, 5), CPU, torch.float32),
+        lambda batch: cases.training_step(TINY, batch, CPU, [torch.float32], "naive", rows=True),
+    ],
+    ids=["block", "training step"],
+)
 def test_the_timed_batch_is_what_is_checked(make, monkeypatch):
     add_row(monkeypatch, last_chunk_lost)
     for batch in (2, 8):
@@ -205,7 +245,10 @@ def test_a_step_that_does_nothing_is_noticed(out):
 
     case = cases.training_step(TINY, 1, CPU, [torch.float32], "naive")
     make = lambda: cases._Model(Idle(TINY, CPU, torch.float32, "naive"), 1, 8, 8, 2, True)  # noqa: E731
-    case.entries = [cases.Entry("reference", torch.float32, case.entries[0].make), cases.Entry("rdn_fast", torch.float32, make)]
+    case.entries = [
+        cases.Entry("reference", torch.float32, case.entries[0].make),
+        cases.Entry("rdn_fast", torch.float32, make),
+    ]
     bench = measure.Bench("bench-test", CPU, "naive")
     bench.case(case, rounds=1)
     assert bench.failures == ["training step, rdn_fast float32: wrong: the steps changed no weight"]
@@ -255,18 +298,42 @@ def test_short_runs_are_repeated_within_one_reading(monkeypatch):
 
 def make_row(**values) -> results.Row:
     given = {
-        "date": "2026-01-02T03:04:05", "commit": "abc", "command": "python -m bench.run 1p", "place": "cpu", "device": "Some CPU, 2 threads, AVX2",
-        "threads": 2, "torch": "2.13.0", "rdn_fast": "0.1.0",
-        "case": "training step", "recipe": "rdn_fast", "dtype": "float32", "precision": "default", "batch": 8,
-        "shape": f"{gates.MODEL}, 32x32", "rounds": 3, "seconds": 2.0, "seconds_min": 1.5, "seconds_max": 4.0, "images_s": 4.0, "gflops": 300.0,
-        "vs_reference": 2.5, "vs_stock": 1.5,
-    }  # fmt: skip
+        "date": "2026-01-02T03:04:05",
+        "commit": "abc",
+        "command": "python -m bench.run 1p",
+        "place": "cpu",
+        "device": "Some CPU, 2 threads, AVX2",
+        "threads": 2,
+        "torch": "2.13.0",
+        "rdn_fast": "0.1.0",
+        "case": "training step",
+        "recipe": "rdn_fast",
+        "dtype": "float32",
+        "precision": "default",
+        "batch": 8,
+        "shape": f"{gates.MODEL}, 32x32",
+        "rounds": 3,
+        "seconds": 2.0,
+        "seconds_min": 1.5,
+        "seconds_max": 4.0,
+        "images_s": 4.0,
+        "gflops": 300.0,
+        "vs_reference": 2.5,
+        "vs_stock": 1.5,
+    }
     return results.Row(**given | values)
 
 
 def test_rows_survive_the_file(out):
     file = results.Results("bench-test", CPU)
-    given = {"case": "memory", "recipe": "rdn_fast", "dtype": "float32", "precision": "default", "batch": 16, "shape": 'a "quoted", shape'}
+    given = {
+        "case": "memory",
+        "recipe": "rdn_fast",
+        "dtype": "float32",
+        "precision": "default",
+        "batch": 16,
+        "shape": 'a "quoted", shape',
+    }
     row = file.add(**given, peak_mb=12.5, vs_naive=1 / 3, note="one\ntwo")
     assert results.read(file.path) == [row]  # flushed: the file is still open
     assert row.vs_naive == pytest.approx(1 / 3, rel=1e-5)
@@ -296,9 +363,14 @@ def test_memory_is_gated_from_above(share, word):
 
 def test_gates_look_at_their_own_rows():
     others = [
-        make_row(recipe="row winograd"), make_row(case="inference"), make_row(batch=1), make_row(kind="not measured"), make_row(precision=""),
-        make_row(shape="x2 D20 C6 G32 G0 64, 32x32"), make_row(vs_reference=None),
-    ]  # fmt: skip
+        make_row(recipe="row winograd"),
+        make_row(case="inference"),
+        make_row(batch=1),
+        make_row(kind="not measured"),
+        make_row(precision=""),
+        make_row(shape="x2 D20 C6 G32 G0 64, 32x32"),
+        make_row(vs_reference=None),
+    ]
     assert verdict("CPU, training step, default", others).word == "not measured"
     assert verdict("CPU, training step, default", [*others, make_row()]).value == 2.5
     bf16 = make_row(dtype="bfloat16", precision="", vs_stock=1.09)
@@ -306,17 +378,37 @@ def test_gates_look_at_their_own_rows():
     assert verdict("CPU, training step, bf16", [make_row()], "cpu").word == "not this device"
 
 
-@pytest.mark.parametrize(("what", "row", "words"), [
-    ("loader, patches/s", {"case": "loading", "batch": 64}, {("vs_reference", 29.9): "missed", ("vs_reference", 30.0): "held", ("vs_reference", 60.0): "goal"}),
-    ("loader at one batch", {"case": "paced loading", "batch": 64}, {("waited", 0.0101): "missed", ("waited", 0.01): "held"}),
-    ("opening", {"case": "opening", "batch": 0, "dtype": "uint8"}, {("seconds", 1.01): "missed", ("seconds", 1.0): "held"}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("what", "row", "words"),
+    [
+        (
+            "loader, patches/s",
+            {"case": "loading", "batch": 64},
+            {("vs_reference", 29.9): "missed", ("vs_reference", 30.0): "held", ("vs_reference", 60.0): "goal"},
+        ),
+        (
+            "loader at one batch",
+            {"case": "paced loading", "batch": 64},
+            {("waited", 0.0101): "missed", ("waited", 0.01): "held"},
+        ),
+        (
+            "opening",
+            {"case": "opening", "batch": 0, "dtype": "uint8"},
+            {("seconds", 1.01): "missed", ("seconds", 1.0): "held"},
+        ),
+    ],
+)
 def test_loaders_are_judged_on_every_device(what, row, words):
     rows = make_row(**row, precision="", shape="DIV2K-sized, 32x32")
     for (column, value), word in words.items():
         for place in ("cpu", "h100", "npu"):
             assert verdict(what, [dataclasses.replace(rows, **{column: value})], place).word == word
-    assert verdict(what, [dataclasses.replace(rows, recipe="rdn_fast resident", vs_reference=99.0, waited=0.0, seconds=0.1)]).word == "not measured"
+    assert (
+        verdict(
+            what, [dataclasses.replace(rows, recipe="rdn_fast resident", vs_reference=99.0, waited=0.0, seconds=0.1)]
+        ).word
+        == "not measured"
+    )
 
 
 def test_ascends_targets():
@@ -324,19 +416,24 @@ def test_ascends_targets():
     assert verdict("one Ascend", [card], "npu").word == "missed"
     assert verdict("one Ascend", [dataclasses.replace(card, seed_images_s=544.0)], "npu").word == "held"
     assert verdict("one Ascend", [card], "cpu").word == "not this device"
-    eight = make_row(case="end to end", batch=512, ranks=8, dtype="float16", place="npu", seed_images_s=4337.0, efficiency=0.996)
+    eight = make_row(
+        case="end to end", batch=512, ranks=8, dtype="float16", place="npu", seed_images_s=4337.0, efficiency=0.996
+    )
     alone = dataclasses.replace(eight, batch=64, ranks=1, efficiency=None, seed_images_s=544.0)
     assert verdict("eight Ascend cards, images", [alone, eight], "npu", "8p", 8).word == "held"
     assert verdict("eight Ascend cards, scaling", [alone, eight], "npu", "8p", 8).word == "missed"
     assert verdict("eight Ascend cards, scaling", [alone, eight], "npu", "8p", 2).word == "not this device"
 
 
-@pytest.mark.parametrize(("gflops", "device", "words"), [
-    (116.0, "AMD EPYC, 2 threads, AVX2, family 25", "115 to 144 were seen"),
-    (90.0, "AMD EPYC, 2 threads, AVX2, family 25", "MORE THAN 15% SHORT"),
-    (116.0, "Some Xeon, 2 threads, AVX512, bf16, family 6", "MORE THAN 15% SHORT"),
-    (116.0, "Some Xeon, 64 threads, AVX512, bf16, family 6", "no figure of such a machine"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("gflops", "device", "words"),
+    [
+        (116.0, "AMD EPYC, 2 threads, AVX2, family 25", "115 to 144 were seen"),
+        (90.0, "AMD EPYC, 2 threads, AVX2, family 25", "MORE THAN 15% SHORT"),
+        (116.0, "Some Xeon, 2 threads, AVX512, bf16, family 6", "MORE THAN 15% SHORT"),
+        (116.0, "Some Xeon, 64 threads, AVX512, bf16, family 6", "no figure of such a machine"),
+    ],
+)
 def test_baselines_are_held_against_what_was_seen(gflops, device, words):
     (line,) = gates.honesty([make_row(), make_row(recipe="reference", gflops=gflops, device=device)])
     assert words in line
@@ -344,7 +441,10 @@ def test_baselines_are_held_against_what_was_seen(gflops, device, words):
 
 def test_a_stock_slower_than_the_reference_is_named():
     def lines(*ratios):
-        rows = [make_row(recipe=recipe, vs_reference=ratio) for recipe, ratio in zip(("stock", "stock NCHW"), ratios, strict=True)]
+        rows = [
+            make_row(recipe=recipe, vs_reference=ratio)
+            for recipe, ratio in zip(("stock", "stock NCHW"), ratios, strict=True)
+        ]
         return [line for line in gates.honesty(rows) if "SLOWER" in line]
 
     (line,) = lines(0.97, 0.984)
@@ -366,13 +466,26 @@ def test_an_older_torch_cannot_tell_of_bf16(monkeypatch):
 
 
 def test_unsteady_rounds_are_named():
-    (line,) = gates.unsteady([make_row(seconds_min=1.0, seconds_max=1.29), make_row(recipe="stock", seconds_min=1.0, seconds_max=1.31), make_row(seconds=None)])
+    (line,) = gates.unsteady(
+        [
+            make_row(seconds_min=1.0, seconds_max=1.29),
+            make_row(recipe="stock", seconds_min=1.0, seconds_max=1.31),
+            make_row(seconds=None),
+        ]
+    )
     assert line.startswith("training step, stock float32: rounds from 1 to 1.31 s")
 
 
 def test_a_gate_that_is_missed_or_not_measured_fails_the_run(out, capsys):
     bench = measure.Bench("bench-test", CPU, "naive")
-    shape = {"case": "end to end", "recipe": "rdn_fast", "dtype": "float32", "precision": "default", "batch": 2, "shape": f"{gates.MODEL}, 32x32"}
+    shape = {
+        "case": "end to end",
+        "recipe": "rdn_fast",
+        "dtype": "float32",
+        "precision": "default",
+        "batch": 2,
+        "shape": f"{gates.MODEL}, 32x32",
+    }
     bench.results.add(**shape, vs_reference=9.0)
     assert bench.conclude("8p", 2, 0.0) == 0  # no gate of this command is for a CPU
     assert "not this device  eight Ascend cards, images/s in the seed window: gate 4337" in capsys.readouterr().out
@@ -421,7 +534,10 @@ def test_tables_and_figures_show_the_newest_run_of_a_device():
     old, new = sample_run(), sample_run(date="2026-02-02T00:00:00")
     new[2] = dataclasses.replace(new[2], vs_reference=2.71, gflops=333.0)
     text = report.render(MARKED, [old, new], "en", "bench/figures", {})
-    assert "| CPU, training step, default precision / reference (fp32) | 2.4 | 2.9 | **2.71** | Some CPU, 2 threads, AVX2 |" in text
+    assert (
+        "| CPU, training step, default precision / reference (fp32) | 2.4 | 2.9 | **2.71** | Some CPU, 2 threads, AVX2 |"
+        in text
+    )
     assert "| training step | 8 | **rdn_fast** | float32 | 4 | 333 |  | 2.71x | 1.50x |  |" in text
     assert text.count("**rdn_fast**") == 1
     assert "row naive" not in text  # that is for the figure
@@ -435,7 +551,14 @@ def test_tables_and_figures_show_the_newest_run_of_a_device():
 
 
 def loading_run() -> list[results.Row]:
-    given = {"case": "loading", "precision": "", "batch": 64, "shape": "DIV2K-sized, 32x32", "gflops": None, "vs_stock": None}
+    given = {
+        "case": "loading",
+        "precision": "",
+        "batch": 64,
+        "shape": "DIV2K-sized, 32x32",
+        "gflops": None,
+        "vs_stock": None,
+    }
     slow = make_row(**given, recipe="reference 2 workers", images_s=1000.4, vs_reference=1.0)
     fast = make_row(**given, recipe="rdn_fast resident", images_s=61234.0, vs_reference=61.2)
     paced = make_row(**given | {"case": "paced loading"}, images_s=4266.0, vs_reference=None, waited=0.00123)
@@ -446,20 +569,29 @@ def test_loaders_have_a_table_and_a_figure_of_their_own():
     text = report.render(MARKED, [sample_run(), loading_run()], "en", "bench/figures", {})
     alone = report.render(MARKED, [sample_run()], "en", "bench/figures", {})
     assert text.split("<!-- bench:loading -->")[1].split("\n\n")[2:4] == [
-        "\n".join([
-            "| case | recipe | patches/s | vs reference | time waited |", "| --- | --- | --- | --- | --- |",
-            "| loading | reference (2 workers) | 1,000 | 1.00x |  |", "| loading | **rdn_fast resident** | 61,234 | 61.20x |  |",
-            "| paced loading | **rdn_fast** | 4,266 |  | 0.12% |",
-        ]),
+        "\n".join(
+            [
+                "| case | recipe | patches/s | vs reference | time waited |",
+                "| --- | --- | --- | --- | --- |",
+                "| loading | reference (2 workers) | 1,000 | 1.00x |  |",
+                "| loading | **rdn_fast resident** | 61,234 | 61.20x |  |",
+                "| paced loading | **rdn_fast** | 4,266 |  | 0.12% |",
+            ]
+        ),
         "![patches/s of the loaders](bench/figures/loading_Some-CPU-2-threads-AVX2.svg)",
-    ]  # fmt: skip
+    ]
     for name in ("speeds", "figures"):
         block = f"<!-- bench:{name} -->.*?<!-- /bench -->"
         assert report.re.findall(block, text, report.re.DOTALL) == report.re.findall(block, alone, report.re.DOTALL)
     figure = report.charts([sample_run(), loading_run()])["loading_Some-CPU-2-threads-AVX2.svg"]
-    assert [(bar.recipe, bar.value) for bar in figure.panels[0].bars] == [("reference 2 workers", 1000.4), ("rdn_fast resident", 61234.0)]
+    assert [(bar.recipe, bar.value) for bar in figure.panels[0].bars] == [
+        ("reference 2 workers", 1000.4),
+        ("rdn_fast resident", 61234.0),
+    ]
     assert figure.panels[0].unit.startswith("patches/s")
-    assert "| 定速加载 | **rdn_fast** | 4,266 |  | 0.12% |" in report.render(MARKED, [loading_run()], "zh", "bench/figures", {})
+    assert "| 定速加载 | **rdn_fast** | 4,266 |  | 0.12% |" in report.render(
+        MARKED, [loading_run()], "zh", "bench/figures", {}
+    )
 
 
 def test_a_missed_gate_is_shown_as_missed():
@@ -475,9 +607,14 @@ def test_unknown_markers_are_named():
 
 
 def test_the_real_readmes_have_the_same_markers():
-    found = {path.name: report.re.findall(r"<!-- (/?bench\S*) -->", path.read_text(encoding="utf-8")) for path in report.pages()}
+    found = {
+        path.name: report.re.findall(r"<!-- (/?bench\S*) -->", path.read_text(encoding="utf-8"))
+        for path in report.pages()
+    }
     assert found["README.md"] == found["README.zh-CN.md"]
-    assert {"bench:gates", "bench:speeds", "bench:figures", "bench:loading"} <= {name for names in found.values() for name in names}
+    assert {"bench:gates", "bench:speeds", "bench:figures", "bench:loading"} <= {
+        name for names in found.values() for name in names
+    }
 
 
 def test_the_summary_names_the_reference_and_the_strongest_other():
@@ -486,13 +623,18 @@ def test_the_summary_names_the_reference_and_the_strongest_other():
     stock = make_row(**given, recipe="stock", images_s=0.22, vs_reference=1.1)
     other = make_row(**given, recipe="ONNX Runtime", images_s=0.24, vs_reference=1.2)
     ours = make_row(**given, images_s=0.53, vs_reference=2.64)
-    naive = make_row(place="cpu", case="memory", recipe="naive", batch=16, seconds=None, images_s=None, peak_mb=4000.0, vs_naive=1.0)
+    naive = make_row(
+        place="cpu", case="memory", recipe="naive", batch=16, seconds=None, images_s=None, peak_mb=4000.0, vs_naive=1.0
+    )
     lean = dataclasses.replace(naive, recipe="rdn_fast", peak_mb=900.0, vs_naive=0.225)
     table = report.summary_table([[slow, stock, other, ours, naive, lean]], "en").splitlines()
     assert len(table) == 2 + 6
     line = "| inference, 128x128 | 1 | **0.53 /s** | 0.2 /s (2.64x) | ONNX Runtime: 0.24 /s (2.20x) | float32 | Some CPU, 2 threads, AVX2 |"
     assert line in table
-    assert "| memory of a training step | 16 | **900 MB** | naive: 4,000 MB (22%) |  | float32 | Some CPU, 2 threads, AVX2 |" in table
+    assert (
+        "| memory of a training step | 16 | **900 MB** | naive: 4,000 MB (22%) |  | float32 | Some CPU, 2 threads, AVX2 |"
+        in table
+    )
     assert "| training step | 8 | not measured |  |  |  |  |" in table
     assert "| 训练步 | 8 | 未测 |  |  |  |  |" in report.summary_table([], "zh")
 
@@ -527,13 +669,27 @@ def test_report_check_fails_until_the_report_is_made(tmp_path, monkeypatch, caps
     assert f"](bench/figures/{svg.name})" in (tmp_path / "README.md").read_text(encoding="utf-8")
     assert f"](../bench/figures/{svg.name})" in (tmp_path / "docs/benchmarks.md").read_text(encoding="utf-8")
     assert "训练步" in (tmp_path / "README.zh-CN.md").read_text(encoding="utf-8")
-    file.add(case="training step", recipe="stock", dtype="float32", precision="", batch=8, shape=f"{gates.MODEL}, 32x32", gflops=1.0, images_s=1.0,
-             seconds=1.0, seconds_min=1.0, seconds_max=1.0)  # fmt: skip
+    file.add(
+        case="training step",
+        recipe="stock",
+        dtype="float32",
+        precision="",
+        batch=8,
+        shape=f"{gates.MODEL}, 32x32",
+        gflops=1.0,
+        images_s=1.0,
+        seconds=1.0,
+        seconds_min=1.0,
+        seconds_max=1.0,
+    )
     capsys.readouterr()
     assert report.main(["--check"]) == 1
     assert {line.split(";")[0] for line in capsys.readouterr().out.splitlines()} == {
-        "stale: README.md", "stale: README.zh-CN.md", "stale: docs/benchmarks.md", f"stale: bench/figures/{svg.name}",
-    }  # fmt: skip
+        "stale: README.md",
+        "stale: README.zh-CN.md",
+        "stale: docs/benchmarks.md",
+        f"stale: bench/figures/{svg.name}",
+    }
 
 
 # ---- loading
@@ -543,7 +699,15 @@ def test_report_check_fails_until_the_report_is_made(tmp_path, monkeypatch, caps
 def small(monkeypatch):
     """The loaders' cases on small files, each in a moment."""
     monkeypatch.setattr(end_to_end, "LR_SIZE", (34, 37))
-    for name, value in {"IMAGES": 130, "BATCH": 16, "BATCHES": 2, "WORKERS": (0, 2), "SPAN": 0.02, "STEADY": 10, "OPENED": 120}.items():
+    for name, value in {
+        "IMAGES": 130,
+        "BATCH": 16,
+        "BATCHES": 2,
+        "WORKERS": (0, 2),
+        "SPAN": 0.02,
+        "STEADY": 10,
+        "OPENED": 120,
+    }.items():
         monkeypatch.setattr(loading, name, value)
 
 
@@ -556,7 +720,9 @@ def contenders(small, tmp_path):
 
 def at_work() -> tuple[int, int]:
     """How many worker processes and fill threads there are."""
-    return len(multiprocessing.active_children()), sum("rdn-fast fill" in thread.name for thread in threading.enumerate())
+    return len(multiprocessing.active_children()), sum(
+        "rdn-fast fill" in thread.name for thread in threading.enumerate()
+    )
 
 
 @pytest.mark.slow
@@ -566,17 +732,28 @@ def test_loaders_are_checked_and_timed(small, out):
     rows = {(row.case, row.recipe): row for row in bench.results.rows}
     assert bench.failures == []
     assert list(rows) == [
-        *(("loading", recipe) for recipe in ("reference 0 workers", "reference 2 workers", "rdn_fast", "rdn_fast resident", "reference")),
-        ("paced loading", "rdn_fast"), ("paced loading", "rdn_fast resident"), ("opening", "rdn_fast"),
-    ]  # fmt: skip
+        *(
+            ("loading", recipe)
+            for recipe in ("reference 0 workers", "reference 2 workers", "rdn_fast", "rdn_fast resident", "reference")
+        ),
+        ("paced loading", "rdn_fast"),
+        ("paced loading", "rdn_fast resident"),
+        ("opening", "rdn_fast"),
+    ]
     best = max((rows["loading", f"reference {n} workers"] for n in (0, 2)), key=lambda row: row.images_s)
-    assert rows["loading", "reference"] == dataclasses.replace(best, recipe="reference", note=best.recipe.removeprefix("reference "))
+    assert rows["loading", "reference"] == dataclasses.replace(
+        best, recipe="reference", note=best.recipe.removeprefix("reference ")
+    )
     assert best.vs_reference == 1
     for (case, _), row in rows.items():
         assert 0 < row.seconds_min <= row.seconds <= row.seconds_max
         if case == "loading":
             assert row.images_s == pytest.approx(loading.BATCHES * loading.BATCH / row.seconds, rel=1e-4)
-            assert best.seconds_min / row.seconds_max * 0.999 <= row.vs_reference <= best.seconds_max / row.seconds_min * 1.001
+            assert (
+                best.seconds_min / row.seconds_max * 0.999
+                <= row.vs_reference
+                <= best.seconds_max / row.seconds_min * 1.001
+            )
         elif case == "paced loading":
             assert 0 <= row.waited < 1
             assert 0 < row.images_s < loading.BATCH / loading.PERIOD
@@ -623,11 +800,19 @@ def not_scaled(lr, hr):
     return lr * 255, hr * 255
 
 
-@pytest.mark.parametrize(("fault", "words"), [
-    (shifted, "HR patch is not that"), (hr_not_mirrored, "HR patch is not that"), (hr_of_the_next, "HR patch is not that"),
-    (repeated, "the first epoch's 128 patches come from 120 images"), (invented, "16 of 256 LR patches are not in the file"), (rounded, "off k/255"),
-    (not_scaled, "values are"),
-], ids=lambda value: getattr(value, "__name__", ""))  # fmt: skip
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (shifted, "HR patch is not that"),
+        (hr_not_mirrored, "HR patch is not that"),
+        (hr_of_the_next, "HR patch is not that"),
+        (repeated, "the first epoch's 128 patches come from 120 images"),
+        (invented, "16 of 256 LR patches are not in the file"),
+        (rounded, "off k/255"),
+        (not_scaled, "values are"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
 def test_a_wrong_feed_is_noticed(contenders, fault, words):
     ours = contenders["rdn_fast"]
     with pytest.raises(AssertionError, match=words):
@@ -648,8 +833,13 @@ def test_a_feed_that_turns_nothing_is_noticed(contenders):
     def upright(step):
         images = range(16 * step % 128, 16 * step % 128 + 16)
         places = {i: np.random.randint(3, size=2) for i in images}
-        cut = lambda image, y, x, size: torch.from_numpy(image[y : y + size, x : x + size].copy()).permute(2, 0, 1) / 255  # noqa: E731
-        return (torch.stack([cut(part[i], *(factor * places[i]), factor * 32) for i in images]) for part, factor in ((pairs.lr, 1), (pairs.hr, 2)))
+        cut = lambda image, y, x, size: (
+            torch.from_numpy(image[y : y + size, x : x + size].copy()).permute(2, 0, 1) / 255
+        )  # noqa: E731
+        return (
+            torch.stack([cut(part[i], *(factor * places[i]), factor * 32) for i in images])
+            for part, factor in ((pairs.lr, 1), (pairs.hr, 2))
+        )
 
     with pytest.raises(AssertionError, match="turned in 1 of 8 ways"):
         loading.check(map(upright, itertools.count()), path, CPU)
@@ -687,7 +877,11 @@ def test_the_steady_consumers_wait_is_the_larger_of_two_clocks(monkeypatch, know
             now[0] += 0.005
             self.feed.waited += known
 
-    monkeypatch.setattr(loading, "time", SimpleNamespace(perf_counter=lambda: now[0], sleep=lambda seconds: now.__setitem__(0, now[0] + seconds)))
+    monkeypatch.setattr(
+        loading,
+        "time",
+        SimpleNamespace(perf_counter=lambda: now[0], sleep=lambda seconds: now.__setitem__(0, now[0] + seconds)),
+    )
     waited, seconds = loading.paced(Feeding())
     assert seconds == pytest.approx(0.005 + loading.PERIOD)
     assert waited == pytest.approx(share)
@@ -717,7 +911,9 @@ def test_the_made_up_data_is_what_both_loops_read(tmp_path, monkeypatch):
     assert len(pairs) == end_to_end.DIFFERENT + 3
     assert not np.array_equal(pairs.lr[0], pairs.lr[1])
     assert np.array_equal(pairs.lr[1], pairs.lr[end_to_end.DIFFERENT + 1])
-    with h5py.File(path, "r+") as file:  # HR whose every pixel is its LR pixel, so that a patch tells where it came from
+    with h5py.File(
+        path, "r+"
+    ) as file:  # HR whose every pixel is its LR pixel, so that a patch tells where it came from
         file["hr/0"][:] = file["lr/0"][:].repeat(2, axis=0).repeat(2, axis=1)
     dataset = loop.TrainDataset(str(path), 2)
     assert len(dataset) == len(pairs)

@@ -14,7 +14,19 @@ from rdn_fast.cli import main
 from rdn_fast.config import settings
 from rdn_fast.weights.convert import SHIPPED
 
-FLAGS = (*TINY, "--batch-size", "8", "--eval-every", "1", "--opt-level", "O0", "--rdb", "naive", "--epochs", "100")  # 21 patches: 8 + 8 + 5
+FLAGS = (
+    *TINY,
+    "--batch-size",
+    "8",
+    "--eval-every",
+    "1",
+    "--opt-level",
+    "O0",
+    "--rdb",
+    "naive",
+    "--epochs",
+    "100",
+)  # 21 patches: 8 + 8 + 5
 BLOCK = "<!-- bench:trained --><!-- /bench -->"
 
 
@@ -28,7 +40,21 @@ def made(tmp_path_factory):
     assert main([*train, "--max-steps", "4"]) == main([*train, "--max-steps", "10"]) == 0
     assert main(["convert", str(folder / "run" / "last.pth"), str(weights), "--fp16"]) == 0
     for name, flags in (("plain", ()), ("ensemble", ("--self-ensemble",))):
-        assert main(["eval", "-w", str(weights), "--eval-file", str(data / "Set5_x2.h5"), "--json", str(folder / f"{name}.json"), *flags]) == 0
+        assert (
+            main(
+                [
+                    "eval",
+                    "-w",
+                    str(weights),
+                    "--eval-file",
+                    str(data / "Set5_x2.h5"),
+                    "--json",
+                    str(folder / f"{name}.json"),
+                    *flags,
+                ]
+            )
+            == 0
+        )
     return folder
 
 
@@ -36,7 +62,16 @@ def made(tmp_path_factory):
 def run(made):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trained, "FOLDER", made / "records")
-        words = ("small_x2", "--outputs-dir", made / "run", "--weights", made / "model.safetensors", "--eval", made / "plain.json", made / "ensemble.json")
+        words = (
+            "small_x2",
+            "--outputs-dir",
+            made / "run",
+            "--weights",
+            made / "model.safetensors",
+            "--eval",
+            made / "plain.json",
+            made / "ensemble.json",
+        )
         assert trained.main([str(word) for word in words]) == 0
     (found,) = trained.read(made / "records").values()
     return found
@@ -49,7 +84,12 @@ def test_the_record_is_the_run_and_its_evaluations_without_the_steps(made, run):
     assert not run.of("step")
     (weights,) = run.of("weights")
     content = (made / "model.safetensors").read_bytes()
-    assert weights == {"event": "weights", "file": "model.safetensors", "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    assert weights == {
+        "event": "weights",
+        "file": "model.safetensors",
+        "bytes": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }
     for name, ensemble in (("plain", False), ("ensemble", True)):
         (evaluated,) = json.loads((made / f"{name}.json").read_text())["sets"]
         assert run.means(ensemble) == {evaluated["name"]: evaluated["mean"]}
@@ -60,7 +100,11 @@ def test_patches_and_seconds_add_up_over_pieces(run):
     epochs = run.of("epoch")
     # The first piece ended in the middle of the second epoch, after one full batch of it.
     assert [(epoch["step"], run.patches(epoch)) for epoch in epochs] == [(3, 21), (4, 29), (6, 42), (9, 63), (10, 71)]
-    assert min(epoch["fps_end_to_end"] for epoch in epochs) <= run.in_steps <= max(epoch["fps_end_to_end"] for epoch in epochs)
+    assert (
+        min(epoch["fps_end_to_end"] for epoch in epochs)
+        <= run.in_steps
+        <= max(epoch["fps_end_to_end"] for epoch in epochs)
+    )
     seconds = [epoch["seconds"] for epoch in epochs]
     assert seconds == sorted(seconds)
     assert seconds[0] > 0
@@ -71,7 +115,12 @@ def test_patches_and_seconds_add_up_over_pieces(run):
 
 def test_what_is_not_of_the_run_is_refused(made, tmp_path, capsys):
     def told(weights, evaluation, outputs="run"):
-        assert trained.main(["small_x2", "--outputs-dir", str(made / outputs), "--weights", str(weights), "--eval", str(evaluation)]) == 2
+        assert (
+            trained.main(
+                ["small_x2", "--outputs-dir", str(made / outputs), "--weights", str(weights), "--eval", str(evaluation)]
+            )
+            == 2
+        )
         error = capsys.readouterr().err
         assert error.startswith("trained: error: ")
         assert error.count("\n") == 1
@@ -88,12 +137,27 @@ def test_what_is_not_of_the_run_is_refused(made, tmp_path, capsys):
 
 def test_the_speed_is_held_against_the_benchmark_of_the_same_training(run):
     device = run.start["device"].split("(")[1].rstrip(")") + ", family 25"
-    given = {"case": "end to end", "device": device, "torch": run.start["torch"], "dtype": "float32", "batch": 8, "shape": "x2 D2 C2 G4 G0 6, 8x8"}
+    given = {
+        "case": "end to end",
+        "device": device,
+        "torch": run.start["torch"],
+        "dtype": "float32",
+        "batch": 8,
+        "shape": "x2 D2 C2 G4 G0 6, 8x8",
+    }
     old, new = make_row(**given, images_s=5.0), make_row(**given, images_s=2 * run.images_s)
     assert run.benchmark([[old], [new]]) == 2 * run.images_s
     assert "| not measured |" in report.trained_tables({"small_x2": run}, [], "en").splitlines()[2]
     assert "| 50.0% |" in report.trained_tables({"small_x2": run}, [[new]], "en")
-    others = {"case": "long run", "recipe": "stock", "batch": 16, "ranks": 2, "dtype": "float16", "shape": "x2 D2 C2 G4 G0 6, 32x32", "device": "another"}
+    others = {
+        "case": "long run",
+        "recipe": "stock",
+        "batch": 16,
+        "ranks": 2,
+        "dtype": "float16",
+        "shape": "x2 D2 C2 G4 G0 6, 32x32",
+        "device": "another",
+    }
     for name, value in others.items():
         assert run.benchmark([[make_row(**given | {"images_s": 5.0, name: value})]]) is None
 
@@ -123,8 +187,14 @@ def test_the_curve_is_the_validation_over_patches_and_minutes(run):
     (figure,) = report.training_charts({"small_x2": run}).values()
     patches, minutes = figure.panels
     epochs = run.of("epoch")
-    assert patches.lines["canonical"] == ([run.patches(epoch) / 1e3 for epoch in epochs], [epoch["psnr_y"] for epoch in epochs])
-    assert minutes.lines["reference-compatible"] == ([epoch["seconds"] / 60 for epoch in epochs], [epoch["psnr_y_compat"] for epoch in epochs])
+    assert patches.lines["canonical"] == (
+        [run.patches(epoch) / 1e3 for epoch in epochs],
+        [epoch["psnr_y"] for epoch in epochs],
+    )
+    assert minutes.lines["reference-compatible"] == (
+        [epoch["seconds"] / 60 for epoch in epochs],
+        [epoch["psnr_y_compat"] for epoch in epochs],
+    )
 
 
 def test_the_curve_is_the_same_bytes_every_time(run, tmp_path):

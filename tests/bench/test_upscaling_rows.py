@@ -91,7 +91,8 @@ def test_pictures_through_the_command_fill_what_the_gates_read(measured):
     rows = measured.results.rows
     assert measured.failures == []
     assert [(row.case, row.shape) for row in rows] == [
-        (case, f"{cases.words(SHIPPED_MODEL)}, {sizes}") for case, sizes in (("photograph", "60x100"), ("small files", "16 to 24"))
+        (case, f"{cases.words(SHIPPED_MODEL)}, {sizes}")
+        for case, sizes in (("photograph", "60x100"), ("small files", "16 to 24"))
     ]
     for row in rows:
         assert (row.recipe, row.kind, row.precision, row.ranks, row.rounds) == ("rdn_fast", "measured", "default", 1, 1)
@@ -100,7 +101,10 @@ def test_pictures_through_the_command_fill_what_the_gates_read(measured):
         assert 50 < row.peak_mb < 3000  # torch alone is more than the one
         assert row.note == "peak of the whole process"
     judged = [verdict for verdict in gates.judge(rows, "upscale", "cpu") if verdict.gate.case != "inference"]
-    assert [(verdict.row, verdict.value) for verdict in judged] == [(rows[0], rows[0].peak_mb), (rows[1], rows[1].waited)]
+    assert [(verdict.row, verdict.value) for verdict in judged] == [
+        (rows[0], rows[0].peak_mb),
+        (rows[1], rows[1].waited),
+    ]
     assert judged[0].word == "held"
     assert results.read(measured.results.path) == rows
 
@@ -146,7 +150,9 @@ def test_computing_is_the_models_share_of_the_seconds(monkeypatch, capsys):
 def test_a_command_that_fails_is_told_with_its_last_words(tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "broken.png").write_bytes(b"no picture")
-    with pytest.raises(RuntimeError, match=r"^upscale: 0 of 1 pictures made: rdn-fast: error: .*broken\.png: not a picture"):
+    with pytest.raises(
+        RuntimeError, match=r"^upscale: 0 of 1 pictures made: rdn-fast: error: .*broken\.png: not a picture"
+    ):
         upscaling.upscale(tmp_path / "in", tmp_path / "out", CPU)
 
 
@@ -176,7 +182,10 @@ def test_a_photograph_that_fails_leaves_the_small_files_and_fails_the_run(monkey
     printed = capsys.readouterr().out
     assert "FAILED  upscale: 0 of 1 pictures made: Killed\n" in printed
     assert "FAILED  photograph of 12 megapixels, peak memory, MB: not measured\n" in printed
-    assert "held             1,000 small files: share of time without work for the model: 0.025, gate at most 0.1\n" in printed
+    assert (
+        "held             1,000 small files: share of time without work for the model: 0.025, gate at most 0.1\n"
+        in printed
+    )
 
 
 @pytest.mark.parametrize("place", ["cpu", "cpu+bf16", "h100", "npu"])
@@ -197,7 +206,13 @@ def test_pictures_are_judged_on_every_device(told, place):
 @pytest.fixture
 def rows(told):
     """A run's rows with figures that are known."""
-    run = {"device": "Some CPU, 2 threads", "torch": "2.13.0", "rdn_fast": "0.1.0", "date": "2026-01-02T03:04:05", "command": "python -m bench.run upscale"}
+    run = {
+        "device": "Some CPU, 2 threads",
+        "torch": "2.13.0",
+        "rdn_fast": "0.1.0",
+        "date": "2026-01-02T03:04:05",
+        "command": "python -m bench.run upscale",
+    }
     uses = Use(12.34, 12.0, 1_234_500_000, 0), Use(40.0, 38.0, 800_000_000, 0)
     return [dataclasses.replace(row, **run, gflops=170.6) for row in told(*uses)]
 
@@ -206,14 +221,22 @@ HEADER = "**Some CPU, 2 threads**, torch 2.13.0, rdn_fast 0.1.0, 2026-01-02, `py
 
 
 def test_the_table_has_the_figures_in_both_languages(rows):
-    assert report.upscaling_tables([rows], "en") == HEADER + "\n".join([
-        "| case | LR pixels | seconds | images/s | GFLOP/s | peak memory | model without work |", "| --- | --- | --- | --- | --- | --- | --- |",
-        "| photograph | 60x100 | 12.3 | 0.081 | 171 | 1,234 MB | 2.8% |", "| small files | 16 to 24 | 40.0 | 0.125 | 171 | 800 MB | 5.0% |",
-    ])  # fmt: skip
-    assert report.upscaling_tables([rows], "zh") == HEADER + "\n".join([
-        "| 用例 | LR 像素 | 秒 | 图像/秒 | GFLOP/s | 峰值内存 | 模型空闲占比 |", "| --- | --- | --- | --- | --- | --- | --- |",
-        "| 照片 | 60x100 | 12.3 | 0.081 | 171 | 1,234 MB | 2.8% |", "| 1,000 个小文件 | 16 to 24 | 40.0 | 0.125 | 171 | 800 MB | 5.0% |",
-    ])  # fmt: skip
+    assert report.upscaling_tables([rows], "en") == HEADER + "\n".join(
+        [
+            "| case | LR pixels | seconds | images/s | GFLOP/s | peak memory | model without work |",
+            "| --- | --- | --- | --- | --- | --- | --- |",
+            "| photograph | 60x100 | 12.3 | 0.081 | 171 | 1,234 MB | 2.8% |",
+            "| small files | 16 to 24 | 40.0 | 0.125 | 171 | 800 MB | 5.0% |",
+        ]
+    )
+    assert report.upscaling_tables([rows], "zh") == HEADER + "\n".join(
+        [
+            "| 用例 | LR 像素 | 秒 | 图像/秒 | GFLOP/s | 峰值内存 | 模型空闲占比 |",
+            "| --- | --- | --- | --- | --- | --- | --- |",
+            "| 照片 | 60x100 | 12.3 | 0.081 | 171 | 1,234 MB | 2.8% |",
+            "| 1,000 个小文件 | 16 to 24 | 40.0 | 0.125 | 171 | 800 MB | 5.0% |",
+        ]
+    )
 
 
 def test_the_table_shows_the_newest_run_of_every_device(rows):
@@ -236,18 +259,37 @@ def test_without_pictures_the_block_says_not_measured(rows, language, words):
     before = block.format("old")
     empty = report.render(before, [], language, "bench/figures", {})
     assert empty == block.format(words)
-    assert report.render(empty, [[make_row()], rows], language, "bench/figures", {}) == block.format(report.upscaling_tables([rows], language))
+    assert report.render(empty, [[make_row()], rows], language, "bench/figures", {}) == block.format(
+        report.upscaling_tables([rows], language)
+    )
 
 
 def test_thousands_are_written_without_an_exponent(rows):
-    fast = make_row(case="end to end", device="H100", place="h100", dtype="float16", batch=64, images_s=4337.2, seed_images_s=12345.6)
+    fast = make_row(
+        case="end to end",
+        device="H100",
+        place="h100",
+        dtype="float16",
+        batch=64,
+        images_s=4337.2,
+        seed_images_s=12345.6,
+    )
     assert "| 4337 (seed window 12346) |" in report.speeds_tables([[fast]], "en")
     assert "| 3200 | 4337 | **4337** | H100 |" in report.gates_table([[fast]], "en")
     small = [dataclasses.replace(rows[1], images_s=speed) for speed in (999.4, 999.6, 1234.4)]
-    assert [line.split(" | ")[3] for line in report.upscaling_tables([small], "en").splitlines()[4:]] == ["999", "1000", "1234"]
+    assert [line.split(" | ")[3] for line in report.upscaling_tables([small], "en").splitlines()[4:]] == [
+        "999",
+        "1000",
+        "1234",
+    ]
 
 
 def test_the_gates_of_pictures_are_in_the_gates_table(rows):
     table = report.gates_table([rows], "en")
-    assert "| photograph of 12 megapixels, peak memory, MB | at most 3221 |  | **1234** | Some CPU, 2 threads |" in table
-    assert "| 1,000 small files: share of time without work for the model | at most 0.1 |  | **0.05** | Some CPU, 2 threads |" in table
+    assert (
+        "| photograph of 12 megapixels, peak memory, MB | at most 3221 |  | **1234** | Some CPU, 2 threads |" in table
+    )
+    assert (
+        "| 1,000 small files: share of time without work for the model | at most 0.1 |  | **0.05** | Some CPU, 2 threads |"
+        in table
+    )

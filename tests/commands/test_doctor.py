@@ -15,7 +15,22 @@ from rdn_fast.commands.tune_modes import cases_of
 from rdn_fast.config import settings
 from rdn_fast.rdb import IMPLS, autotune
 
-LABELS = ["python", "torch", "torch_npu", "CANN", "drivers", "devices", "apex", "triton", "h5py", "C compiler", "rdb", "rdb auto", "cache folder", "training"]
+LABELS = [
+    "python",
+    "torch",
+    "torch_npu",
+    "CANN",
+    "drivers",
+    "devices",
+    "apex",
+    "triton",
+    "h5py",
+    "C compiler",
+    "rdb",
+    "rdb auto",
+    "cache folder",
+    "training",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -70,7 +85,9 @@ def test_says_which_rows_can_run_and_why_others_cannot(cli):
 def test_says_what_auto_would_take(cli, remembered):
     assert "not timed yet" in table(cli("doctor", "--device", "cpu").out)["rdb auto"]
     remembered("summed")
-    assert table(cli("doctor", "--device", "cpu").out)["rdb auto"].startswith("summed: the fastest when 8 patches of 32x32 in ")
+    assert table(cli("doctor", "--device", "cpu").out)["rdb auto"].startswith(
+        "summed: the fastest when 8 patches of 32x32 in "
+    )
     remembered("compiled")  # which cannot run there
     assert "not timed yet" in table(cli("doctor", "--device", "cpu").out)["rdb auto"]
 

@@ -22,7 +22,22 @@ from rdn_fast.rdb.autotune import Timing, choose, fastest_mode, mode_key, rememb
 CPU = torch.device("cpu")
 CONFIG = ModelConfig(num_features=4, growth_rate=3, num_blocks=1, num_layers=2)
 TRAIN = TrainConfig(patch_size=8, batch_size=2, opt_level="O0", device="cpu")
-FLAGS = ("--num-features", 4, "--growth-rate", 3, "--num-blocks", 1, "--num-layers", 2, "--patch-size", 8, "--opt-level", "O0", "--device", "cpu")
+FLAGS = (
+    "--num-features",
+    4,
+    "--growth-rate",
+    3,
+    "--num-blocks",
+    1,
+    "--num-layers",
+    2,
+    "--patch-size",
+    8,
+    "--opt-level",
+    "O0",
+    "--device",
+    "cpu",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +83,9 @@ def processes(monkeypatch):
                 result = 0, ""
             return SimpleNamespace(returncode=result[0], stderr=result[1])
 
-        monkeypatch.setattr(tune_modes, "subprocess", SimpleNamespace(run=end, DEVNULL=subprocess.DEVNULL, PIPE=subprocess.PIPE))
+        monkeypatch.setattr(
+            tune_modes, "subprocess", SimpleNamespace(run=end, DEVNULL=subprocess.DEVNULL, PIPE=subprocess.PIPE)
+        )
         return given
 
     return use
@@ -107,7 +124,11 @@ def test_every_mode_is_timed_in_a_process_and_the_fastest_training_wins(cli, fol
     assert "triton_planes: runs on cuda only" in inference
     assert fastest_mode(case) == "hot"
     rows = {"": ("naive", "naive"), "hot": ("sliced", "sliced"), "cold": ("naive", "naive")}
-    keys = {dataclasses.replace(c, mode=mode).key(): row for mode, both in rows.items() for c, row in zip((case, picture), both, strict=True)}
+    keys = {
+        dataclasses.replace(c, mode=mode).key(): row
+        for mode, both in rows.items()
+        for c, row in zip((case, picture), both, strict=True)
+    }
     assert remembered(folder) == keys | {mode_key(case): "hot"}
 
 
@@ -124,7 +145,9 @@ def test_the_devices_own_mode_may_be_the_fastest(cli, modes, processes):
 
 
 def test_a_mode_whose_process_fails_is_left_out_and_said(cli, folder, modes, processes):
-    processes(default=(1, "Traceback ...\nRuntimeError: no compiler\n"), hot=(-9, "a warning"), cold=[timing(sliced=1.0)] * 2)
+    processes(
+        default=(1, "Traceback ...\nRuntimeError: no compiler\n"), hot=(-9, "a warning"), cold=[timing(sliced=1.0)] * 2
+    )
     result = cli("tune", *FLAGS)
     assert result.code == 0, result
     lines = result.out.splitlines()
@@ -148,7 +171,9 @@ def test_a_device_without_modes_needs_no_process(cli, folder, processes):
     given = processes()
     assert cli("tune", *FLAGS, "--batch-size", 2).code == 0
     assert not given
-    assert set(remembered(folder)) == {case.key() for case in cases_of(CONFIG, dataclasses.replace(TRAIN, batch_size=2), CPU)}
+    assert set(remembered(folder)) == {
+        case.key() for case in cases_of(CONFIG, dataclasses.replace(TRAIN, batch_size=2), CPU)
+    }
 
 
 def test_the_process_times_all_rows():
@@ -187,7 +212,9 @@ def test_a_mode_that_the_device_lacks_is_not_taken(known, modes):
 
 
 def test_a_process_chooses_once(monkeypatch):
-    told = SimpleNamespace(config=SimpleNamespace(), set_compile_mode=lambda jit_compile: setattr(told, "jit", jit_compile))
+    told = SimpleNamespace(
+        config=SimpleNamespace(), set_compile_mode=lambda jit_compile: setattr(told, "jit", jit_compile)
+    )
     monkeypatch.setattr(torch, "get_device_module", lambda device: told)
     npu = SimpleNamespace(type="npu")
     names = {"format+jit": (True, True), "format": (True, False), "jit": (False, True), "base": (False, False)}
@@ -211,7 +238,18 @@ def train(cli, tmp_path):
     data = make_data(tmp_path / "data")
 
     def run(*flags):
-        result = cli("train", "--data-path", data, *TINY, *FLAGS[-4:], "--batch-size", 4, "--outputs-dir", tmp_path / "out", *flags)
+        result = cli(
+            "train",
+            "--data-path",
+            data,
+            *TINY,
+            *FLAGS[-4:],
+            "--batch-size",
+            4,
+            "--outputs-dir",
+            tmp_path / "out",
+            *flags,
+        )
         assert (result.code, result.err) == (0, ""), result
         return result.out
 
@@ -258,15 +296,28 @@ def test_on_the_simulated_npu(npu_environment, tmp_path):
     choices = json.loads(cache.read_text())
     (key,) = (key for key in choices if "npu:0" in key and key.endswith("fastest mode"))
     assert choices[key] in ("", "format", "base")
-    timed = [name for name in ("format+jit", "format", "jit", "base") if any(f", mode {name}, " in key for key in choices)]
+    timed = [
+        name for name in ("format+jit", "format", "jit", "base") if any(f", mode {name}, " in key for key in choices)
+    ]
     assert timed == ["format", "base"]
 
     cache.write_text(json.dumps(choices | {key: "format"}))  # they differ by chance alone here
-    flags = ("train", "--data-path", make_data(tmp_path / "data"), *flags, "--ema", 0.9, "--clip-grad", 1)  # no lists of tensors in private formats
+    flags = (
+        "train",
+        "--data-path",
+        make_data(tmp_path / "data"),
+        *flags,
+        "--ema",
+        0.9,
+        "--clip-grad",
+        1,
+    )  # no lists of tensors in private formats
     for number, name in enumerate(("one", "two"), 1):
         log.unlink(missing_ok=True)
         result = run(*flags, "--outputs-dir", tmp_path / name, "--max-steps", 2, "--nproc", number, env=environment)
         assert result.returncode == 0, result
         assert ", mode format, torch" in result.stdout.splitlines()[0]
-        assert sorted(log.read_text().splitlines()) == [f"npu:{rank} format=True jit=False after 0" for rank in range(number)]
+        assert sorted(log.read_text().splitlines()) == [
+            f"npu:{rank} format=True jit=False after 0" for rank in range(number)
+        ]
     assert all(weight.isfinite().all() for weight in weights(tmp_path / "two").values())

@@ -92,7 +92,10 @@ def test_variants_and_positions_are_uniform_and_independent(vary):
         plan = augment.plan(123, 0, index, sizes, PATCH)
     else:  # the same image again and again
         one, size = np.array([17]), sizes[:1]
-        plans = [augment.plan(123, k, one, size, PATCH) if vary == "epoch" else augment.plan(k, 0, one, size, PATCH) for k in range(n)]
+        plans = [
+            augment.plan(123, k, one, size, PATCH) if vary == "epoch" else augment.plan(k, 0, one, size, PATCH)
+            for k in range(n)
+        ]
         plan = Plan(*(np.concatenate(fields) for fields in zip(*plans, strict=True)))
     variant = plan.flip_vertical * 4 + plan.flip_horizontal * 2 + plan.transpose
     counts = np.zeros((positions, positions, 8))
@@ -112,7 +115,9 @@ def turned(image: np.ndarray, plan: Plan, k: int, patch: int, factor: int, befor
     """Patch k as corner() and walk() say, gathered byte by byte out of `before` bytes and the image's own."""
     flat = np.concatenate([np.zeros(before, np.uint8), image.reshape(-1)])
     one, size, pitch = Plan(*(field[k : k + 1] for field in plan)), patch * factor, np.array([3 * image.shape[1]])
-    start, down, right = augment.walk(one, augment.corner(one, np.array([before]), pitch, factor), pitch, size)[:, 0].tolist()
+    start, down, right = augment.walk(one, augment.corner(one, np.array([before]), pitch, factor), pitch, size)[
+        :, 0
+    ].tolist()
     y, x, channel = np.ogrid[:size, :size, :3]
     return flat[start + y * down + x * right + channel]
 
@@ -130,7 +135,9 @@ def test_the_eight_variants_of_the_planned_window(how):
         patch = how(image, one_plan(2, 4, vertical, horizontal, transpose), 0, 3, 1)
         for y, x in itertools.product(range(3), repeat=2):
             row, column = (x, y) if transpose else (y, x)  # undo the transpose, then the flips
-            np.testing.assert_array_equal(patch[y, x], window[2 - row if vertical else row, 2 - column if horizontal else column])
+            np.testing.assert_array_equal(
+                patch[y, x], window[2 - row if vertical else row, 2 - column if horizontal else column]
+            )
         seen.add(patch.tobytes())
     assert len(seen) == 8
 

@@ -22,7 +22,19 @@ from rdn_fast.data.prefetch import PrefetchLoader
 from rdn_fast.data.sampler import PatchSampler
 
 # 21 patches: 6 steps an epoch. A checkpoint whenever the one before is written.
-FLAGS = (*TINY, "--batch-size", 4, "--opt-level", "O0", "--rdb", "naive", "--epochs", 100_000, "--checkpoint-every", "1e-9")
+FLAGS = (
+    *TINY,
+    "--batch-size",
+    4,
+    "--opt-level",
+    "O0",
+    "--rdb",
+    "naive",
+    "--epochs",
+    100_000,
+    "--checkpoint-every",
+    "1e-9",
+)
 SLOW = 0.05  # seconds that a slow disk takes for a batch
 
 
@@ -114,7 +126,9 @@ def last(out):
 
 def assert_failed(err, path):
     """One line, as a failed run tells it, that names the file and says how to go on."""
-    assert re.fullmatch(rf"rdn-fast: failed: {re.escape(str(path))}: was c[a-z]+ .*while it was in use.*; .*--resume auto.*\n", err), err
+    assert re.fullmatch(
+        rf"rdn-fast: failed: {re.escape(str(path))}: was c[a-z]+ .*while it was in use.*; .*--resume auto.*\n", err
+    ), err
 
 
 def assert_goes_on_exactly(train, file, out, *flags):
@@ -178,11 +192,15 @@ def test_two_ranks_on_a_folder_whose_file_is_truncated(train, start, image_folde
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1
     assert f": failed: {file}: was c" in err
-    assert err.count(": failed: ") == err.count("--resume auto") == err.count("\n") <= 2  # one line of each rank that speaks
+    assert (
+        err.count(": failed: ") == err.count("--resume auto") == err.count("\n") <= 2
+    )  # one line of each rank that speaks
     assert "Traceback" not in err
     file.write_bytes(content)
     out = tmp_path / "out"
-    ours, theirs = (events(folder, "step")[:9] for folder in (out, train(*flags, "--batch-size", 8, "--max-steps", 9, to="one")))
+    ours, theirs = (
+        events(folder, "step")[:9] for folder in (out, train(*flags, "--batch-size", 8, "--max-steps", 9, to="one"))
+    )
     assert [record["epoch"] for record in ours] == [record["epoch"] for record in theirs] == [0] * 3 + [1] * 3 + [2] * 3
     assert max(abs(a["loss"] - b["loss"]) for a, b in zip(ours, theirs, strict=True)) < 1e-6
     saved = newest(out)
@@ -266,12 +284,23 @@ def test_a_fill_that_fails_ends_the_run_and_leaves_nothing(train, workers):
 def test_mode_and_threads_change_no_bit(train):
     expected = last(train("--max-steps", 14, "--data-mode", "mmap", "--num-workers", 0))
     for mode, workers in itertools.product(("auto", "mmap", "resident", "h5py"), (0, 1, 3)):
-        assert last(train("--max-steps", 14, "--data-mode", mode, "--num-workers", workers)) == expected, (mode, workers)
-        assert re.search(rf"^data: {'mmap' if mode == 'auto' else mode} \(.*\); {workers} fill thread", train.told.out, re.M)
+        assert last(train("--max-steps", 14, "--data-mode", mode, "--num-workers", workers)) == expected, (
+            mode,
+            workers,
+        )
+        assert re.search(
+            rf"^data: {'mmap' if mode == 'auto' else mode} \(.*\); {workers} fill thread", train.told.out, re.M
+        )
 
 
 def test_a_resume_may_change_mode_and_threads(train):
-    for steps, mode, workers in ((4, "mmap", 3), (8, "resident", 0), (11, "h5py", 1), (13, "resident", 2), (14, "auto", 0)):
+    for steps, mode, workers in (
+        (4, "mmap", 3),
+        (8, "resident", 0),
+        (11, "h5py", 1),
+        (13, "resident", 2),
+        (14, "auto", 0),
+    ):
         out = train("--max-steps", steps, "--data-mode", mode, "--num-workers", workers, "--resume", "auto")
         assert "note:" not in train.told.out
     assert [record["step"] for record in events(out, "resume")] == [4, 8, 11, 13]
@@ -412,7 +441,10 @@ def test_a_folder_where_nothing_can_be_written(train, image_folder, tmp_path, mo
 @pytest.mark.slow
 def test_two_runs_at_once_make_the_file_of_a_folder_once(train, image_folder, tmp_path):
     folder = image_folder({f"{i}.png": photograph(200, 200, seed=i) for i in range(8)})
-    words = [command("train", "--train-dir", folder, "--outputs-dir", tmp_path / name, *FLAGS, "--max-steps", 8) for name in "ab"]
+    words = [
+        command("train", "--train-dir", folder, "--outputs-dir", tmp_path / name, *FLAGS, "--max-steps", 8)
+        for name in "ab"
+    ]
     processes = [subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for line in words]
     told = [process.communicate(timeout=60) for process in processes]
     assert [(process.returncode, err) for process, (_, err) in zip(processes, told, strict=True)] == [(0, "")] * 2

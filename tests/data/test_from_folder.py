@@ -275,7 +275,11 @@ def test_empty_and_missing_folders(image_folder, tmp_path, refused):
 # ---- where it cannot be written ----
 
 
-@pytest.mark.parametrize("length", [255, 245, 240, 230], ids=["the folder's name itself is as long as can be", "one more letter", "lock", "aside"])
+@pytest.mark.parametrize(
+    "length",
+    [255, 245, 240, 230],
+    ids=["the folder's name itself is as long as can be", "one more letter", "lock", "aside"],
+)
 def test_name_too_long_beside_the_folder(image_folder, tmp_path, made_anew, length):
     # Of 255 letters, "_x2.rdn_fast.h5" takes 15, and the file's name while it is written aside takes 14 more.
     folder = image_folder(1, name="n" * length)
@@ -355,9 +359,13 @@ def start():
         hear = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # which what runs in a shell's background ignores
         make = "import sys; from rdn_fast.data.from_folder import training_pairs; print('ready'); sys.stdin.read(); print(training_pairs(sys.argv[1], 2).path)"
         process = subprocess.Popen(
-            [sys.executable, "-u", "-c", f"{hear}; {make}", str(folder)], env={**os.environ, "PYTHONPATH": str(ROOT)},
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
+            [sys.executable, "-u", "-c", f"{hear}; {make}", str(folder)],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         processes.append(process)
         return process
 

@@ -80,7 +80,9 @@ def test_keys_are_in_numeric_order(tmp_path, make_h5, pairs):
 
 
 def test_keys_that_are_no_numbers_come_last(tmp_path, make_h5, pairs):
-    mapped = PairedH5(make_h5(tmp_path / "a.h5", {"butterfly": pairs[0], "10": pairs[1], "baby": pairs[2], "9": pairs[3]}), SCALE)
+    mapped = PairedH5(
+        make_h5(tmp_path / "a.h5", {"butterfly": pairs[0], "10": pairs[1], "baby": pairs[2], "9": pairs[3]}), SCALE
+    )
     assert mapped.names() == ["9", "10", "baby", "butterfly"]
     np.testing.assert_array_equal(mapped.lr[3], pairs[0][0])
 
@@ -117,7 +119,9 @@ def test_the_byte_order_of_single_bytes_is_all_one(tmp_path, pairs):
     with h5py.File(path, "w") as file:
         for group, image in zip(("lr", "hr"), pairs[0], strict=True):
             space = h5py.h5s.create_simple(image.shape)
-            h5py.h5d.create(file.create_group(group).id, b"0", h5py.h5t.STD_U8BE, space).write(h5py.h5s.ALL, h5py.h5s.ALL, image)
+            h5py.h5d.create(file.create_group(group).id, b"0", h5py.h5t.STD_U8BE, space).write(
+                h5py.h5s.ALL, h5py.h5s.ALL, image
+            )
     np.testing.assert_array_equal(PairedH5(path, SCALE).hr[0], pairs[0][HR])
 
 
@@ -151,7 +155,11 @@ def overwrite(path):
         file.write(b"!")
 
 
-@pytest.mark.parametrize("change", [overwrite, lambda path: os.truncate(path, path.stat().st_size - 1), os.utime], ids=["overwritten", "cut", "touched"])
+@pytest.mark.parametrize(
+    "change",
+    [overwrite, lambda path: os.truncate(path, path.stat().st_size - 1), os.utime],
+    ids=["overwritten", "cut", "touched"],
+)
 def test_check_sees_that_the_file_was_changed(tmp_path, make_h5, pairs, change):
     path = aged(make_h5(tmp_path / "a.h5", pairs))
     mapped = PairedH5(path, SCALE)
@@ -196,7 +204,9 @@ def test_folder_instead_of_a_file(tmp_path, refused):
     assert "prepare" in refused(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"", b"not HDF5", b"\x89HDF\r\n\x1a\n" + bytes(100)], ids=["empty", "text", "only a signature"])
+@pytest.mark.parametrize(
+    "content", [b"", b"not HDF5", b"\x89HDF\r\n\x1a\n" + bytes(100)], ids=["empty", "text", "only a signature"]
+)
 def test_file_that_is_not_hdf5(tmp_path, refused, content):
     path = tmp_path / "a.h5"
     path.write_bytes(content)
@@ -310,7 +320,11 @@ def test_other_numbers_can_be_repacked(tmp_path, make_h5, pairs, refused, kind):
     assert f"`rdn-fast prepare --repack {path} NEW.h5`" in message
 
 
-UNMAPPABLE = [({"chunks": True}, "chunked"), ({"compression": "gzip"}, "compressed (gzip)"), ({"chunks": True, "shuffle": True}, "chunked")]
+UNMAPPABLE = [
+    ({"chunks": True}, "chunked"),
+    ({"compression": "gzip"}, "compressed (gzip)"),
+    ({"chunks": True, "shuffle": True}, "chunked"),
+]
 
 
 @pytest.mark.parametrize(("options", "word"), UNMAPPABLE, ids=["chunked", "compressed", "filtered"])
@@ -347,7 +361,9 @@ def test_an_image_inside_its_header_is_read_through_h5py(tmp_path, pairs):
     with h5py.File(path, "w") as file:
         for group, image in zip(("lr", "hr"), pairs[0], strict=True):
             space = h5py.h5s.create_simple(image.shape)
-            h5py.h5d.create(file.create_group(group).id, b"0", h5py.h5t.STD_U8LE, space, compact).write(h5py.h5s.ALL, h5py.h5s.ALL, image)
+            h5py.h5d.create(file.create_group(group).id, b"0", h5py.h5t.STD_U8LE, space, compact).write(
+                h5py.h5s.ALL, h5py.h5s.ALL, image
+            )
     opened = PairedH5(path, SCALE)
     assert opened.unmappable == "/lr/0 is a link or not contiguous"
     np.testing.assert_array_equal(opened.hr[0], pairs[0][HR])
@@ -378,7 +394,9 @@ def test_a_link_is_read_where_it_leads(tmp_path, make_h5, pairs, external):
 
 
 @pytest.mark.parametrize("options", [{}, {"chunks": True}], ids=["mapped", "h5py"])
-def test_a_file_replaced_while_it_is_opened_is_not_mixed_with_the_new_one(tmp_path, make_h5, pairs, refused, monkeypatch, options):
+def test_a_file_replaced_while_it_is_opened_is_not_mixed_with_the_new_one(
+    tmp_path, make_h5, pairs, refused, monkeypatch, options
+):
     path, other = make_h5(tmp_path / "a.h5", pairs, **options), make_h5(tmp_path / "b.h5", pairs[::-1], **options)
     state = PairedH5._state
 

@@ -41,7 +41,9 @@ class Cuts:
 
     def upright(self) -> np.ndarray:
         """What crop() must give, by hand."""
-        straight = self.plan._replace(**dict.fromkeys(("flip_vertical", "flip_horizontal", "transpose"), np.zeros(len(self.index), bool)))
+        straight = self.plan._replace(
+            **dict.fromkeys(("flip_vertical", "flip_horizontal", "transpose"), np.zeros(len(self.index), bool))
+        )
         return np.stack([cut(self.images[i], straight, k, self.size, 1) for k, i in enumerate(self.index)])
 
     def developed(self) -> torch.Tensor:
@@ -89,7 +91,20 @@ def way(c, monkeypatch):
 @both_ways
 @pytest.mark.parametrize(
     ("height", "width", "size"),
-    [(1, 1, 1), (5, 1, 1), (1, 5, 1), (4, 3, 1), (2, 2, 2), (5, 5, 5), (7, 5, 5), (5, 7, 5), (7, 5, 4), (6, 9, 2), (11, 8, 7), (17, 17, 16)],
+    [
+        (1, 1, 1),
+        (5, 1, 1),
+        (1, 5, 1),
+        (4, 3, 1),
+        (2, 2, 2),
+        (5, 5, 5),
+        (7, 5, 5),
+        (5, 7, 5),
+        (7, 5, 4),
+        (6, 9, 2),
+        (11, 8, 7),
+        (17, 17, 16),
+    ],
 )
 def test_all_places_and_variants(way, height, width, size):
     all_cuts(height, width, size).check()
@@ -108,7 +123,13 @@ def any_cuts(draw) -> Cuts:
     images = [rng.integers(0, 256, (draw(edge), draw(edge), 3), dtype=np.uint8) for _ in range(draw(st.integers(1, 4)))]
     index = rng.integers(0, len(images), draw(st.integers(1, 9)))
     top, left = (rng.integers(0, [images[i].shape[axis] - size + 1 for i in index]) for axis in (0, 1))
-    return Cuts(images, list(index), Plan(top, left, *rng.integers(0, 2, (3, len(index))).astype(bool)), size, before=draw(st.integers(0, 9)))
+    return Cuts(
+        images,
+        list(index),
+        Plan(top, left, *rng.integers(0, 2, (3, len(index))).astype(bool)),
+        size,
+        before=draw(st.integers(0, 9)),
+    )
 
 
 @both_ways
@@ -182,7 +203,9 @@ def walled(tmp_path):
         base = _libc.mmap(None, inside + 2 * PAGE, access, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
         for wall in (base, base + PAGE + inside):
             assert _libc.mmap(wall, PAGE, access, mmap.MAP_SHARED | _MAP_FIXED, file, 0) == wall
-        return torch.frombuffer((ctypes.c_ubyte * n).from_address(base + PAGE + (inside - n if at_end else 0)), dtype=torch.uint8)
+        return torch.frombuffer(
+            (ctypes.c_ubyte * n).from_address(base + PAGE + (inside - n if at_end else 0)), dtype=torch.uint8
+        )
 
     yield make
     os.close(file)
@@ -351,12 +374,22 @@ def children(tmp_path_factory):
     """{case: (exit code, stderr)} of processes that meet a SIGBUS which is none of ours."""
     folder = tmp_path_factory.mktemp("children")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    run = subprocess.run([sys.executable, "-c", _CHILDREN], cwd=folder, env=environment, capture_output=True, text=True, timeout=60, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", _CHILDREN],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
     return {case: (code, (folder / case).read_text()) for case, code in json.loads(run.stdout).items()}
 
 
 @in_c
-@pytest.mark.parametrize("case", ["fault", "traced", "traced_after", "in_another_thread", "killed", "first_used_by_threads"])
+@pytest.mark.parametrize(
+    "case", ["fault", "traced", "traced_after", "in_another_thread", "killed", "first_used_by_threads"]
+)
 def test_a_bus_error_that_is_not_ours_still_kills(children, case):
     code, stderr = children[case]
     assert code == -signal.SIGBUS, stderr

@@ -107,10 +107,15 @@ def test_every_step_of_two_epochs_is_a_place_to_resume(files, mode, workers):
 @pytest.mark.parametrize("world", [2, 4])
 def test_shares_of_ranks_make_the_batch_of_one(files, mode, workers, drop_last, world):
     single = stream(loader(files[2].plain, 12, drop_last=drop_last), "mmap", 0, 0, 5)
-    shares = [stream(loader(files[2].plain, 12 // world, rank=rank, world=world, drop_last=drop_last), mode, workers, 0, 5) for rank in range(world)]
+    shares = [
+        stream(loader(files[2].plain, 12 // world, rank=rank, world=world, drop_last=drop_last), mode, workers, 0, 5)
+        for rank in range(world)
+    ]
     joined = [
         Batch(
-            *(torch.cat([getattr(batch, name)[: batch.count] for batch in batches]) for name in ("lr", "hr")), sum(b.count for b in batches), batches[0].total
+            *(torch.cat([getattr(batch, name)[: batch.count] for batch in batches]) for name in ("lr", "hr")),
+            sum(b.count for b in batches),
+            batches[0].total,
         )
         for batches in zip(*shares, strict=True)
     ]
@@ -133,7 +138,12 @@ def deliveries(draw) -> dict:
             "rank": draw(st.integers(0, world - 1)),
             "drop_last": draw(st.booleans()),
         },
-        "stream": {"mode": draw(st.sampled_from(MODES)), "workers": draw(st.integers(0, 4)), "start": start, "stop": start + draw(st.integers(0, 12))},
+        "stream": {
+            "mode": draw(st.sampled_from(MODES)),
+            "workers": draw(st.integers(0, 4)),
+            "start": start,
+            "stop": start + draw(st.integers(0, 12)),
+        },
     }
 
 
@@ -148,7 +158,9 @@ def test_any_delivery_is_what_slices_and_flips_give(files, way):
         patch.setattr(prefetch, "AHEAD", way["ahead"])
         if not way["c"]:
             patch.setattr(patches, "_library", lambda: None)
-        assert same(stream(source, **way["stream"]), by_hand(source, images, way["stream"]["start"], way["stream"]["stop"]))
+        assert same(
+            stream(source, **way["stream"]), by_hand(source, images, way["stream"]["start"], way["stream"]["stop"])
+        )
 
 
 def test_hints_to_the_kernel_change_nothing(files, monkeypatch):
@@ -230,7 +242,9 @@ def test_a_mode_that_needs_contiguous_pixels_is_refused_without_them(files, mode
         with pytest.raises(UserError) as caught:
             ask()
         message = str(caught.value)
-        assert message.startswith(f"{pairs.path}: --data-mode {mode} needs contiguous pixels, but /lr/0 is compressed (gzip); ")
+        assert message.startswith(
+            f"{pairs.path}: --data-mode {mode} needs contiguous pixels, but /lr/0 is compressed (gzip); "
+        )
         assert f"`rdn-fast prepare --repack {pairs.path} NEW.h5`" in message
         assert "--data-mode h5py" in message
 
@@ -266,12 +280,18 @@ def large(size: int) -> Large:
     return Large(LargePairs("DIV2K_x2.h5", size, 2), 16, 3 * (32**2 + 64**2))
 
 
-@pytest.mark.parametrize(("share", "mode"), [(0.05, "resident"), (prefetch.RESIDENT_SHARE, "resident"), (prefetch.RESIDENT_SHARE + 0.001, "mmap"), (2, "mmap")])
+@pytest.mark.parametrize(
+    ("share", "mode"),
+    [(0.05, "resident"), (prefetch.RESIDENT_SHARE, "resident"), (prefetch.RESIDENT_SHARE + 0.001, "mmap"), (2, "mmap")],
+)
 def test_auto_keeps_on_an_accelerator_what_is_small_beside_its_free_memory(monkeypatch, share, mode):
     monkeypatch.setattr(devices, "free_memory", lambda device: {CUDA: 80 * GB}[device])
     chosen, why = choose("auto", large(int(share * 80 * GB)), CUDA, ENOUGH)
     assert chosen == mode
-    assert why == f"its {share * 80:.1f} GB are {'less' if mode == 'resident' else 'more'} than 40% of the device's free 80.0 GB"
+    assert (
+        why
+        == f"its {share * 80:.1f} GB are {'less' if mode == 'resident' else 'more'} than 40% of the device's free 80.0 GB"
+    )
 
 
 def test_auto_keeps_nothing_that_a_short_run_will_not_use(monkeypatch):
@@ -287,11 +307,15 @@ def test_resident_that_does_not_fit_is_refused(monkeypatch, device):
     assert choose("resident", large(3 * GB), device, 1) == ("resident", "as asked")
     with pytest.raises(UserError) as caught:
         choose("resident", large(5 * GB), device, 1)
-    assert str(caught.value) == "--data-mode resident: DIV2K_x2.h5 holds 5.0 GB, and 3.0 GB of memory are free; give --data-mode mmap"
+    assert (
+        str(caught.value)
+        == "--data-mode resident: DIV2K_x2.h5 holds 5.0 GB, and 3.0 GB of memory are free; give --data-mode mmap"
+    )
 
 
 @pytest.mark.parametrize(
-    ("mode", "workers", "threads", "slots"), [("mmap", 1, "1 fill thread", 4), ("resident", 0, "0 fill threads", 3), ("h5py", 3, "3 fill threads", 6)]
+    ("mode", "workers", "threads", "slots"),
+    [("mmap", 1, "1 fill thread", 4), ("resident", 0, "0 fill threads", 3), ("h5py", 3, "3 fill threads", 6)],
 )
 def test_about_says_the_mode_and_what_it_holds(files, mode, workers, threads, slots):
     source = PrefetchLoader(loader(files[2].plain), CPU, mode, workers, 0, 50)
@@ -391,7 +415,9 @@ def to_the_end(pairs: PairedH5, mode: str, workers: int, change) -> tuple[int, B
     return after, error
 
 
-changes = pytest.mark.parametrize("change", [overwrite, cut_short, os.utime], ids=["overwritten", "cut short", "touched"])
+changes = pytest.mark.parametrize(
+    "change", [overwrite, cut_short, os.utime], ids=["overwritten", "cut short", "touched"]
+)
 
 
 @pytest.mark.parametrize("mode", ["mmap", "h5py"])
@@ -412,7 +438,10 @@ def test_a_batch_of_a_file_that_changes_meanwhile_is_not_given(own_file, monkeyp
         patches.develop(*arguments)
 
     monkeypatch.setattr(prefetch, "develop", while_it_changes)
-    with PrefetchLoader(loader(PairedH5(own_file, 2)), CPU, mode, 0, 0, 10) as source, pytest.raises(Failure, match="was changed while it was in use"):
+    with (
+        PrefetchLoader(loader(PairedH5(own_file, 2)), CPU, mode, 0, 0, 10) as source,
+        pytest.raises(Failure, match="was changed while it was in use"),
+    ):
         next(source)
 
 
@@ -520,7 +549,14 @@ assert same(stream(source, "resident"), stream(source, "mmap"))  # every image, 
 
 def python(script: str, *arguments) -> str:
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
-    run = subprocess.run([sys.executable, "-c", script, *map(str, arguments)], env=environment, capture_output=True, text=True, timeout=120, check=False)
+    run = subprocess.run(
+        [sys.executable, "-c", script, *map(str, arguments)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert run.returncode == 0, run.stderr
     return run.stdout
 
@@ -552,7 +588,9 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
             for key in range(60):
                 h5py.h5d.create(file.require_group(group).id, str(key).encode(), h5py.h5t.STD_U8LE, space, early)
                 if key % 10 == 5:
-                    file[group][str(key)][:] = np.random.default_rng(key).integers(0, 256, (size, size, 3), dtype=np.uint8)
+                    file[group][str(key)][:] = np.random.default_rng(key).integers(
+                        0, 256, (size, size, 3), dtype=np.uint8
+                    )
     size, first, grown, resident = map(int, python(_MEMORY, path).split())
     assert size > 200e6
     slots = 5 * 16 * 3 * 32**2 * 5 * 4  # bytes of floats
@@ -569,7 +607,10 @@ def test_a_file_that_changes_while_it_becomes_resident_is_not_kept(own_file):
         read_into(self, buffer, start)
         os.utime(own_file, (1, 1))
 
-    with mock.patch.object(PairedH5, "read_into", changing), pytest.raises(Failure, match="was changed while it was in use"):
+    with (
+        mock.patch.object(PairedH5, "read_into", changing),
+        pytest.raises(Failure, match="was changed while it was in use"),
+    ):
         PrefetchLoader(loader(pairs), CPU, "resident", 1, 0, 10)
 
 

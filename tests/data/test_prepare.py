@@ -249,7 +249,9 @@ def spoilt(image_folder, tmp_path):
     def make(kind):
         folder = image_folder(1)
         good = Image.open(folder / "picture_0.png")
-        path = folder / {"text": "notes.txt", "float": "depth.tif", "dds": "a.dds", "jpeg": "a.jpg"}.get(kind, "zebra.png")
+        path = folder / {"text": "notes.txt", "float": "depth.tif", "dds": "a.dds", "jpeg": "a.jpg"}.get(
+            kind, "zebra.png"
+        )
         if kind == "text":
             path.write_text("no picture")
         elif kind == "empty":
@@ -410,7 +412,10 @@ def test_output_that_cannot_be_written(image_folder, cli, tmp_path, output):
 def test_read_only_folder(image_folder, cli, tmp_path):
     folder = image_folder(1)
     (tmp_path / "locked").mkdir(mode=0o500)
-    assert "cannot be written" in cli("prepare", "--images-dir", folder, "--output-path", tmp_path / "locked" / "out.h5").user_error()
+    assert (
+        "cannot be written"
+        in cli("prepare", "--images-dir", folder, "--output-path", tmp_path / "locked" / "out.h5").user_error()
+    )
 
 
 @pytest.mark.parametrize("room", [4_000, 60_000], ids=["at once", "in the middle"])
@@ -418,7 +423,14 @@ def test_full_disk(image_folder, run_cli, photograph, tmp_path, room):
     # A limit on the size of files, because a test cannot fill the disk.
     folder = image_folder({f"{i}.png": photograph(100, 100, seed=i) for i in range(4)})
     output = tmp_path / "out.h5"
-    ended = run_cli("prepare", "--images-dir", folder, "--output-path", output, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (room, room)))
+    ended = run_cli(
+        "prepare",
+        "--images-dir",
+        folder,
+        "--output-path",
+        output,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (room, room)),
+    )
     assert ended.returncode == 2, ended.stderr
     assert ended.stderr.startswith(f"rdn-fast: error: {output}: cannot be written")
     assert ended.stderr.count("\n") == 1
@@ -430,7 +442,11 @@ def test_ctrl_c_is_heard_while_images_are_skipped(tmp_path):
     folder.mkdir()
     for i in range(3000):
         (folder / f"{i}.png").write_bytes(b"no image")
-    process = subprocess.Popen(command("prepare", "--images-dir", folder, "--output-path", tmp_path / "a.h5"), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        command("prepare", "--images-dir", folder, "--output-path", tmp_path / "a.h5"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     for _ in range(20):
         assert b"skipped" in process.stdout.readline()
     process.send_signal(signal.SIGINT)

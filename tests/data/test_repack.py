@@ -25,7 +25,10 @@ def pairs(photograph):
     def make(scale=2):
         made = []
         for i in range(5):
-            lr, hr = photograph(12 + i, 10 + 2 * i, seed=i), photograph(scale * (12 + i), scale * (10 + 2 * i), seed=100 + i)
+            lr, hr = (
+                photograph(12 + i, 10 + 2 * i, seed=i),
+                photograph(scale * (12 + i), scale * (10 + 2 * i), seed=100 + i),
+            )
             for image in (lr, hr):
                 image.flat[:256] = np.arange(256)
             made.append((lr, hr))
@@ -73,7 +76,13 @@ def assert_holds(path, pairs, scale=2):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"chunks": True}, {"chunks": (5, 4, 2)}, {"compression": "gzip"}, {"compression": "lzf", "shuffle": True, "fletcher32": True}],
+    [
+        {},
+        {"chunks": True},
+        {"chunks": (5, 4, 2)},
+        {"compression": "gzip"},
+        {"compression": "lzf", "shuffle": True, "fletcher32": True},
+    ],
     ids=["contiguous", "chunked", "small chunks", "gzip", "lzf"],
 )
 def test_pixels_are_the_same_and_can_be_mapped(tmp_path, make_h5, pairs, run, options):
@@ -126,7 +135,9 @@ FLOATS = pytest.mark.parametrize("dtype", ["f2", "f4", ">f4", "f8"])
 
 @FLOATS
 def test_floats_from_0_to_1(tmp_path, make_h5, pairs, run, dtype):
-    old = make_h5(tmp_path / "old.h5", [((lr / 255).astype(dtype), (hr / 255).astype(dtype)) for lr, hr in pairs()], chunks=True)
+    old = make_h5(
+        tmp_path / "old.h5", [((lr / 255).astype(dtype), (hr / 255).astype(dtype)) for lr, hr in pairs()], chunks=True
+    )
     assert "new.h5: 5 pairs at x2, float values taken as 0..1; " in run(old).out
     assert_holds(tmp_path / "new.h5", pairs())
 
@@ -151,7 +162,9 @@ def test_floats_are_rounded_to_nearest(tmp_path, make_h5, pairs, run, seed, larg
 
 def test_the_largest_float_decides_for_the_whole_file(tmp_path, make_h5, pairs, run):
     dark = tuple(image // 128 for image in pairs()[0])  # 0 and 1, of 255
-    old = make_h5(tmp_path / "old.h5", [tuple(image.astype(np.float32) for image in pair) for pair in (dark, *pairs()[1:])])
+    old = make_h5(
+        tmp_path / "old.h5", [tuple(image.astype(np.float32) for image in pair) for pair in (dark, *pairs()[1:])]
+    )
     assert "taken as 0..255" in run(old).out
     assert_holds(tmp_path / "new.h5", [dark, *pairs()[1:]])
 
@@ -169,7 +182,11 @@ def test_integers_beside_floats_stay_as_they_are(tmp_path, make_h5, pairs, run):
 
 
 def test_sizes_before_and_after_are_told(tmp_path, make_h5, photograph, run):
-    old = make_h5(tmp_path / "old.h5", [(photograph(100, 120).astype(np.float64), photograph(200, 240).astype(np.float64))], chunks=True)
+    old = make_h5(
+        tmp_path / "old.h5",
+        [(photograph(100, 120).astype(np.float64), photograph(200, 240).astype(np.float64))],
+        chunks=True,
+    )
     megabytes = re.search(r"; ([\d.]+) MB before, ([\d.]+) MB now\n", run(old).out).groups()
     assert megabytes == tuple(f"{path.stat().st_size / 1e6:.1f}" for path in (old, tmp_path / "new.h5"))
     assert float(megabytes[0]) > 4 * float(megabytes[1]) > 0
@@ -317,7 +334,9 @@ def test_sizes_that_are_no_scale(tmp_path, make_h5, photograph, pairs, refused, 
     assert refused(make_h5(tmp_path / "old.h5", images)).startswith(words)
 
 
-@pytest.mark.parametrize("content", [b"", b"not HDF5", b"\x89HDF\r\n\x1a\n" + bytes(100)], ids=["empty", "text", "only a signature"])
+@pytest.mark.parametrize(
+    "content", [b"", b"not HDF5", b"\x89HDF\r\n\x1a\n" + bytes(100)], ids=["empty", "text", "only a signature"]
+)
 def test_file_that_is_not_hdf5(tmp_path, refused, content):
     path = tmp_path / "old.h5"
     path.write_bytes(content)
@@ -348,7 +367,11 @@ def test_damaged_file(tmp_path, make_h5, pairs, refused, damage):
         content[header : header + 16] = bytes(16)
     path.write_bytes(content)
     message = refused(path)
-    assert message.startswith({"chunk": "/hr/3 cannot be read (", "group index": "damaged (", "dataset header": "pair 3 cannot be read ("}[damage])
+    assert message.startswith(
+        {"chunk": "/hr/3 cannot be read (", "group index": "damaged (", "dataset header": "pair 3 cannot be read ("}[
+            damage
+        ]
+    )
     assert "rdn-fast prepare" in message
 
 
@@ -402,9 +425,13 @@ def test_new_file_that_cannot_be_written(tmp_path, make_h5, pairs, cli):
 
 def test_full_disk(tmp_path, make_h5, photograph, run_cli):
     # A limit on the size of files, because a test cannot fill the disk.
-    old = make_h5(tmp_path / "old.h5", [(photograph(60, 60, i), photograph(120, 120, i)) for i in range(4)], chunks=True)
+    old = make_h5(
+        tmp_path / "old.h5", [(photograph(60, 60, i), photograph(120, 120, i)) for i in range(4)], chunks=True
+    )
     limit = (100_000, 100_000)
-    ended = run_cli("prepare", "--repack", old, "new.h5", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit))
+    ended = run_cli(
+        "prepare", "--repack", old, "new.h5", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    )
     assert ended.returncode == 2, ended.stderr
     assert ended.stderr.startswith("rdn-fast: error: new.h5: cannot be written")
     assert ended.stderr.count("\n") == 1
@@ -414,7 +441,13 @@ def test_full_disk(tmp_path, make_h5, photograph, run_cli):
 def test_ctrl_c_leaves_no_file_behind(tmp_path, make_h5, photograph):
     hr = photograph(300, 300).astype(np.int64)
     old = make_h5(tmp_path / "old.h5", [(hr[::2, ::2], hr)] * 60, compression="lzf")
-    process = subprocess.Popen(command("prepare", "--repack", old, "new.h5"), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command("prepare", "--repack", old, "new.h5"),
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     while not list(tmp_path.glob(".new.h5.*")):
         assert process.poll() is None, process.communicate()
         time.sleep(0.002)
@@ -428,7 +461,16 @@ def test_ctrl_c_leaves_no_file_behind(tmp_path, make_h5, photograph):
 
 
 @pytest.mark.parametrize(
-    "flag", [("--images-dir", "images"), ("--output-path=a.h5",), ("--scale", "2"), ("--eval",), ("--yjn870-compat",), ("--strict",)], ids=" ".join
+    "flag",
+    [
+        ("--images-dir", "images"),
+        ("--output-path=a.h5",),
+        ("--scale", "2"),
+        ("--eval",),
+        ("--yjn870-compat",),
+        ("--strict",),
+    ],
+    ids=" ".join,
 )
 @pytest.mark.parametrize("first", [True, False])
 def test_no_other_flag_goes_with_it(tmp_path, make_h5, pairs, cli, flag, first):
@@ -440,7 +482,11 @@ def test_no_other_flag_goes_with_it(tmp_path, make_h5, pairs, cli, flag, first):
 
 @pytest.mark.parametrize(
     ("given", "missing"),
-    [((), "--images-dir FOLDER"), (("--images-dir", "images"), "--output-path FILE.h5"), (("--output-path", "a.h5"), "--images-dir FOLDER")],
+    [
+        ((), "--images-dir FOLDER"),
+        (("--images-dir", "images"), "--output-path FILE.h5"),
+        (("--output-path", "a.h5"), "--images-dir FOLDER"),
+    ],
     ids=["both", "output", "images"],
 )
 def test_without_it_the_two_paths_are_needed(cli, given, missing):

@@ -77,7 +77,9 @@ def test_last_partial_batch_is_dropped_when_asked(pairs):
 
 @pytest.mark.parametrize(("batch_size", "world"), [(21, 1), (7, 3)])
 def test_nothing_is_left_when_the_only_batch_is_dropped(pairs, batch_size, world):
-    with pytest.raises(UserError, match="--drop-last: 20 images do not make one batch of 21; give a smaller --batch-size"):
+    with pytest.raises(
+        UserError, match="--drop-last: 20 images do not make one batch of 21; give a smaller --batch-size"
+    ):
         loader(pairs, batch_size, world=world, drop_last=True)
 
 
@@ -111,7 +113,9 @@ def test_threads_may_ask_at_once(pairs):
 def test_ranks_share_the_batch_of_one(pairs, world, batch_size, drop_last, number):
     assume(not drop_last or batch_size * world <= 20)
     single = epoch(loader(pairs, batch_size * world, drop_last=drop_last), number)
-    ranks = [epoch(loader(pairs, batch_size, rank=rank, world=world, drop_last=drop_last), number) for rank in range(world)]
+    ranks = [
+        epoch(loader(pairs, batch_size, rank=rank, world=world, drop_last=drop_last), number) for rank in range(world)
+    ]
     for whole, shares in zip(single, zip(*ranks, strict=True), strict=True):
         assert same(joined(list(shares))._replace(total=whole.total), whole)
         counts = [share.count for share in shares]
@@ -136,7 +140,10 @@ def test_batch_larger_than_the_set_is_one_step(pairs):
 
 def test_images_smaller_than_the_patch_are_left_out_and_named(tmp_path, make_h5):
     sizes = {"0": (PATCH, PATCH), "1": (PATCH - 1, 20), "2": (20, PATCH - 1), "3": (PATCH, 20), "4": (1, 1)}
-    images = {name: tuple(np.zeros((factor * h, factor * w, 3), np.uint8) for factor in (1, 2)) for name, (h, w) in sizes.items()}
+    images = {
+        name: tuple(np.zeros((factor * h, factor * w, 3), np.uint8) for factor in (1, 2))
+        for name, (h, w) in sizes.items()
+    }
     source = loader(PairedH5(make_h5(tmp_path / "a.h5", images), 2))
     assert source.left_out == ["1", "2", "4"]
     assert len(source) == 2
@@ -151,7 +158,10 @@ def test_nothing_is_left_out_of_images_that_are_large_enough(pairs):
 
 def test_no_image_as_large_as_the_patch(tmp_path, make_h5):
     sizes = [(PATCH - 1, 30), (4, 4)]
-    path = make_h5(tmp_path / "small.h5", [tuple(np.zeros((factor * h, factor * w, 3), np.uint8) for factor in (1, 2)) for h, w in sizes])
+    path = make_h5(
+        tmp_path / "small.h5",
+        [tuple(np.zeros((factor * h, factor * w, 3), np.uint8) for factor in (1, 2)) for h, w in sizes],
+    )
     with pytest.raises(UserError) as caught:
         loader(PairedH5(path, 2))
     message = str(caught.value)

@@ -158,7 +158,9 @@ def test_an_error_while_all_other_slots_are_full(ring, threads):
         note(step, slot)
 
     source = ring(memory, fill, range(20), threads)
-    until(lambda: not any(thread.is_alive() for thread in source._threads))  # those that waited for a slot have ended too
+    until(
+        lambda: not any(thread.is_alive() for thread in source._threads)
+    )  # those that waited for a slot have ended too
     assert Caller(lambda: source.take(0)).ended().error is error  # at once, though step 0 is there
 
 
@@ -220,7 +222,9 @@ def test_close_after_the_last_step_and_again(ring):
 FREE = -1
 
 
-def stress(kind: type[SlotRing], threads: int, fill_pause: float, take_pause: float, held: int, steps: int = 2000) -> int:
+def stress(
+    kind: type[SlotRing], threads: int, fill_pause: float, take_pause: float, held: int, steps: int = 2000
+) -> int:
     """How many steps' slots did not hold what they should, from take() to give_back(), which spoils them. held: slots taken at once."""
     memory = [np.full(64, FREE) for _ in range(held + 3)]
     busy = [threading.Lock() for _ in memory]
@@ -263,7 +267,9 @@ def stress(kind: type[SlotRing], threads: int, fill_pause: float, take_pause: fl
     return len(wrong)
 
 
-RACES = pytest.mark.parametrize(("fill_pause", "take_pause"), [(0, 5e-4), (5e-4, 0), (2e-4, 2e-4)], ids=["slow consumer", "slow producer", "both"])
+RACES = pytest.mark.parametrize(
+    ("fill_pause", "take_pause"), [(0, 5e-4), (5e-4, 0), (2e-4, 2e-4)], ids=["slow consumer", "slow producer", "both"]
+)
 
 
 @RACES
@@ -294,7 +300,11 @@ class Crowded(SlotRing):
 
     def _claim(self):
         with self._news:
-            self._news.wait_for(lambda: self._closed or self._claimed == self._stop or self._claimed <= self._free_from + len(self._slots))
+            self._news.wait_for(
+                lambda: (
+                    self._closed or self._claimed == self._stop or self._claimed <= self._free_from + len(self._slots)
+                )
+            )
             if self._closed or self._claimed == self._stop:
                 return None
             self._claimed += 1

@@ -63,7 +63,14 @@ def data(tmp_path):
 
 def python(program: str, environment: dict[str, str]) -> str:
     """What the program prints in a process of its own."""
-    ended = subprocess.run([sys.executable, "-c", program], env={**os.environ, **environment}, capture_output=True, encoding="utf-8", timeout=120, check=False)
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, **environment},
+        capture_output=True,
+        encoding="utf-8",
+        timeout=120,
+        check=False,
+    )
     assert ended.returncode == 0, ended.stderr
     return ended.stdout
 
@@ -71,29 +78,58 @@ def python(program: str, environment: dict[str, str]) -> str:
 @pytest.mark.parametrize(
     ("code", "version", "words"),
     [
-        (NO_CANN, RELEASE, ["CANN is missing (libhccl.so cannot be loaded)", "source /usr/local/Ascend/ascend-toolkit/set_env.sh"]),
+        (
+            NO_CANN,
+            RELEASE,
+            ["CANN is missing (libhccl.so cannot be loaded)", "source /usr/local/Ascend/ascend-toolkit/set_env.sh"],
+        ),
         pytest.param(
             NO_DRIVER,
             RELEASE,
             ["the Ascend driver is missing (libascend_hal.so ", "mount /usr/local/Ascend/driver", "`npu-smi info`"],
             marks=pytest.mark.slow,
         ),
-        pytest.param(MISSING.format("libtorch_cuda.so"), RELEASE, ["importing torch_npu fails: libtorch_cuda.so: cannot open"], marks=pytest.mark.slow),
         pytest.param(
-            "raise RuntimeError('Two accelerators\\n[ERROR] 2026')", RELEASE, ["importing torch_npu fails: Two accelerators; "], marks=pytest.mark.slow
+            MISSING.format("libtorch_cuda.so"),
+            RELEASE,
+            ["importing torch_npu fails: libtorch_cuda.so: cannot open"],
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "raise RuntimeError('Two accelerators\\n[ERROR] 2026')",
+            RELEASE,
+            ["importing torch_npu fails: Two accelerators; "],
+            marks=pytest.mark.slow,
         ),
         (
             "open('imported', 'w')",
             "1.2.3.post4",
-            ["torch_npu 1.2.3.post4 does not go with torch " + torch.__version__, f"pip install torch-npu=={RELEASE}, or torch==1.2.3"],
+            [
+                "torch_npu 1.2.3.post4 does not go with torch " + torch.__version__,
+                f"pip install torch-npu=={RELEASE}, or torch==1.2.3",
+            ],
         ),
-        (NO_DEVICE, RELEASE + "rc1", ["torch_npu finds no device", "`npu-smi info`", "--device /dev/davinci0", "ASCEND_RT_VISIBLE_DEVICES=7 must"]),
+        (
+            NO_DEVICE,
+            RELEASE + "rc1",
+            [
+                "torch_npu finds no device",
+                "`npu-smi info`",
+                "--device /dev/davinci0",
+                "ASCEND_RT_VISIBLE_DEVICES=7 must",
+            ],
+        ),
     ],
     ids=["CANN", "driver", "torch", "other", "versions", "no device"],
 )
 def test_what_is_wrong_is_one_line(package, tmp_path, code, version, words):
     environment = package(code, version) | {"ASCEND_RT_VISIBLE_DEVICES": "7"}
-    assert_user_error(cli("train", "--device", "npu", env=environment, cwd=tmp_path), "--device npu: ", *words, "--device cpu works everywhere")
+    assert_user_error(
+        cli("train", "--device", "npu", env=environment, cwd=tmp_path),
+        "--device npu: ",
+        *words,
+        "--device cpu works everywhere",
+    )
     assert not (tmp_path / "imported").exists()
 
 
@@ -119,7 +155,9 @@ def test_what_pip_leaves_behind_is_not_installed(tmp_path):
         assert python(program, environment).split() == ["False", "False"]
 
 
-@pytest.mark.parametrize("code", [NO_CANN, pytest.param(NO_DEVICE, marks=pytest.mark.slow)], ids=["broken", "no device"])
+@pytest.mark.parametrize(
+    "code", [NO_CANN, pytest.param(NO_DEVICE, marks=pytest.mark.slow)], ids=["broken", "no device"]
+)
 def test_auto_goes_on_without_and_says_so_once(package, code):
     program = """
 import os
@@ -136,7 +174,19 @@ for os.environ["RANK"] in ("1", "0"):
 @pytest.mark.slow
 def test_cpu_needs_no_torch_npu(package, data, tmp_path):
     environment = package(NO_CANN)
-    flags = ("--data-path", data, "--outputs-dir", tmp_path / "out", *TINY, "--batch-size", 8, "--max-steps", 2, "--rdb", "naive")
+    flags = (
+        "--data-path",
+        data,
+        "--outputs-dir",
+        tmp_path / "out",
+        *TINY,
+        "--batch-size",
+        8,
+        "--max-steps",
+        2,
+        "--rdb",
+        "naive",
+    )
     ended = cli("train", *flags, "--device", "cpu", env=environment)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert "note: " not in ended.stdout
@@ -145,7 +195,19 @@ def test_cpu_needs_no_torch_npu(package, data, tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="auto is a GPU here, of which there may be one only")
 def test_ranks_are_told_what_auto_is(package, data, tmp_path):
-    flags = ("--data-path", data, "--outputs-dir", tmp_path / "out", *TINY, "--batch-size", 4, "--max-steps", 2, "--rdb", "naive")
+    flags = (
+        "--data-path",
+        data,
+        "--outputs-dir",
+        tmp_path / "out",
+        *TINY,
+        "--batch-size",
+        4,
+        "--max-steps",
+        2,
+        "--rdb",
+        "naive",
+    )
     ended = cli("train", *flags, "--nproc", 2, env=package(NO_CANN))
     assert (ended.returncode, ended.stderr) == (0, "")
     assert ended.stdout.startswith("note: --device auto takes cpu: CANN is missing")
@@ -154,7 +216,12 @@ def test_ranks_are_told_what_auto_is(package, data, tmp_path):
 
 def test_an_autoload_that_the_user_asked_for_and_fails_is_one_line(package):
     ended = cli("train", "--device", "cpu", env=package(NO_CANN) | {ascend.AUTOLOAD: "1"})
-    assert_user_error(ended, "TORCH_DEVICE_BACKEND_AUTOLOAD=1 makes `import torch` fail: CANN is missing (libhccl.so ", "set_env.sh", "unset it")
+    assert_user_error(
+        ended,
+        "TORCH_DEVICE_BACKEND_AUTOLOAD=1 makes `import torch` fail: CANN is missing (libhccl.so ",
+        "set_env.sh",
+        "unset it",
+    )
 
 
 def test_other_runtime_errors_are_no_autoload_failures():
@@ -240,7 +307,9 @@ for os.environ["ASCEND_DEVICE_ID"], *words in CASES:
         ("", "npu", None, 2): f"local rank 2: {none.format(2)}",
         ("one", "cpu"): "cpu",
     }
-    said = python(f"CASES = {list(expected)}\n{program}", package(DEVICES.format(2)) | {ascend.AUTOLOAD: "0", "PYTHONUTF8": "1"})
+    said = python(
+        f"CASES = {list(expected)}\n{program}", package(DEVICES.format(2)) | {ascend.AUTOLOAD: "0", "PYTHONUTF8": "1"}
+    )
     assert said == "".join(f"{line}\n" for line in expected.values())
 
 
@@ -253,8 +322,24 @@ def test_the_real_wheel_without_cann(data, tmp_path):
     environment = {"PYTHONPATH": f"{tmp_path / 'site'}{os.pathsep}{ROOT}"}
     said = ("CANN is missing (libhccl.so cannot be loaded)", "source /usr/local/Ascend/ascend-toolkit/set_env.sh")
     assert_user_error(cli("train", "--device", "npu", env=environment), "--device npu: ", *said)
-    assert_user_error(cli("train", "--device", "cpu", env=environment | {ascend.AUTOLOAD: "1"}), "TORCH_DEVICE_BACKEND_AUTOLOAD=1", *said)
-    flags = ("--data-path", data, "--outputs-dir", tmp_path / "out", *TINY, "--batch-size", 8, "--max-steps", 2, "--rdb", "naive")
+    assert_user_error(
+        cli("train", "--device", "cpu", env=environment | {ascend.AUTOLOAD: "1"}),
+        "TORCH_DEVICE_BACKEND_AUTOLOAD=1",
+        *said,
+    )
+    flags = (
+        "--data-path",
+        data,
+        "--outputs-dir",
+        tmp_path / "out",
+        *TINY,
+        "--batch-size",
+        8,
+        "--max-steps",
+        2,
+        "--rdb",
+        "naive",
+    )
     ended = cli("train", *flags, env=environment)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert ended.stdout.startswith("note: --device auto takes ")

@@ -43,7 +43,9 @@ def graphs(monkeypatch):
 
     def of(step):
         def recording(*inputs):
-            if len(captured) == 0 and step.calls == CudaGraphed.EAGER:  # the capture: remembers, computes nothing that counts
+            if (
+                len(captured) == 0 and step.calls == CudaGraphed.EAGER
+            ):  # the capture: remembers, computes nothing that counts
                 outputs = tuple(torch.full((2,), float("nan")) for _ in range(2))
                 captured.append((step, inputs, outputs))
                 return outputs

@@ -12,18 +12,37 @@ CHECKS = sorted(simulated_npu.HERE.glob("check_*.py"))
 
 
 def python(npu_environment, *arguments) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, *map(str, arguments)], env=npu_environment, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        env=npu_environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
 
 
 def test_the_device_keeps_its_promises(npu_environment, tmp_path):
     assert len(CHECKS) == 6
-    ended = python(npu_environment, "-m", "pytest", "-q", "--noconftest", "-p", "no:cacheprovider", f"--basetemp={tmp_path / 'checks'}", *CHECKS)
+    ended = python(
+        npu_environment,
+        "-m",
+        "pytest",
+        "-q",
+        "--noconftest",
+        "-p",
+        "no:cacheprovider",
+        f"--basetemp={tmp_path / 'checks'}",
+        *CHECKS,
+    )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "skipped" not in ended.stdout, ended.stdout
 
 
 def test_it_refuses_to_stand_beside_another_device(npu_environment):
-    ended = python(npu_environment, "-c", "import torch; torch.utils.rename_privateuse1_backend('other'); import torch_npu")
+    ended = python(
+        npu_environment, "-c", "import torch; torch.utils.rename_privateuse1_backend('other'); import torch_npu"
+    )
     assert "ImportError: torch already has the device other" in ended.stderr
 
 
@@ -40,10 +59,16 @@ def test_devices_are_as_many_as_asked_for(npu_environment):
 @pytest.mark.parametrize(
     ("lacking", "words"),
     [
-        (lambda patch: patch.setattr(torch, "__version__", "2.11.0+cu130"), r"written for torch 2\.13\.\*, this is 2\.11\.0\+cu130"),
+        (
+            lambda patch: patch.setattr(torch, "__version__", "2.11.0+cu130"),
+            r"written for torch 2\.13\.\*, this is 2\.11\.0\+cu130",
+        ),
         (lambda patch: patch.setattr(sys, "platform", "darwin"), "written for Linux"),
         (lambda patch: patch.setenv("CXX", "no-such-compiler"), r"needs a C\+\+ compiler"),
-        (lambda patch: patch.setattr(simulated_npu, "_installed", lambda package: package == "torch_npu"), "the real torch_npu is installed"),
+        (
+            lambda patch: patch.setattr(simulated_npu, "_installed", lambda package: package == "torch_npu"),
+            "the real torch_npu is installed",
+        ),
     ],
 )
 def test_where_it_cannot_be_it_says_why(lacking, words, monkeypatch):
@@ -67,10 +92,36 @@ def test_the_library_is_compiled_once_and_whole_or_not_at_all(npu_environment, m
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("ranks", "named", "skipped"), [(1, "0:2,0:5", [2, 5]), (2, "1:3", [3])])
-def test_an_overflow_that_gives_no_inf_is_a_skipped_step_on_every_rank(npu_environment, tmp_path, ranks, named, skipped):
+def test_an_overflow_that_gives_no_inf_is_a_skipped_step_on_every_rank(
+    npu_environment, tmp_path, ranks, named, skipped
+):
     data = make_data(tmp_path / "data")
-    flags = ("--batch-size", 4, "--max-steps", 6, "--epochs", 6, "--opt-level", "O1", "--rdb", "naive", "--device", "npu", "--nproc", ranks)
+    flags = (
+        "--batch-size",
+        4,
+        "--max-steps",
+        6,
+        "--epochs",
+        6,
+        "--opt-level",
+        "O1",
+        "--rdb",
+        "naive",
+        "--device",
+        "npu",
+        "--nproc",
+        ranks,
+    )
     variables = {"FAKE_NPU_SATURATES": "1", "FAKE_NPU_OVERFLOWS": named, "TORCH_CPP_LOG_LEVEL": "ERROR"}
-    ended = cli("train", "--data-path", data, "--outputs-dir", tmp_path / "out", *TINY, *flags, env={**npu_environment, **variables})
+    ended = cli(
+        "train",
+        "--data-path",
+        data,
+        "--outputs-dir",
+        tmp_path / "out",
+        *TINY,
+        *flags,
+        env={**npu_environment, **variables},
+    )
     assert (ended.returncode, ended.stderr) == (0, "")
     assert [record["step"] for record in events(tmp_path / "out", "step") if record.get("skipped")] == skipped

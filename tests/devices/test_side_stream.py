@@ -50,7 +50,9 @@ class Punctual(Spoiling):
         return super().ready(step)
 
 
-def deliver(monkeypatch, lane: SimulatedLane, loader: PatchSampler, mode="mmap", workers=1, flush=0, ring=Punctual) -> list[Batch]:
+def deliver(
+    monkeypatch, lane: SimulatedLane, loader: PatchSampler, mode="mmap", workers=1, flush=0, ring=Punctual
+) -> list[Batch]:
     """What a training loop finds in its batches when the device computes its steps. The host waits for it after every `flush` steps; 0: at the end."""
     monkeypatch.setattr(devices, "side_stream", lambda device: lane)
     monkeypatch.setattr(prefetch, "SlotRing", ring)
@@ -79,7 +81,10 @@ def deliver(monkeypatch, lane: SimulatedLane, loader: PatchSampler, mode="mmap",
 @pytest.mark.parametrize(("workers", "ring"), [(0, Spoiling), (1, Punctual), (3, Punctual), (3, Spoiling)])
 def test_a_device_finds_the_right_batches(monkeypatch, pairs, eager, mode, flush, workers, ring):
     source = loader(pairs)
-    assert same(deliver(monkeypatch, SimulatedLane(eager), source, mode, workers, flush, ring), by_hand(source, IMAGES, 0, STEPS))
+    assert same(
+        deliver(monkeypatch, SimulatedLane(eager), source, mode, workers, flush, ring),
+        by_hand(source, IMAGES, 0, STEPS),
+    )
 
 
 @SCHEDULES
@@ -227,7 +232,9 @@ def test_a_cpu_has_no_lane():
 def test_host_memory_is_page_locked_for_an_accelerator_only(monkeypatch):
     asked = []
     empty = torch.empty
-    monkeypatch.setattr(torch, "empty", lambda shape, dtype, pin_memory: asked.append(pin_memory) or empty(shape, dtype=dtype))
+    monkeypatch.setattr(
+        torch, "empty", lambda shape, dtype, pin_memory: asked.append(pin_memory) or empty(shape, dtype=dtype)
+    )
     for device in ("cpu", "cuda"):
         memory = devices.pinned_empty((2, 5), torch.int64, torch.device(device))
         assert (memory.shape, memory.dtype) == ((2, 5), torch.int64)
@@ -277,4 +284,7 @@ def test_a_real_device_finds_the_right_batches(pairs, mode, workers):
                 assert tensor.device.type == device.type
                 assert tensor.is_contiguous(memory_format=devices.memory_format(device))
             found.append(batch._replace(lr=batch.lr.clone(), hr=batch.hr.clone()))
-    assert same([batch._replace(lr=batch.lr.cpu(), hr=batch.hr.cpu()) for batch in found], by_hand(loader(pairs), IMAGES, 0, STEPS))
+    assert same(
+        [batch._replace(lr=batch.lr.cpu(), hr=batch.hr.cpu()) for batch in found],
+        by_hand(loader(pairs), IMAGES, 0, STEPS),
+    )

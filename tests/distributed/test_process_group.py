@@ -21,14 +21,29 @@ from rdn_fast.training import launch
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return make_data(tmp_path_factory.mktemp("data"), images=17)  # batches of 8, 8 and 1: one rank's last share is empty
+    return make_data(
+        tmp_path_factory.mktemp("data"), images=17
+    )  # batches of 8, 8 and 1: one rank's last share is empty
 
 
 @pytest.fixture(scope="module")
 def two_ranks(data, tmp_path_factory):
     """The folder of ten steps on two ranks with batch 4."""
     out = tmp_path_factory.mktemp("two")
-    flags = ("--batch-size", 4, "--epochs", 4, "--max-steps", 10, "--lr", "1e-4", "--opt-level", "O0", "--rdb", "winograd")
+    flags = (
+        "--batch-size",
+        4,
+        "--epochs",
+        4,
+        "--max-steps",
+        10,
+        "--lr",
+        "1e-4",
+        "--opt-level",
+        "O0",
+        "--rdb",
+        "winograd",
+    )
     result = cli("train", "--data-path", data, "--outputs-dir", out, *TINY, *flags, "--nproc", 2)
     assert result.returncode == 0, result
     assert result.stderr == ""
@@ -36,7 +51,20 @@ def two_ranks(data, tmp_path_factory):
 
 
 def test_two_ranks_equal_one_with_twice_the_batch(data, two_ranks, tmp_path):
-    flags = ("--batch-size", 8, "--epochs", 4, "--max-steps", 10, "--lr", "1e-4", "--opt-level", "O0", "--rdb", "winograd")
+    flags = (
+        "--batch-size",
+        8,
+        "--epochs",
+        4,
+        "--max-steps",
+        10,
+        "--lr",
+        "1e-4",
+        "--opt-level",
+        "O0",
+        "--rdb",
+        "winograd",
+    )
     assert main(["train", "--data-path", str(data), "--outputs-dir", str(tmp_path), *TINY, *map(str, flags)]) == 0
     ours, theirs = events(two_ranks, "step"), events(tmp_path, "step")
     assert len(ours) == len(theirs) == 10
@@ -52,11 +80,27 @@ def test_two_ranks_equal_one_with_twice_the_batch(data, two_ranks, tmp_path):
 
 @pytest.mark.slow
 def test_the_first_rank_chooses_for_all(data, tmp_path):
-    result = cli("train", "--data-path", data, "--outputs-dir", tmp_path, *TINY, "--batch-size", 4, "--max-steps", 4, "--nproc", 2)
+    result = cli(
+        "train",
+        "--data-path",
+        data,
+        "--outputs-dir",
+        tmp_path,
+        *TINY,
+        "--batch-size",
+        4,
+        "--max-steps",
+        4,
+        "--nproc",
+        2,
+    )
     assert result.returncode == 0, result
     chosen = {name for record in events(tmp_path, "start") for name in record["rdb"].values()}
     assert chosen <= {row.name for row in able(torch.device("cpu"), torch.float32, True)}
-    assert torch.load(next(tmp_path.glob("checkpoints/*")), weights_only=True)["rows"] == events(tmp_path, "start")[0]["rdb"]
+    assert (
+        torch.load(next(tmp_path.glob("checkpoints/*")), weights_only=True)["rows"]
+        == events(tmp_path, "start")[0]["rdb"]
+    )
 
 
 def initial():
@@ -67,10 +111,41 @@ def initial():
 
 @pytest.mark.slow
 def test_plain_torchrun_works_as_well(data, two_ranks, tmp_path):
-    words = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *command()[1:], "train", "--data-path", data, "--outputs-dir", tmp_path)
-    flags = ("--batch-size", 4, "--epochs", 4, "--max-steps", 10, "--lr", "1e-4", "--opt-level", "O0", "--rdb", "winograd")
+    words = (
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        *command()[1:],
+        "train",
+        "--data-path",
+        data,
+        "--outputs-dir",
+        tmp_path,
+    )
+    flags = (
+        "--batch-size",
+        4,
+        "--epochs",
+        4,
+        "--max-steps",
+        10,
+        "--lr",
+        "1e-4",
+        "--opt-level",
+        "O0",
+        "--rdb",
+        "winograd",
+    )
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    result = subprocess.run([sys.executable, *map(str, (*words, *TINY, *flags))], capture_output=True, text=True, env=environment, check=False)
+    result = subprocess.run(
+        [sys.executable, *map(str, (*words, *TINY, *flags))],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
     assert result.returncode == 0, result
     assert (tmp_path / "last.pth").read_bytes() == (two_ranks / "last.pth").read_bytes()
     assert len(re.findall(r"^Final Performance images/sec : ", result.stdout, re.M)) == 1  # only the first rank speaks
@@ -91,7 +166,9 @@ def test_more_ranks_than_devices(data, monkeypatch, capsys):
 def test_mistakes_are_found_before_ranks_start(data, tmp_path):
     assert_user_error(cli("train", "--data-path", tmp_path, "--nproc", 2), "DIV2K_x2.h5", "no such file")
     assert_user_error(cli("train", "--data-path", data, "--patch-size", 99, "--nproc", 2), "--patch-size")
-    assert_user_error(cli("train", "--data-path", data, "--device-id", 0, "--nproc", 2), "--device-id 0", "give no index")
+    assert_user_error(
+        cli("train", "--data-path", data, "--device-id", 0, "--nproc", 2), "--device-id 0", "give no index"
+    )
 
 
 def test_mistakes_in_the_data_are_found_before_ranks_start(data, tmp_path, make_h5, monkeypatch, capsys):
@@ -100,7 +177,10 @@ def test_mistakes_in_the_data_are_found_before_ranks_start(data, tmp_path, make_
     (tmp_path / "empty").mkdir()
     monkeypatch.setattr(launch, "elastic_launch", None)  # not called
     for flags, words in (
-        (("--train-file", compressed, "--data-mode", "mmap"), (str(compressed), "--data-mode mmap", "prepare --repack")),
+        (
+            ("--train-file", compressed, "--data-mode", "mmap"),
+            (str(compressed), "--data-mode mmap", "prepare --repack"),
+        ),
         (("--train-dir", tmp_path / "empty"), (f"--train-dir {tmp_path / 'empty'}: ", "holds no files")),
         (("--data-path", data, "--drop-last", "--batch-size", 9), ("--drop-last", "batch of 18", "--batch-size")),
     ):
@@ -117,7 +197,11 @@ def test_mistakes_in_the_data_are_found_before_ranks_start(data, tmp_path, make_
 def test_a_mistake_that_only_the_ranks_meet_is_one_line(data, two_ranks, tmp_path, mistake):
     out = tmp_path / "out"
     flags = {"damaged": (), "unwritable": (), "other settings": ("--seed", 4)}[mistake]
-    words = {"damaged": "no checkpoint there can be read", "unwritable": "cannot be written", "other settings": "seed was 123, now 4"}[mistake]
+    words = {
+        "damaged": "no checkpoint there can be read",
+        "unwritable": "cannot be written",
+        "other settings": "seed was 123, now 4",
+    }[mistake]
     if mistake == "unwritable":
         out.write_text("")
     elif mistake == "damaged":
@@ -125,7 +209,23 @@ def test_a_mistake_that_only_the_ranks_meet_is_one_line(data, two_ranks, tmp_pat
         (out / "checkpoints" / "step_00000001.pt").write_bytes(b"broken")
     else:
         shutil.copytree(two_ranks, out)
-    result = cli("train", "--data-path", data, "--outputs-dir", out, *TINY, *flags, "--batch-size", 4, "--opt-level", "O0", "--resume", "auto", "--nproc", 2)
+    result = cli(
+        "train",
+        "--data-path",
+        data,
+        "--outputs-dir",
+        out,
+        *TINY,
+        *flags,
+        "--batch-size",
+        4,
+        "--opt-level",
+        "O0",
+        "--resume",
+        "auto",
+        "--nproc",
+        2,
+    )
     assert_user_error(result, words)
 
 
@@ -133,11 +233,16 @@ def started(data, out):
     """A run on two ranks that is under way, and the process ids of its ranks."""
     flags = ("--epochs", 100_000, "--checkpoint-every", "0.2", "--nproc", 2)
     process = subprocess.Popen(
-        command("train", "--data-path", data, "--outputs-dir", out, *TINY, *flags), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command("train", "--data-path", data, "--outputs-dir", out, *TINY, *flags),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     while "epoch:1 " not in process.stdout.readline():
         assert process.poll() is None, process.stderr.read()
-    ranks = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True, check=True).stdout.split()
+    ranks = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True, check=True
+    ).stdout.split()
     assert len(ranks) == 2
     return process, [int(pid) for pid in ranks]
 
@@ -146,7 +251,9 @@ def gone(pids, seconds=60.0):
     """Whether all the processes end within the time."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        alive = subprocess.run(["ps", "-o", "stat=", "-p", ",".join(map(str, pids))], capture_output=True, text=True, check=False).stdout.split()
+        alive = subprocess.run(
+            ["ps", "-o", "stat=", "-p", ",".join(map(str, pids))], capture_output=True, text=True, check=False
+        ).stdout.split()
         if all(state.startswith("Z") for state in alive):
             return True
         time.sleep(0.1)
@@ -175,7 +282,10 @@ def test_a_killed_launcher_leaves_no_rank_behind(data, tmp_path):
 @pytest.mark.parametrize(("number", "to_all"), [(signal.SIGTERM, False), (signal.SIGTERM, True), (signal.SIGINT, True)])
 def test_a_stopped_launcher_saves(data, tmp_path, number, to_all):
     process, ranks = started(data, tmp_path)
-    for pid in (process.pid, *(ranks if to_all else ())):  # a terminal or a container's end reaches all, and the launcher tells its ranks again
+    for pid in (
+        process.pid,
+        *(ranks if to_all else ()),
+    ):  # a terminal or a container's end reaches all, and the launcher tells its ranks again
         os.kill(pid, number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number

@@ -15,7 +15,21 @@ from runs import ROOT, TINY, cli, command, events, make_data
 from rdn_fast.cli import main
 from rdn_fast.training.run_folder import begun, own
 
-FLAGS = (*TINY, "--batch-size", 4, "--epochs", 100_000, "--max-steps", 150, "--eval-every", 1000, "--opt-level", "O0", "--rdb", "naive")
+FLAGS = (
+    *TINY,
+    "--batch-size",
+    4,
+    "--epochs",
+    100_000,
+    "--max-steps",
+    150,
+    "--eval-every",
+    1000,
+    "--opt-level",
+    "O0",
+    "--rdb",
+    "naive",
+)
 SAVING = ("--checkpoint-every", "0.05")
 
 
@@ -44,7 +58,9 @@ def launcher(data, tmp_path):
         if patch:  # it imports torch before rdn-fast can set this
             environment["TORCH_CPP_LOG_LEVEL"] = "ERROR"
         words = command("train", "--data-path", data, "--outputs-dir", out, *FLAGS, *SAVING, *flags)
-        started.append(subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment))
+        started.append(
+            subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+        )
         return started[-1]
 
     yield start
@@ -79,7 +95,9 @@ def saved(out: Path, *processes: subprocess.Popen) -> None:
 
 
 def ranks_of(process: subprocess.Popen) -> list[int]:
-    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True, check=False)
+    listed = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True, check=False
+    )
     return [int(pid) for pid in listed.stdout.split()]
 
 
@@ -144,8 +162,14 @@ def test_a_killed_rank_is_started_anew_and_nothing_shows(launcher, data, tmp_pat
     os.kill(ranks_of(process)[0], signal.SIGKILL)
     [(code, told, err)] = ends([process])
     assert code == 0, err
-    assert re.search(rf"^rank 0 \({socket.gethostname()}\) was killed by signal 9; restart 1 of 1, from the last checkpoint$", told, re.M), told
-    assert [record["step"] for record in events(out, "resume")] == [int(told.split("resumed at step ")[1].split(",")[0])]
+    assert re.search(
+        rf"^rank 0 \({socket.gethostname()}\) was killed by signal 9; restart 1 of 1, from the last checkpoint$",
+        told,
+        re.M,
+    ), told
+    assert [record["step"] for record in events(out, "resume")] == [
+        int(told.split("resumed at step ")[1].split(",")[0])
+    ]
     assert_same_run(out, whole)
     [earlier] = out.glob("earlier-*")
     assert_same_run(earlier, whole)
@@ -167,8 +191,13 @@ def test_a_rank_killed_on_one_node_ends_the_run_on_both(two_nodes, tmp_path):
     os.kill(ranks_of(nodes[0])[0], signal.SIGKILL)
     (code, _, err), (other_code, _, other_err) = ends(nodes, 20)
     assert (code, other_code) == (1, 1)
-    assert re.fullmatch(rf"rdn-fast: failed: rank \d \({socket.gethostname()}\) was killed by signal 9; go on with --resume auto\n", err), err
-    assert re.fullmatch(r"rdn-fast.*: failed: lost contact with another rank, whose own message says why; go on with --resume auto\n", other_err), other_err
+    assert re.fullmatch(
+        rf"rdn-fast: failed: rank \d \({socket.gethostname()}\) was killed by signal 9; go on with --resume auto\n", err
+    ), err
+    assert re.fullmatch(
+        r"rdn-fast.*: failed: lost contact with another rank, whose own message says why; go on with --resume auto\n",
+        other_err,
+    ), other_err
 
 
 @pytest.mark.slow
@@ -210,7 +239,9 @@ PContext.close.__defaults__, agent._PROMPT = (None, 3), 1  # seconds from SIGTER
     os.kill(ranks_of(process)[1], signal.SIGSTOP)
     [(code, _, err)] = ends([process])
     assert code == 1
-    assert err == f"rdn-fast: failed: no answer for 3 s from rank 1 ({socket.gethostname()}); go on with --resume auto\n"
+    assert (
+        err == f"rdn-fast: failed: no answer for 3 s from rank 1 ({socket.gethostname()}); go on with --resume auto\n"
+    )
 
 
 @pytest.mark.slow
@@ -229,7 +260,10 @@ if os.environ.get("RANK") == "1":
     assert mistaken == (2, "", "rdn-fast [rank 1]: error: not here\n")
     code, told, err = waiting
     assert (code, told) == (1, "")
-    assert re.fullmatch(r"rdn-fast: failed: .*(another node has left the run|the node where all meet has gone).*; go on with --resume auto\n", err), err
+    assert re.fullmatch(
+        r"rdn-fast: failed: .*(another node has left the run|the node where all meet has gone).*; go on with --resume auto\n",
+        err,
+    ), err
 
 
 @pytest.mark.slow
@@ -252,7 +286,10 @@ if os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0":
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("flags", "code", "words"), [(("--lr", "1e30"), 1, "not finite"), (("--resume", "auto", "--seed", 4), 2, "seed was 123, now 4")])
+@pytest.mark.parametrize(
+    ("flags", "code", "words"),
+    [(("--lr", "1e30"), 1, "not finite"), (("--resume", "auto", "--seed", 4), 2, "seed was 123, now 4")],
+)
 def test_what_would_end_so_again_is_not_started_anew(launcher, whole, tmp_path, flags, code, words):
     out = tmp_path / "out"
     shutil.copytree(whole, out)
@@ -270,7 +307,11 @@ def test_a_place_where_nobody_comes_or_somebody_else_is(launcher, tmp_path):
         places = f"127.0.0.1:{free_port()}", f"nowhere.invalid:{free_port()}", f"127.0.0.1:{taken.getsockname()[1]}"
         started = [launcher(tmp_path / "out", "--nnodes", 2, "--rdzv-endpoint", place, patch=patch) for place in places]
         ended = ends(started)
-    words = "fewer than 2 nodes have come there within 3 s", "nobody has answered there for 3 s", "what listens there is no launcher of this run"
+    words = (
+        "fewer than 2 nodes have come there within 3 s",
+        "nobody has answered there for 3 s",
+        "what listens there is no launcher of this run",
+    )
     for (code, _, err), place, said, expected in zip(ended, places, words, (1, 1, 2), strict=True):
         assert code == expected, err
         assert re.fullmatch(rf"rdn-fast: (failed|error): --rdzv-endpoint {place}: {said}.*\n", err), err
@@ -296,7 +337,16 @@ from torch.distributed.elastic.rendezvous.dynamic_rendezvous import RendezvousTi
 RendezvousTimeout._DEFAULT_TIMEOUTS["last_call"] = timedelta(seconds=1)  # for the most nodes, once the least are there
 """
     out = tmp_path / "out"
-    flags = ("--nnodes", "1:2", "--rdzv-endpoint", f"127.0.0.1:{free_port()}", "--batch-size", 8, "--max-steps", 1_000_000)
+    flags = (
+        "--nnodes",
+        "1:2",
+        "--rdzv-endpoint",
+        f"127.0.0.1:{free_port()}",
+        "--batch-size",
+        8,
+        "--max-steps",
+        1_000_000,
+    )
     nodes = [launcher(out, *flags, patch=patch)]
     saved(out, *nodes)
     nodes.append(launcher(out, *flags, patch=patch))

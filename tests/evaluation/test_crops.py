@@ -39,7 +39,9 @@ def test_windows_are_where_the_gain_is_least_and_most():
 def test_decibels_are_those_of_the_window_alone(photograph, scale):
     hr, bicubic, rdn = (photograph(150, 200, seed=i) for i in range(3))
     for crop in worst_and_best("a", hr, bicubic, rdn, scale):
-        around = np.s_[crop.top - scale : crop.top + 96 + scale, crop.left - scale : crop.left + 96 + scale]  # psnr_y() crops it
+        around = np.s_[
+            crop.top - scale : crop.top + 96 + scale, crop.left - scale : crop.left + 96 + scale
+        ]  # psnr_y() crops it
         assert crop.bicubic_psnr == pytest.approx(metrics.psnr_y(bicubic[around], hr[around], scale), abs=1e-9)
         assert crop.rdn_psnr == pytest.approx(metrics.psnr_y(rdn[around], hr[around], scale), abs=1e-9)
 

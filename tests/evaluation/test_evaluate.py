@@ -121,7 +121,9 @@ def test_values_are_the_metrics_of_the_models_output(numbers, weights, image_fol
         lr = Image.fromarray(hr).resize((w, h), Image.Resampling.BICUBIC)
         ours = output(np.asarray(lr), small(scale))
         cubic = np.asarray(lr.resize((w * scale, h * scale), Image.Resampling.BICUBIC))
-        assert row["psnr_y"] == pytest.approx(metrics.psnr_y(ours, hr, scale), rel=1e-4)  # a value near .5 may round otherwise
+        assert row["psnr_y"] == pytest.approx(
+            metrics.psnr_y(ours, hr, scale), rel=1e-4
+        )  # a value near .5 may round otherwise
         assert row["psnr_y_compat"] == pytest.approx(metrics.psnr_y_compat(ours, hr, scale), rel=1e-5)
         assert row["ssim_y"] == pytest.approx(metrics.ssim_y(ours, hr, scale), abs=1e-4)
         assert row["bicubic_psnr_y"] == metrics.psnr_y(cubic, hr, scale)
@@ -136,7 +138,10 @@ def test_self_ensemble_is_the_mean_over_eight_turned_and_mirrored_images(report,
         ways = [(turns, mirrored) for turns in range(4) for mirrored in (False, True)]
         lr = halved(hr)
         seen = [output(np.rot90(lr[:, ::-1] if mirrored else lr, turns)) for turns, mirrored in ways]
-        back = [np.rot90(image, -turns)[:, ::-1] if mirrored else np.rot90(image, -turns) for image, (turns, mirrored) in zip(seen, ways, strict=True)]
+        back = [
+            np.rot90(image, -turns)[:, ::-1] if mirrored else np.rot90(image, -turns)
+            for image, (turns, mirrored) in zip(seen, ways, strict=True)
+        ]
         assert row["psnr_y_compat"] == pytest.approx(metrics.psnr_y_compat(np.mean(back, axis=0), hr, 2), rel=1e-5)
         assert row["psnr_y_compat"] != pytest.approx(metrics.psnr_y_compat(output(lr), hr, 2), rel=1e-5)
 
@@ -167,7 +172,9 @@ def test_scale_may_be_given_when_it_is_right(numbers, weights, prepared):
 
 
 def test_as_a_process_of_its_own(run_cli, report, weights, prepared, tmp_path):
-    ended = run_cli("eval", "--weights-file", weights(), "--eval-file", prepared.eval, "--device", "cpu", "--json", "own.json")
+    ended = run_cli(
+        "eval", "--weights-file", weights(), "--eval-file", prepared.eval, "--device", "cpu", "--json", "own.json"
+    )
     assert (ended.returncode, ended.stderr) == (0, "")
     assert "picture_3" in ended.stdout
     here, there = report(weights(), prepared.eval), json.loads((tmp_path / "own.json").read_text())
@@ -208,9 +215,26 @@ def test_cuda_measures_in_float32_and_then_is_as_before(monkeypatch):
 
 def test_report_tells_of_the_model_and_the_machine(report, weights, prepared):
     result = report(weights(3), prepared.images)
-    assert list(result) == ["weights", "weights_sha256", "model", "config", "parameters", "scale", "self_ensemble", "precision", "device", "versions", "sets"]
+    assert list(result) == [
+        "weights",
+        "weights_sha256",
+        "model",
+        "config",
+        "parameters",
+        "scale",
+        "self_ensemble",
+        "precision",
+        "device",
+        "versions",
+        "sets",
+    ]
     assert result["weights_sha256"] == hashlib.sha256(Path(result["weights"]).read_bytes()).hexdigest()
-    assert (result["weights"], result["scale"], result["self_ensemble"], result["precision"]) == (str(weights(3)), 3, False, "float32")
+    assert (result["weights"], result["scale"], result["self_ensemble"], result["precision"]) == (
+        str(weights(3)),
+        3,
+        False,
+        "float32",
+    )
     assert ModelConfig(**result["config"]) == small(3).config
     assert result["parameters"] == sum(value.numel() for value in small(3).state_dict().values())
     assert result["device"].startswith("cpu ")
@@ -248,7 +272,11 @@ def test_csv_has_a_row_for_each_image_and_each_mean(report, weights, prepared, t
     result = report(weights(), prepared.eval, prepared.images, "--csv", tmp_path / "report.csv")
     with (tmp_path / "report.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    expected = [{"set": each["name"], "image": row["name"], **row} for each in result["sets"] for row in (*each["images"], {"name": "mean", **each["mean"]})]
+    expected = [
+        {"set": each["name"], "image": row["name"], **row}
+        for each in result["sets"]
+        for row in (*each["images"], {"name": "mean", **each["mean"]})
+    ]
     assert list(rows[0]) == ["set", "image", *COLUMNS]
     assert [{**row, **{column: float(row[column]) for column in COLUMNS}} for row in rows] == [
         {key: value for key, value in row.items() if key != "name"} for row in expected
@@ -258,7 +286,9 @@ def test_csv_has_a_row_for_each_image_and_each_mean(report, weights, prepared, t
 def test_markdown_has_a_row_for_each_set(report, weights, prepared, tmp_path):
     result = report(weights(), prepared.eval, prepared.images, "--markdown", tmp_path / "report.md")
     text = (tmp_path / "report.md").read_text()
-    head, line, *rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in text.splitlines() if row.startswith("|")]
+    head, line, *rows = [
+        [cell.strip() for cell in row.strip("|").split("|")] for row in text.splitlines() if row.startswith("|")
+    ]
     assert [len(row) for row in (head, line, *rows)] == [8] * 4
     assert {*"".join(line)} == {"-"}
     measures = ("PSNR-Y", "PSNR-Y ref.", "SSIM-Y")
@@ -291,7 +321,19 @@ def test_names_of_saved_images_stay_inside_the_folder_and_apart(report, weights,
     assert [row["name"] for row in rows] == names
     saved = {path.name: path for path in (tmp_path / "out" / "odd").iterdir()}
     assert len(list((tmp_path / "out").rglob("*"))) == 1 + len(saved)
-    assert sorted(saved) == sorted(["__up.png", "a_b.png", "a_b_2.png", "A_B_3.png", "_.png", "__2.png", "con_sole.png", "x" * 200 + ".png", "Ä 漢.png"])
+    assert sorted(saved) == sorted(
+        [
+            "__up.png",
+            "a_b.png",
+            "a_b_2.png",
+            "A_B_3.png",
+            "_.png",
+            "__2.png",
+            "con_sole.png",
+            "x" * 200 + ".png",
+            "Ä 漢.png",
+        ]
+    )
     assert metrics.psnr_y(np.asarray(Image.open(saved["A_B_3.png"])), images[3], 2) == rows[3]["psnr_y"]
 
 
@@ -310,12 +352,18 @@ def test_files_to_write_never_replace_what_is_read(evaluate, weights, prepared, 
     (tmp_path / "link").symlink_to(folder)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     for target in (folder / "picture_0.png", folder / "new.png", tmp_path / "link/new.png", file, of_model):
-        assert evaluate(of_model, folder, file, flag, target).user_error().startswith(f"{flag} {target}: is read by this command")
+        assert (
+            evaluate(of_model, folder, file, flag, target)
+            .user_error()
+            .startswith(f"{flag} {target}: is read by this command")
+        )
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def test_two_tables_never_go_to_one_file(evaluate, weights, prepared, tmp_path):
-    message = evaluate(weights(), prepared.eval, "--json", tmp_path / "a", "--csv", tmp_path / ".." / tmp_path.name / "a").user_error()
+    message = evaluate(
+        weights(), prepared.eval, "--json", tmp_path / "a", "--csv", tmp_path / ".." / tmp_path.name / "a"
+    ).user_error()
     assert message.startswith("--csv ")
     assert "given twice" in message
     assert not (tmp_path / "a").exists()
@@ -338,7 +386,9 @@ def test_names_of_any_bytes(report, weights, image_folder, tmp_path):
 
 
 def test_figure_of_all_sets(report, weights, prepared, image_folder, tmp_path):
-    report(weights(), prepared.images, image_folder(1, size=(120, 130), name="Other"), "--figure", tmp_path / "figure.png")
+    report(
+        weights(), prepared.images, image_folder(1, size=(120, 130), name="Other"), "--figure", tmp_path / "figure.png"
+    )
     with Image.open(tmp_path / "figure.png") as figure:
         assert (figure.format, figure.width) == ("PNG", 1192)
 
@@ -383,7 +433,9 @@ def test_infinity_is_null_in_json_and_inf_in_the_table(evaluate, weights, prepar
     ended = evaluate(weights(), prepared.eval, "--json", tmp_path / "report.json", "--figure", tmp_path / "figure.png")
     assert ended.code == 0
     assert "inf" in ended.out
-    (result,) = json.loads((tmp_path / "report.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))["sets"]
+    (result,) = json.loads(
+        (tmp_path / "report.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON")
+    )["sets"]
     assert [row["psnr_y"] for row in result["images"]] == [None] * 4
     assert result["mean"]["psnr_y"] is None
     assert result["mean"]["ssim_y"] == pytest.approx(1, abs=1e-12)
@@ -391,7 +443,11 @@ def test_infinity_is_null_in_json_and_inf_in_the_table(evaluate, weights, prepar
 
 def test_finite_replaces_infinity_everywhere_and_nothing_else():
     value = {"images": [{"name": "inf", "a": math.inf, "b": -math.inf, "c": math.nan, "d": 1.5}], "n": 3, "none": None}
-    assert finite(value) == {"images": [{"name": "inf", "a": None, "b": None, "c": None, "d": 1.5}], "n": 3, "none": None}
+    assert finite(value) == {
+        "images": [{"name": "inf", "a": None, "b": None, "c": None, "d": 1.5}],
+        "n": 3,
+        "none": None,
+    }
 
 
 # ---- mistakes ----
@@ -442,7 +498,9 @@ def test_weights_that_are_none(evaluate, prepared, tmp_path, kind):
 @pytest.mark.parametrize("part", [0.01, 0.5, 0.99])
 def test_truncated_weights(evaluate, prepared, tmp_path, suffix, part):
     path = tmp_path / f"w.{suffix}"
-    safetensors.torch.save_file(small().state_dict(), path) if suffix == "safetensors" else torch.save(small().state_dict(), path)
+    safetensors.torch.save_file(small().state_dict(), path) if suffix == "safetensors" else torch.save(
+        small().state_dict(), path
+    )
     content = path.read_bytes()
     path.write_bytes(content[: int(part * len(content))])
     message = evaluate(path, prepared.eval).user_error()
@@ -483,7 +541,9 @@ def test_too_large_picture_in_the_folder(evaluate, weights, image_folder, monkey
 def test_images_smaller_than_the_metrics_need(evaluate, weights, image_folder, photograph, scale):
     side = -(-metrics.smallest_side(scale) // scale) * scale  # the smallest multiple of the scale that works
     assert evaluate(weights(scale), image_folder({"a.png": photograph(side, side)}, name="enough")).code == 0
-    message = evaluate(weights(scale), image_folder({"good.png": photograph(40, 40), "tiny.png": photograph(side, side - 1)})).user_error()
+    message = evaluate(
+        weights(scale), image_folder({"good.png": photograph(40, 40), "tiny.png": photograph(side, side - 1)})
+    ).user_error()
     assert "tiny" in message
     assert f"smaller than the {metrics.smallest_side(scale)} pixels" in message
 
@@ -497,16 +557,24 @@ def test_empty_folder(evaluate, weights, image_folder):
 @pytest.mark.parametrize("kind", ["below a file", "no folder", "a folder"])
 def test_files_that_cannot_be_written_are_told_before_the_work(evaluate, tmp_path, flag, kind):
     (tmp_path / "file").write_text("x")
-    path = {"below a file": tmp_path / "file" / "out", "no folder": tmp_path / "none" / "out", "a folder": tmp_path}[kind]
+    path = {"below a file": tmp_path / "file" / "out", "no folder": tmp_path / "none" / "out", "a folder": tmp_path}[
+        kind
+    ]
     assert evaluate("none.pth", "none.h5", flag, path).user_error().startswith(f"{flag} {path}: ")
 
 
 def test_image_folder_that_cannot_be_made(evaluate, weights, prepared, tmp_path):
     (tmp_path / "file").write_text("x")
-    assert evaluate(weights(), prepared.eval, "--save-images", tmp_path / "file").user_error().startswith(f"--save-images {tmp_path / 'file'}: ")
+    assert (
+        evaluate(weights(), prepared.eval, "--save-images", tmp_path / "file")
+        .user_error()
+        .startswith(f"--save-images {tmp_path / 'file'}: ")
+    )
     (tmp_path / "out" / "eval").mkdir(parents=True)
     (tmp_path / "out" / "eval" / "picture_1.png").mkdir()  # a file that cannot be written, met in the midst of the work
-    message = evaluate(weights(), prepared.eval, "--save-images", tmp_path / "out", "--json", tmp_path / "report.json").user_error()
+    message = evaluate(
+        weights(), prepared.eval, "--save-images", tmp_path / "out", "--json", tmp_path / "report.json"
+    ).user_error()
     assert "picture_1.png" in message
     assert not (tmp_path / "report.json").exists()
     assert not list((tmp_path / "out").rglob("*.tmp"))

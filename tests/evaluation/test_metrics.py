@@ -48,7 +48,9 @@ def test_canonical_psnr_rounds_and_the_compatible_one_does_not():
     assert metrics.psnr_y(below, grey(), 2) == math.inf
     assert metrics.psnr_y(above, grey(), 2) == metrics.psnr_y(grey(value=101), grey(), 2)
     error = 0.4 * (64.738 + 129.057 + 25.064) / 256
-    assert metrics.psnr_y_compat(below, grey(), 2) == pytest.approx(10 * math.log10(255**2 / error**2), abs=1e-4)  # 0.4 in float32
+    assert metrics.psnr_y_compat(below, grey(), 2) == pytest.approx(
+        10 * math.log10(255**2 / error**2), abs=1e-4
+    )  # 0.4 in float32
 
 
 @BOTH
@@ -145,7 +147,9 @@ def test_ssim_is_scikit_images(kind, scale, photograph, seed):
         return 16 + (65.738 * rounded[..., 0] + 129.057 * rounded[..., 1] + 25.064 * rounded[..., 2]) / 256
 
     a, b = (luma(image)[scale:-scale, scale:-scale] for image in (prediction, hr))
-    expected = structural_similarity(a, b, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255)
+    expected = structural_similarity(
+        a, b, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255
+    )
     assert metrics.ssim_y(prediction, hr, scale) == pytest.approx(expected, abs=1e-9), f"seed {seed}"
 
 

@@ -70,7 +70,9 @@ MIXED = {
 @pytest.mark.parametrize("there", ["cpu", "npu:1"])
 @pytest.mark.parametrize("mix", MIXED.values(), ids=MIXED)
 def test_devices_do_not_mix(mix, there):
-    with pytest.raises(RuntimeError, match=r"Expected all tensors to be on the same device|the result is on the npu|expected device"):
+    with pytest.raises(
+        RuntimeError, match=r"Expected all tensors to be on the same device|the result is on the npu|expected device"
+    ):
         mix(torch.ones(1, 3, 3, 1, device=NPU), torch.ones(1, 3, 3, 1, device=there))
 
 
@@ -163,7 +165,9 @@ def test_memory_ends(fresh_memory, monkeypatch):
     half = torch.empty(4096, dtype=torch.uint8, device=NPU)
     del half  # kept for the next of its size, and given up when there is need
     most = torch.empty(6000, dtype=torch.uint8, device=NPU)
-    with pytest.raises(torch.OutOfMemoryError, match="NPU out of memory: tried to allocate 4096 bytes on npu:0, which has"):
+    with pytest.raises(
+        torch.OutOfMemoryError, match="NPU out of memory: tried to allocate 4096 bytes on npu:0, which has"
+    ):
         torch.empty(4096, dtype=torch.uint8, device=NPU)
     torch.empty(4096, dtype=torch.uint8, device="npu:1")
     assert torch.npu.mem_get_info()[0] < 4096
@@ -238,13 +242,21 @@ def test_format_casts_check_what_they_are_given(monkeypatch):
     monkeypatch.setattr(torch.npu.config, "allow_internal_format", True)
     for number in (0, 2, 3, 4):
         assert torch.equal(torch_npu.npu_format_cast(pictures, number), pictures)
-    for arguments, words in (((pictures.cpu(), 3), "is on cpu"), ((pictures, 77), "no known format"), ((pictures[0], 3), "4-dimensional")):
+    for arguments, words in (
+        ((pictures.cpu(), 3), "is on cpu"),
+        ((pictures, 77), "no known format"),
+        ((pictures[0], 3), "4-dimensional"),
+    ):
         with pytest.raises(RuntimeError, match=words):
             torch_npu.npu_format_cast(*arguments)
 
 
 def test_the_convolution_under_the_devices_name():
-    x, w, b = torch.rand(2, 4, 5, 5, device=NPU), torch.rand(6, 2, 3, 3, device=NPU, requires_grad=True), torch.rand(6, device=NPU)
+    x, w, b = (
+        torch.rand(2, 4, 5, 5, device=NPU),
+        torch.rand(6, 2, 3, 3, device=NPU, requires_grad=True),
+        torch.rand(6, device=NPU),
+    )
     y = torch.ops.npu.npu_convolution(x, w, b, [1, 1], [1, 1], [1, 1], 2)
     assert torch.equal(y, torch.nn.functional.conv2d(x, w, b, padding=1, groups=2))
     y.sum().backward()

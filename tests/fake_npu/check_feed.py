@@ -77,7 +77,9 @@ def with_slots_given_back_too_early(monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore")  # the device's own words about what it saw
-@pytest.mark.parametrize("fault", [without_join, without_waiting_for_the_steps, with_an_event_too_early, with_slots_given_back_too_early])
+@pytest.mark.parametrize(
+    "fault", [without_join, without_waiting_for_the_steps, with_an_event_too_early, with_slots_given_back_too_early]
+)
 def test_every_wait_is_needed(loader, monkeypatch, fault):
     expected = by_hand(loader, IMAGES, 0, STEPS)
     fault(monkeypatch)

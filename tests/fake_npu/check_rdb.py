@@ -72,7 +72,9 @@ def test_output_and_gradients_are_as_good_as_naives(name, dtype, shape):
         oracle, plain = solve(block, *in_float64(arguments, upstream)), solve(naive.rdb, arguments, upstream)
         for part, result in solve(naive.rdb, arguments, upstream, device=NPU).items():
             assert (result.device, result.dtype) == (NPU, dtype), part
-            assert_as_good_as_naive(result, oracle[part], plain[part], dtype, f"naive, {part}, shape {shape}, seed {seed}")
+            assert_as_good_as_naive(
+                result, oracle[part], plain[part], dtype, f"naive, {part}, shape {shape}, seed {seed}"
+            )
 
 
 def test_the_graph_gives_naives_numbers_for_pictures_of_all_sizes(torchair):
@@ -81,7 +83,10 @@ def test_the_graph_gives_naives_numbers_for_pictures_of_all_sizes(torchair):
         for dtype in FLOATS:
             for size in ((5, 7), (9, 4), (16, 16)):
                 arguments, _ = problem((1, 18, 13, 2, *size), dtype, 0)
-                results = [solve(function, arguments, None, trains=False, device=NPU)["y"] for function in (row.module.rdb, naive.rdb)]
+                results = [
+                    solve(function, arguments, None, trains=False, device=NPU)["y"]
+                    for function in (row.module.rdb, naive.rdb)
+                ]
                 assert torch.equal(*results), (dtype, size)
     graphs = torchair.read_text().splitlines()
     assert len(graphs) == len(FLOATS), "one graph for each dtype"
@@ -96,7 +101,10 @@ def test_the_graph_does_not_train(torchair):
 
 def test_without_the_package_it_is_left_out():
     assert "torchair" not in [row.name for row in able(NPU, torch.float32, training=False)]
-    with pytest.raises(UserError, match=r"--rdb torchair needs the package torchair, whose import fails: No module named 'torchair'; .*naive, sliced, summed$"):
+    with pytest.raises(
+        UserError,
+        match=r"--rdb torchair needs the package torchair, whose import fails: No module named 'torchair'; .*naive, sliced, summed$",
+    ):
         select("torchair", NPU, torch.float32, training=False)
 
 
@@ -106,8 +114,21 @@ def test_a_package_that_breaks_is_left_out(torchair):
 
 
 def test_naming_it_for_training_is_one_line(capsys, tmp_path):
-    flags = ("train", "--data-path", make_data(tmp_path / "data"), "--outputs-dir", tmp_path / "out", *TINY, "--device", "npu", "--rdb", "torchair")
+    flags = (
+        "train",
+        "--data-path",
+        make_data(tmp_path / "data"),
+        "--outputs-dir",
+        tmp_path / "out",
+        *TINY,
+        "--device",
+        "npu",
+        "--rdb",
+        "torchair",
+    )
     assert main([str(flag) for flag in flags]) == 2
     err = capsys.readouterr().err
-    assert err.startswith("rdn-fast: error: --rdb torchair has no backward pass; on npu in float16 can run: naive, sliced, summed")
+    assert err.startswith(
+        "rdn-fast: error: --rdb torchair has no backward pass; on npu in float16 can run: naive, sliced, summed"
+    )
     assert err.count("\n") == 1

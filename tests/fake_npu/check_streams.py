@@ -38,7 +38,10 @@ def test_a_copy_from_pinned_memory_reads_it_when_it_is_waited_for():
     assert device.tolist() == [2] * 4
 
 
-@pytest.mark.parametrize("wait", [torch.accelerator.synchronize, torch.npu.synchronize, lambda: torch.accelerator.current_stream().synchronize()])
+@pytest.mark.parametrize(
+    "wait",
+    [torch.accelerator.synchronize, torch.npu.synchronize, lambda: torch.accelerator.current_stream().synchronize()],
+)
 def test_a_copy_to_pinned_memory_is_seen_when_the_host_has_waited(wait):
     host = pinned(1)
     host.copy_(torch.full((4,), 3.0, device=NPU), non_blocking=True)
@@ -222,7 +225,9 @@ def test_pinned_memory_filled_anew_while_it_is_read(waits, side):
     if waits:
         assert doubled.tolist() == [2] * 4
     else:
-        with pytest.raises(RuntimeError, match="pinned memory was written to while a copy to npu:0 could still be reading it"):
+        with pytest.raises(
+            RuntimeError, match="pinned memory was written to while a copy to npu:0 could still be reading it"
+        ):
             doubled.tolist()
 
 
@@ -277,7 +282,9 @@ def test_a_ring_of_slots_of_a_host_that_does_not_wait():
         ring("the host, for the copy")
 
 
-@pytest.mark.parametrize("ask", [lambda stream: stream.query(), lambda stream: stream.record_event().query()], ids=["stream", "event"])
+@pytest.mark.parametrize(
+    "ask", [lambda stream: stream.query(), lambda stream: stream.record_event().query()], ids=["stream", "event"]
+)
 def test_a_host_that_asks_in_a_loop_is_not_kept_for_ever(ask):
     host = pinned(0)
     host.copy_(torch.ones(4, device=NPU), non_blocking=True)

@@ -160,7 +160,11 @@ def test_a_scaler_with_a_scale_that_stays():
     assert scaler.get_scale() == 64
 
 
-@pytest.mark.parametrize("make", [torch_npu.npu.amp.GradScaler, lambda **settings: torch.amp.GradScaler("npu", **settings)], ids=["vendor's", "torch's"])
+@pytest.mark.parametrize(
+    "make",
+    [torch_npu.npu.amp.GradScaler, lambda **settings: torch.amp.GradScaler("npu", **settings)],
+    ids=["vendor's", "torch's"],
+)
 @pytest.mark.filterwarnings("ignore:the npu has no float64")  # in which torch takes the scale's reciprocal
 def test_a_scaler_that_adapts(make):
     scaler = make(init_scale=2.0**14, growth_interval=1)

@@ -46,9 +46,16 @@ def library() -> Path:
         raise CannotSimulate(reason)
     torch_folder = Path(torch.__file__).parent
     command = [
-        _compiler(), *FLAGS, f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}", "-isystem", str(torch_folder / "include"),
-        str(SOURCES / "fake_npu.cpp"), f"-L{torch_folder / 'lib'}", "-ltorch_cpu", "-lc10",
-    ]  # fmt: skip
+        _compiler(),
+        *FLAGS,
+        f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",
+        "-isystem",
+        str(torch_folder / "include"),
+        str(SOURCES / "fake_npu.cpp"),
+        f"-L{torch_folder / 'lib'}",
+        "-ltorch_cpu",
+        "-lc10",
+    ]
     version = subprocess.run([command[0], "--version"], capture_output=True, text=True, check=False).stdout
     sources = (path.read_text() for path in sorted(SOURCES.iterdir()))
     key = hashlib.sha256("\0".join([torch.__version__, version, *command, *sources]).encode()).hexdigest()[:16]

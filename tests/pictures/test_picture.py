@@ -91,7 +91,11 @@ def png16(pixels: np.ndarray, filters: str = "01234", *chunks: tuple[bytes, byte
 
 def predicted(kind, left, above, corner):
     distances = [abs(left + above - corner - x) for x in (left, above, corner)]
-    paeth = np.where((distances[0] <= distances[1]) & (distances[0] <= distances[2]), left, np.where(distances[1] <= distances[2], above, corner))
+    paeth = np.where(
+        (distances[0] <= distances[1]) & (distances[0] <= distances[2]),
+        left,
+        np.where(distances[1] <= distances[2], above, corner),
+    )
     return (0, left, above, (left + above) // 2, paeth)[kind]
 
 
@@ -117,7 +121,12 @@ def pixels_of_png16(content: bytes) -> np.ndarray:
     return np.ascontiguousarray(rows[1:, step:].astype(np.uint8)).view(">u2").reshape(height, width, channels)
 
 
-DEEP = {"grey": GREY16[..., None], "grey, alpha": np.dstack([GREY16, ALPHA16]), "RGB": RGB16, "RGBA": np.dstack([RGB16, ALPHA16])}
+DEEP = {
+    "grey": GREY16[..., None],
+    "grey, alpha": np.dstack([GREY16, ALPHA16]),
+    "RGB": RGB16,
+    "RGBA": np.dstack([RGB16, ALPHA16]),
+}
 DEEP_KINDS = pytest.mark.parametrize("pixels", DEEP.values(), ids=DEEP)
 
 
@@ -163,7 +172,16 @@ def strips_of(path) -> np.ndarray:
 @pytest.mark.parametrize("kind", ["RGB", "RGBA"])
 def test_16_bit_tiff_is_read_exactly(tmp_path, byteorder, compression, tile, kind):
     extra = {"extrasamples": ["unassalpha"]} if kind == "RGBA" else {}
-    tifffile.imwrite(tmp_path / "a.tif", DEEP[kind], photometric="rgb", byteorder=byteorder, compression=compression, tile=tile, metadata=None, **extra)
+    tifffile.imwrite(
+        tmp_path / "a.tif",
+        DEEP[kind],
+        photometric="rgb",
+        byteorder=byteorder,
+        compression=compression,
+        tile=tile,
+        metadata=None,
+        **extra,
+    )
     picture = read(tmp_path / "a.tif")
     np.testing.assert_array_equal(picture.pixels, DEEP[kind])
 
@@ -171,7 +189,14 @@ def test_16_bit_tiff_is_read_exactly(tmp_path, byteorder, compression, tile, kin
 @pytest.mark.parametrize("byteorder", ["<", ">"])
 @pytest.mark.parametrize("compression", [None, "zlib"])
 def test_16_bit_grey_tiff_is_read_exactly(tmp_path, byteorder, compression):
-    tifffile.imwrite(tmp_path / "a.tif", GREY16, photometric="minisblack", byteorder=byteorder, compression=compression, metadata=None)
+    tifffile.imwrite(
+        tmp_path / "a.tif",
+        GREY16,
+        photometric="minisblack",
+        byteorder=byteorder,
+        compression=compression,
+        metadata=None,
+    )
     np.testing.assert_array_equal(read(tmp_path / "a.tif").pixels, GREY16[..., None])
 
 
@@ -192,7 +217,11 @@ def test_grey_tiff_whose_0_is_white(tmp_path, dtype, orientation):
 def test_16_bit_premultiplied_tiff_is_divided_exactly(tmp_path, byteorder, compression):
     pixels = DEEP["RGBA"].copy()
     pixels[..., :3] = np.minimum(pixels[..., :3], pixels[..., 3:])
-    pixels[0, 0], pixels[0, 1], pixels[0, 2] = (0, 0, 0, 0), (65535, 1, 0, 65535), (9, 9, 9, 3)  # the last is more than white
+    pixels[0, 0], pixels[0, 1], pixels[0, 2] = (
+        (0, 0, 0, 0),
+        (65535, 1, 0, 65535),
+        (9, 9, 9, 3),
+    )  # the last is more than white
     options = {"photometric": "rgb", "extrasamples": ["assocalpha"], "byteorder": byteorder, "compression": compression}
     tifffile.imwrite(tmp_path / "a.tif", pixels, metadata=None, **options)
     picture = read(tmp_path / "a.tif")
@@ -207,13 +236,24 @@ def test_16_bit_premultiplied_tiff_is_divided_exactly(tmp_path, byteorder, compr
 @pytest.mark.parametrize("compression", [None, "zlib"])
 @pytest.mark.parametrize("pixels", [GREY, GREY16, np.dstack([RGB, ALPHA])], ids=["grey", "16 bits of grey", "RGBA"])
 def test_turned_tiff_of_any_channels(tmp_path, pixels, compression, orientation):
-    options = {"photometric": "rgb", "extrasamples": ["unassalpha"]} if pixels.ndim == 3 else {"photometric": "minisblack"}
-    tifffile.imwrite(tmp_path / "a.tif", pixels, compression=compression, extratags=[(274, "H", 1, orientation, True)], metadata=None, **options)
+    options = (
+        {"photometric": "rgb", "extrasamples": ["unassalpha"]} if pixels.ndim == 3 else {"photometric": "minisblack"}
+    )
+    tifffile.imwrite(
+        tmp_path / "a.tif",
+        pixels,
+        compression=compression,
+        extratags=[(274, "H", 1, orientation, True)],
+        metadata=None,
+        **options,
+    )
     mirrored = pixels[:, ::-1] if orientation in (5, 7) else pixels
     expected = np.rot90(mirrored, 1 if orientation in (5, 8) else -1)
     np.testing.assert_array_equal(np.squeeze(read(tmp_path / "a.tif").pixels), expected)
     if pixels.dtype == np.uint8:
-        np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), expected[..., :3] if pixels.ndim == 3 else np.dstack([expected] * 3))
+        np.testing.assert_array_equal(
+            read_image(tmp_path / "a.tif"), expected[..., :3] if pixels.ndim == 3 else np.dstack([expected] * 3)
+        )
 
 
 def test_16_bits_that_pillow_reads_as_8_are_said(tmp_path):
@@ -232,13 +272,25 @@ def test_planes_mean_nothing_to_one_channel(tmp_path):
 
 
 def test_16_bit_tiff_in_planes_is_refused_rather_than_read_wrongly(tmp_path):
-    tifffile.imwrite(tmp_path / "a.tif", np.ascontiguousarray(RGB16.transpose(2, 0, 1)), photometric="rgb", planarconfig="separate", metadata=None)
+    tifffile.imwrite(
+        tmp_path / "a.tif",
+        np.ascontiguousarray(RGB16.transpose(2, 0, 1)),
+        photometric="rgb",
+        planarconfig="separate",
+        metadata=None,
+    )
     with pytest.raises(ValueError, match="interleaved"):
         read(tmp_path / "a.tif")
 
 
 def test_8_bit_tiff_in_planes(tmp_path):
-    tifffile.imwrite(tmp_path / "a.tif", np.ascontiguousarray(RGB.transpose(2, 0, 1)), photometric="rgb", planarconfig="separate", metadata=None)
+    tifffile.imwrite(
+        tmp_path / "a.tif",
+        np.ascontiguousarray(RGB.transpose(2, 0, 1)),
+        photometric="rgb",
+        planarconfig="separate",
+        metadata=None,
+    )
     np.testing.assert_array_equal(read(tmp_path / "a.tif").pixels, RGB)
 
 
@@ -326,7 +378,11 @@ def test_palette_with_a_transparent_colour_becomes_colours_and_alpha(saved, made
 
 
 def test_palette_with_graded_transparency(saved, made):
-    colours, index, alphas = RNG.integers(0, 256, (7, 3), dtype=np.uint8), RNG.integers(0, 7, (11, 7), dtype=np.uint8), bytes(range(0, 210, 30))
+    colours, index, alphas = (
+        RNG.integers(0, 256, (7, 3), dtype=np.uint8),
+        RNG.integers(0, 7, (11, 7), dtype=np.uint8),
+        bytes(range(0, 210, 30)),
+    )
     image = Image.frombytes("P", (7, 11), index.tobytes())
     image.putpalette(colours.tobytes())
     _, pixels = opened(made(saved("a.png", image, transparency=alphas))[0])
@@ -343,7 +399,13 @@ def test_transparent_colour_becomes_alpha(saved, made, source, mode):
 
 
 def test_premultiplied_tiff_is_divided(tmp_path):
-    tifffile.imwrite(tmp_path / "a.tif", np.full((4, 5, 4), [50, 20, 0, 100], np.uint8), photometric="rgb", extrasamples=["assocalpha"], metadata=None)
+    tifffile.imwrite(
+        tmp_path / "a.tif",
+        np.full((4, 5, 4), [50, 20, 0, 100], np.uint8),
+        photometric="rgb",
+        extrasamples=["assocalpha"],
+        metadata=None,
+    )
     pixels = read(tmp_path / "a.tif").pixels
     assert pixels.shape == (4, 5, 4)
     assert np.abs(pixels[0, 0].astype(int) - [127, 51, 0, 100]).max() <= 1
@@ -459,9 +521,13 @@ def test_thin_pictures(saved, made, size, suffix):
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_any_pixels_in_any_lossless_kind(data):
-    channels, dtype, format = (data.draw(st.sampled_from(kinds)) for kinds in ((1, 2, 3, 4), (np.uint8, np.uint16), ("PNG", "TIFF")))
+    channels, dtype, format = (
+        data.draw(st.sampled_from(kinds)) for kinds in ((1, 2, 3, 4), (np.uint8, np.uint16), ("PNG", "TIFF"))
+    )
     shape = *(data.draw(st.integers(1, 70)) for _ in range(2)), channels
-    pixels = np.random.default_rng(data.draw(st.integers(0, 2**32))).integers(0, np.iinfo(dtype).max, shape, dtype, endpoint=True)
+    pixels = np.random.default_rng(data.draw(st.integers(0, 2**32))).integers(
+        0, np.iinfo(dtype).max, shape, dtype, endpoint=True
+    )
     content = encode(fit(Picture(pixels, Image.Exif(), None, None), 1, format), format)
     path = io.BytesIO(content)
     with Image.open(path) as image:
@@ -503,11 +569,20 @@ def test_floats_are_refused(saved):
 def test_profile_dpi_and_exif_are_kept(tmp_path, suffix, deep):
     exif = Image.Exif()
     exif[Base.Make], exif[Base.Copyright], exif[Base.ImageWidth], exif[Base.Orientation] = "Camera", "Somebody", 7, 6
-    exif[IFD.Exif] = {Base.ISOSpeedRatings: 400, Base.ExifImageWidth: 7, Base.ExifImageHeight: 11, Base.FocalLength: 50.0}
+    exif[IFD.Exif] = {
+        Base.ISOSpeedRatings: 400,
+        Base.ExifImageWidth: 7,
+        Base.ExifImageHeight: 11,
+        Base.FocalLength: 50.0,
+    }
     exif[IFD.GPSInfo] = {1: "N"}
     source = io.BytesIO()
     if deep:
-        chunks = (b"iCCP", b"x\0\0" + zlib.compress(SRGB)), (b"pHYs", struct.pack(">2IB", 11811, 11811, 1)), (b"eXIf", exif.tobytes()[6:])
+        chunks = (
+            (b"iCCP", b"x\0\0" + zlib.compress(SRGB)),
+            (b"pHYs", struct.pack(">2IB", 11811, 11811, 1)),
+            (b"eXIf", exif.tobytes()[6:]),
+        )
         source.write(png16(RGB16, "4", *chunks))
     else:
         Image.fromarray(RGB).save(source, "PNG", exif=exif, icc_profile=SRGB, dpi=(300, 300))
@@ -538,7 +613,16 @@ def test_without_exif_there_is_none_after(saved, made):
 
 def test_layout_of_a_tiff_is_not_taken_for_exif(tmp_path, made):
     extra = [(33550, "d", 3, (1.0, 1.0, 0.0), True), (271, "s", 0, "Camera", True)]
-    tifffile.imwrite(tmp_path / "a.tif", RGB, photometric="rgb", tile=(16, 16), compression="zlib", extratags=extra, metadata=None, description="a field")
+    tifffile.imwrite(
+        tmp_path / "a.tif",
+        RGB,
+        photometric="rgb",
+        tile=(16, 16),
+        compression="zlib",
+        extratags=extra,
+        metadata=None,
+        description="a field",
+    )
     with tifffile.TiffFile(made(tmp_path / "a.tif")[0]) as file:
         tags = {tag.code: tag.value for tag in file.pages[0].tags}
     assert (tags[270], tags[271]) == ("a field", "Camera")
@@ -556,9 +640,20 @@ def test_orientation_is_applied(saved, name, orientation):
     pixels = read(saved(name, np.dstack([corners] * 3), exif=exif)).pixels.astype(int)
     height, width = pixels.shape[:2]
     assert (height, width) == ((32, 64) if orientation < 5 else (64, 32))
-    got = [pixels[y, x, 1] for y in (4, height - 4) for x in (4, width - 4)]  # top left, top right, bottom left, bottom right
+    got = [
+        pixels[y, x, 1] for y in (4, height - 4) for x in (4, width - 4)
+    ]  # top left, top right, bottom left, bottom right
     a, b, c, d = 0, 80, 160, 240
-    expected = [(a, b, c, d), (b, a, d, c), (d, c, b, a), (c, d, a, b), (a, c, b, d), (c, a, d, b), (d, b, c, a), (b, d, a, c)][orientation - 1]
+    expected = [
+        (a, b, c, d),
+        (b, a, d, c),
+        (d, c, b, a),
+        (c, d, a, b),
+        (a, c, b, d),
+        (c, a, d, b),
+        (d, b, c, a),
+        (b, d, a, c),
+    ][orientation - 1]
     assert np.abs(np.subtract(got, expected)).max() <= 4
 
 
@@ -598,7 +693,13 @@ def test_dpi_that_a_format_cannot_hold_are_left_out_and_said(suffix, most, dtype
 
 @pytest.mark.parametrize(
     ("channels", "dtype", "suffix", "left_out"),
-    [(1, np.uint8, ".webp", True), (2, np.uint8, ".webp", True), (2, np.uint16, ".tif", True), (1, np.uint8, ".png", False), (1, np.uint16, ".tif", False)],
+    [
+        (1, np.uint8, ".webp", True),
+        (2, np.uint8, ".webp", True),
+        (2, np.uint16, ".tif", True),
+        (1, np.uint8, ".png", False),
+        (1, np.uint16, ".tif", False),
+    ],
 )
 def test_profile_of_grey_is_not_said_of_colours(channels, dtype, suffix, left_out):
     format = FORMATS[suffix]
@@ -607,16 +708,22 @@ def test_profile_of_grey_is_not_said_of_colours(channels, dtype, suffix, left_ou
         picture = fit(Picture(np.full((11, 7, channels), 9, dtype), Image.Exif(), icc_profile, None), 1, format)
         with Image.open(io.BytesIO(encode(picture, format))) as image:
             assert image.info.get("icc_profile") == kept
-        assert picture.notes == ([] if kept else [f"its ICC profile is left out: it is of grey, which {format} holds as colours"])
+        assert picture.notes == (
+            [] if kept else [f"its ICC profile is left out: it is of grey, which {format} holds as colours"]
+        )
 
 
-@pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x01", b"Exif\0\0II*\0\xff\xff\xff\x7f"])
+@pytest.mark.parametrize(
+    "exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x01", b"Exif\0\0II*\0\xff\xff\xff\x7f"]
+)
 def test_damaged_exif_does_not_cost_the_picture(saved, made, exif):
     _, pixels = opened(made(saved("a.jpg", np.full((8, 8, 3), 77, np.uint8), exif=exif))[0])
     assert np.abs(pixels.astype(int) - 77).max() <= 1
 
 
-@pytest.mark.parametrize(("name", "options"), [("a.gif", {}), ("a.webp", {"lossless": True}), ("a.png", {}), ("a.tif", {})])
+@pytest.mark.parametrize(
+    ("name", "options"), [("a.gif", {}), ("a.webp", {"lossless": True}), ("a.png", {}), ("a.tif", {})]
+)
 def test_first_of_several_frames_is_taken_and_said(saved, name, options):
     frames = [Image.new("RGB", (6, 5), colour) for colour in ("red", "green", "blue")]
     picture = read(saved(name, frames[0], save_all=True, append_images=frames[1:], **options))
@@ -643,7 +750,9 @@ def test_truncated(saved, photograph, name):
         read(path)
 
 
-@pytest.mark.parametrize("content", [b"", b"text, no picture", b"\x89PNG\r\n\x1a\n"], ids=["empty", "text", "nothing but the magic"])
+@pytest.mark.parametrize(
+    "content", [b"", b"text, no picture", b"\x89PNG\r\n\x1a\n"], ids=["empty", "text", "nothing but the magic"]
+)
 def test_not_a_picture(tmp_path, content):
     (tmp_path / "a.png").write_bytes(content)
     with pytest.raises(ValueError, match=r"^not a picture of a kind that Pillow reads$"):
@@ -658,7 +767,9 @@ IPTC = b"".join(
 
 
 @pytest.mark.parametrize("reader", [read, read_image], ids=["upscale", "prepare"])
-@pytest.mark.parametrize("content", [EPS, IPTC, b"GRIB\0\0\0\1", b"\0\0\1\xb3\0\x40\x04"], ids=["EPS", "EPS in IPTC", "GRIB", "MPEG"])
+@pytest.mark.parametrize(
+    "content", [EPS, IPTC, b"GRIB\0\0\0\1", b"\0\0\1\xb3\0\x40\x04"], ids=["EPS", "EPS in IPTC", "GRIB", "MPEG"]
+)
 def test_no_program_is_started_for_a_file(tmp_path, monkeypatch, content, reader):
     for start in ("Popen", "check_call", "check_output", "call", "run"):
         monkeypatch.setattr(subprocess, start, lambda *_, **__: pytest.fail("a program was started"))
@@ -681,7 +792,14 @@ def test_too_many_pixels_are_refused_before_decoding(tmp_path):
     # The header of 60,000 x 60,000 pixels, and no pixels at all.
     path = tmp_path / "bomb.png"
     header = b"IHDR" + struct.pack(">2I5B", 12_000, 9_000, 8, 2, 0, 0, 0)
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header)) + struct.pack(">I", 9) + b"IDAT")
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + struct.pack(">I", 13)
+        + header
+        + struct.pack(">I", zlib.crc32(header))
+        + struct.pack(">I", 9)
+        + b"IDAT"
+    )
     with pytest.raises(ValueError, match="12000x9000 pixels are more than --max-pixels 1000000"):
         read(path, max_pixels=1_000_000)
     with pytest.raises(ValueError, match="truncated"):
@@ -694,7 +812,10 @@ def test_result_larger_than_its_format_holds(format, edge):
         return Picture(np.zeros((1, width, 3), np.uint8), Image.Exif(), None, None)
 
     assert fit(of(edge // 2), 2, format).notes == []
-    with pytest.raises(ValueError, match=rf"{2 * (edge // 2 + 1)}x2 pixels of the result are more than {format} files hold; give --ext png"):
+    with pytest.raises(
+        ValueError,
+        match=rf"{2 * (edge // 2 + 1)}x2 pixels of the result are more than {format} files hold; give --ext png",
+    ):
         fit(of(edge // 2 + 1), 2, format)
 
 

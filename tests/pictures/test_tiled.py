@@ -32,7 +32,10 @@ def model(scale=2, rdb="sliced", **options) -> RDN:
     """One with random weights, the same in every run, that looks 9 pixels far; its results are pictures' rather than nearly black."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(scale)
-        made = RDN(ModelConfig(scale, **{"num_features": 6, "growth_rate": 4, "num_blocks": 2, "num_layers": 2, **options}), rdb).eval()
+        made = RDN(
+            ModelConfig(scale, **{"num_features": 6, "growth_rate": 4, "num_blocks": 2, "num_layers": 2, **options}),
+            rdb,
+        ).eval()
     with torch.no_grad():
         made.output.weight.mul_(8)
         made.output.bias.add_(0.5)
@@ -103,10 +106,14 @@ def test_windows_of_an_axis(axis):
         assert span.start == 0 or span.first - span.start >= pad
         assert span.stop == side or span.stop - span.last >= pad
     needed = min(side, last + pad) - max(0, first - pad)
-    assert sum(span.stop - span.start for span in found) <= needed + (len(found) - 1) * 2 * pad + len(found) - 1  # nothing twice that need not be
+    assert (
+        sum(span.stop - span.start for span in found) <= needed + (len(found) - 1) * 2 * pad + len(found) - 1
+    )  # nothing twice that need not be
 
 
-@pytest.mark.parametrize(("side", "count", "size"), [(212, 1, 212), (213, 2, 117), (300, 2, 160), (404, 2, 212), (405, 3, 149)])
+@pytest.mark.parametrize(
+    ("side", "count", "size"), [(212, 1, 212), (213, 2, 117), (300, 2, 160), (404, 2, 212), (405, 3, 149)]
+)
 def test_no_thin_last_tile(side, count, size):
     assert [span.stop - span.start for span in spans(0, side, side, 192, 10)] == [size] * count
 
@@ -115,18 +122,26 @@ def test_no_thin_last_tile(side, count, size):
 
 
 @given(
-    st.sampled_from([2, 3, 4]), st.integers(1, 60), st.integers(1, 60), st.integers(6, 50), st.sampled_from(["exact", 9, 12]),
+    st.sampled_from([2, 3, 4]),
+    st.integers(1, 60),
+    st.integers(1, 60),
+    st.integers(6, 50),
+    st.sampled_from(["exact", 9, 12]),
     st.sampled_from([np.uint8, np.uint16]),
-)  # fmt: skip
+)
 @example(2, 17, 31, 1, "exact", np.uint8)
 @settings(max_examples=40, deadline=None)
 def test_exact_tiles_give_the_whole_picture(scale, height, width, tile, pad, dtype):
-    image = np.random.default_rng(height * width).integers(0, np.iinfo(dtype).max, (height, width, 3), dtype, endpoint=True)
+    image = np.random.default_rng(height * width).integers(
+        0, np.iinfo(dtype).max, (height, width, 3), dtype, endpoint=True
+    )
     expected = whole(MODELS[scale], image)
     upscaler = Upscaler(MODELS[scale], tile, pad)
     assert np.abs(upscaler.exactly(image) / 255 - expected).max() <= SMALL
     stored = upscaler(image)
-    assert levels(stored, rounded(expected, dtype)) <= (1 if dtype == np.uint8 else 2)  # 1e-5 is two thirds of a level of 16 bits
+    assert levels(stored, rounded(expected, dtype)) <= (
+        1 if dtype == np.uint8 else 2
+    )  # 1e-5 is two thirds of a level of 16 bits
     assert expected.std() > 0.01
 
 
@@ -188,7 +203,10 @@ def test_self_ensemble_is_the_mean_over_the_eight_turns_and_mirror_images():
     results = []
     for turns in range(4):
         turned = np.rot90(image, turns)
-        results += [np.rot90(whole(made, turned.copy()), -turns), np.rot90(whole(made, turned[:, ::-1].copy())[:, ::-1], -turns)]
+        results += [
+            np.rot90(whole(made, turned.copy()), -turns),
+            np.rot90(whole(made, turned[:, ::-1].copy())[:, ::-1], -turns),
+        ]
     expected = np.mean(results, axis=0)
     assert np.abs(expected - results[0]).max() > 0.01
     for tile in (0, 11):
@@ -237,7 +255,10 @@ def test_device_memory_does_not_grow_with_the_picture():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rdb", ["naive", "sliced"])
-@pytest.mark.parametrize("options", [{"scale": 2}, {"scale": 4}, {"scale": 2, "num_blocks": 8, "num_features": 16}, {"scale": 3, "num_layers": 8}])
+@pytest.mark.parametrize(
+    "options",
+    [{"scale": 2}, {"scale": 4}, {"scale": 2, "num_blocks": 8, "num_features": 16}, {"scale": 3, "num_layers": 8}],
+)
 def test_bytes_per_pixel_are_enough_and_not_far_too_many(options, rdb, dtype):
     made = model(rdb=rdb, **options).to(memory_format=torch.channels_last)
     made.compute_dtype, made.output_dtype = dtype, torch.float32
@@ -249,7 +270,8 @@ def test_bytes_per_pixel_are_enough_and_not_far_too_many(options, rdb, dtype):
 
 
 @pytest.mark.parametrize(
-    ("host", "pad", "gigabytes", "window"), [(True, 10, 8, 212), (True, "exact", 64, 798), (False, 10, 64, 1044), (False, "exact", 64, 1290)]
+    ("host", "pad", "gigabytes", "window"),
+    [(True, 10, 8, 212), (True, "exact", 64, 798), (False, 10, 64, 1044), (False, "exact", 64, 1290)],
 )
 def test_default_tile_suits_the_device_and_the_pad(monkeypatch, host, pad, gigabytes, window):
     monkeypatch.setattr(devices, "is_host", lambda device: host)
@@ -266,7 +288,11 @@ def test_default_tile_suits_the_device_and_the_pad(monkeypatch, host, pad, gigab
     free //= 50
     smaller = windows()
     assert smaller < window
-    assert smaller == SMALLEST + 2 * 133 if pad == "exact" else smaller**2 * bytes_per_pixel(made.config, torch.float32) <= free // 2
+    assert (
+        smaller == SMALLEST + 2 * 133
+        if pad == "exact"
+        else smaller**2 * bytes_per_pixel(made.config, torch.float32) <= free // 2
+    )
 
 
 @pytest.fixture
@@ -326,7 +352,9 @@ def test_progress_tells_how_much_of_the_picture_is_done():
     [
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
         RuntimeError("NPU out of memory. Tried to allocate 260.00 MiB (NPU 0; 28.50 GiB total capacity)"),
-        RuntimeError("[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."
+        ),
     ],
     ids=lambda error: str(error)[:3],
 )
@@ -348,7 +376,11 @@ def test_what_is_done_is_not_done_again():
     watched = Watched(made, lambda shape: len(watched.shapes) == 2 and shape[2] > 40)
     result = Upscaler(made, 32, "exact", say=lambda line: None)(image)
     assert levels(result, rounded(whole(MODELS[2], image))) <= 1
-    assert [shape[2] > 40 for shape in watched.shapes[:3]] == [True, True, False]  # half of the picture, and then tiles of half the edge
+    assert [shape[2] > 40 for shape in watched.shapes[:3]] == [
+        True,
+        True,
+        False,
+    ]  # half of the picture, and then tiles of half the edge
     small = len(watched.shapes) - 2
     Upscaler(made, 16, "exact")(image)
     assert 2 < small < 0.7 * (len(watched.shapes) - 2 - small)
@@ -514,7 +546,12 @@ for options in ({"fp32": True}, {"self_ensemble": True, "fp32": True}, {}):
 def test_on_the_simulated_npu(npu_environment):
     path = f"{npu_environment['PYTHONPATH']}:{ROOT / 'tests'}:{ROOT}"
     ended = subprocess.run(
-        [sys.executable, "-c", ON_NPU], env={**npu_environment, "PYTHONPATH": path}, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", ON_NPU],
+        env={**npu_environment, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert ended.returncode == 0, ended.stderr
     differences = [float(line) for line in ended.stdout.split()]
@@ -533,7 +570,12 @@ def test_the_cost_of_tiles_is_measured(monkeypatch, tmp_path, image_folder, caps
     monkeypatch.setattr(costs, "TILES", (12,))
     monkeypatch.setattr(costs, "load_model", lambda path, device: made)
     for what in ("pad", "precision", "pad"):
-        assert costs.main([what, "--data", str(image_folder(2, (70, 60), f"{len(list(tmp_path.iterdir()))}")), "--device", "cpu"]) == 0
+        assert (
+            costs.main(
+                [what, "--data", str(image_folder(2, (70, 60), f"{len(list(tmp_path.iterdir()))}")), "--device", "cpu"]
+            )
+            == 0
+        )
     assert costs.main(["pad"]) == 2
     assert "--data DIR is missing" in capsys.readouterr().err
     rows = list(csv.DictReader((tmp_path / "tiles.csv").open(encoding="utf-8")))
@@ -550,7 +592,9 @@ def test_the_cost_of_tiles_is_measured(monkeypatch, tmp_path, image_folder, caps
 # ---- bad input ----
 
 
-@pytest.mark.parametrize("options", [{"tile": -1}, {"tile": 1.5}, {"tile_pad": -1}, {"tile_pad": "many"}, {"tile_pad": None}])
+@pytest.mark.parametrize(
+    "options", [{"tile": -1}, {"tile": 1.5}, {"tile_pad": -1}, {"tile_pad": "many"}, {"tile_pad": None}]
+)
 def test_options_that_make_no_sense_are_a_user_error(options):
     with pytest.raises(UserError, match=f"{next(iter(options))} {next(iter(options.values()))}"):
         Upscaler(MODELS[2], **options)
@@ -558,7 +602,12 @@ def test_options_that_make_no_sense_are_a_user_error(options):
 
 @pytest.mark.parametrize(
     "image",
-    [np.zeros((4, 4, 3), np.float32), np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4), np.uint8), np.zeros((0, 4, 3), np.uint8)],
+    [
+        np.zeros((4, 4, 3), np.float32),
+        np.zeros((4, 4, 4), np.uint8),
+        np.zeros((4, 4), np.uint8),
+        np.zeros((0, 4, 3), np.uint8),
+    ],
 )
 def test_what_is_no_picture_is_a_user_error(image):
     for call in (Upscaler(MODELS[2]), Upscaler(MODELS[2]).exactly):

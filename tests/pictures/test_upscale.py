@@ -98,7 +98,18 @@ def nearest(monkeypatch):
 
 @pytest.mark.parametrize(
     ("mode", "expected"),
-    [("1", "L"), ("L", "L"), ("LA", "LA"), ("P", "RGB"), ("RGB", "RGB"), ("RGBA", "RGBA"), ("CMYK", "RGB"), ("YCbCr", "RGB"), ("I;16", "I;16"), ("HSV", "RGB")],
+    [
+        ("1", "L"),
+        ("L", "L"),
+        ("LA", "LA"),
+        ("P", "RGB"),
+        ("RGB", "RGB"),
+        ("RGBA", "RGBA"),
+        ("CMYK", "RGB"),
+        ("YCbCr", "RGB"),
+        ("I;16", "I;16"),
+        ("HSV", "RGB"),
+    ],
 )
 def test_modes(nearest, weights, mode, expected):
     image = Image.new(mode, (6, 5))
@@ -111,7 +122,9 @@ def test_file_image_and_array_are_the_same(nearest, weights, tmp_path):
     array = photograph(5, 6)
     Image.fromarray(array).save(tmp_path / "a.png")
     for source in (tmp_path / "a.png", str(tmp_path / "a.png"), Image.fromarray(array), array):
-        np.testing.assert_array_equal(np.asarray(rdn_fast.upscale(source, str(weights))), array.repeat(2, 0).repeat(2, 1))
+        np.testing.assert_array_equal(
+            np.asarray(rdn_fast.upscale(source, str(weights))), array.repeat(2, 0).repeat(2, 1)
+        )
 
 
 @pytest.mark.parametrize("shape", [(5, 6), (5, 6, 4)])
@@ -120,7 +133,16 @@ def test_arrays_of_grey_and_alpha(nearest, weights, shape):
     np.testing.assert_array_equal(np.asarray(rdn_fast.upscale(array, weights)), array.repeat(2, 0).repeat(2, 1))
 
 
-@pytest.mark.parametrize("array", [np.zeros((3, 4, 5, 6), np.uint8), np.zeros((4, 5, 3)), np.zeros((0, 5, 3), np.uint8), np.zeros((4, 5), np.float32)], ids=str)
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((3, 4, 5, 6), np.uint8),
+        np.zeros((4, 5, 3)),
+        np.zeros((0, 5, 3), np.uint8),
+        np.zeros((4, 5), np.float32),
+    ],
+    ids=str,
+)
 def test_arrays_that_are_no_pictures(nearest, weights, array):
     with pytest.raises(UserError, match=r"^the picture: "):
         rdn_fast.upscale(array, weights)
@@ -169,7 +191,12 @@ def test_several_threads(model):
     """The model's tiles are not for several threads at a time; the function is."""
     arrays = [photograph(8, 8, seed=i) for i in range(4)]
     results = {}
-    threads = [threading.Thread(target=lambda i=i: results.update({i: np.asarray(rdn_fast.upscale(arrays[i], model, fp32=True))})) for i in range(4)]
+    threads = [
+        threading.Thread(
+            target=lambda i=i: results.update({i: np.asarray(rdn_fast.upscale(arrays[i], model, fp32=True))})
+        )
+        for i in range(4)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -195,15 +222,45 @@ def test_one_file(run, tree, weights):
 @pytest.mark.parametrize(
     ("flags", "names"),
     [
-        ((), ["a_out.png", "b_out.JPG", "c_out.jpeg", "d_out.webp", "e_out.tiff", "f_out.png", "g_out.png", "h.i_out.png"]),
-        (("--suffix", "x2"), ["a_x2.png", "b_x2.JPG", "c_x2.jpeg", "d_x2.webp", "e_x2.tiff", "f_x2.png", "g_x2.png", "h.i_x2.png"]),
+        (
+            (),
+            [
+                "a_out.png",
+                "b_out.JPG",
+                "c_out.jpeg",
+                "d_out.webp",
+                "e_out.tiff",
+                "f_out.png",
+                "g_out.png",
+                "h.i_out.png",
+            ],
+        ),
+        (
+            ("--suffix", "x2"),
+            ["a_x2.png", "b_x2.JPG", "c_x2.jpeg", "d_x2.webp", "e_x2.tiff", "f_x2.png", "g_x2.png", "h.i_x2.png"],
+        ),
         (("--suffix", "", "--ext", "jpg"), ["a.jpg", "b.jpg", "c.jpg", "d.jpg", "e.jpg", "f.jpg", "g.jpg", "h.i.jpg"]),
-        (("--ext", "tif"), ["a_out.tif", "b_out.tif", "c_out.tif", "d_out.tif", "e_out.tif", "f_out.tif", "g_out.tif", "h.i_out.tif"]),
+        (
+            ("--ext", "tif"),
+            ["a_out.tif", "b_out.tif", "c_out.tif", "d_out.tif", "e_out.tif", "f_out.tif", "g_out.tif", "h.i_out.tif"],
+        ),
     ],
     ids=["auto", "suffix", "no suffix, jpg", "tif"],
 )
 def test_names_and_formats(run, tree, flags, names):
-    tree("in/a.png", "in/b.JPG", "in/c.jpeg", "in/d.webp", "in/e.tiff", "in/f.gif", "in/g.bmp", "in/h.i.png", "in/notes.txt", "in/data.h5", "in/.hidden.png")
+    tree(
+        "in/a.png",
+        "in/b.JPG",
+        "in/c.jpeg",
+        "in/d.webp",
+        "in/e.tiff",
+        "in/f.gif",
+        "in/g.bmp",
+        "in/h.i.png",
+        "in/notes.txt",
+        "in/data.h5",
+        "in/.hidden.png",
+    )
     ended = run("-i", "in", "-o", "new/out", *flags)
     assert (ended.code, ended.err) == (0, "")
     assert files("new/out") == names
@@ -292,7 +349,10 @@ def test_existing_results_are_kept_unless_overwrite(run, tree):
     Path("out/a_out.png").write_text("kept")
     Path("out/b_out.png").unlink()
     ended = run("-i", "in", "-o", "out")
-    assert (ended.code, ended.out.splitlines()[-1]) == (0, "out: 1 picture made, 1 there already (--overwrite makes them anew)")
+    assert (ended.code, ended.out.splitlines()[-1]) == (
+        0,
+        "out: 1 picture made, 1 there already (--overwrite makes them anew)",
+    )
     assert Path("out/a_out.png").read_text() == "kept"
     assert run("-i", "in", "-o", "out", "--overwrite").out.endswith("out: 2 pictures made\n")
     assert Image.open("out/a_out.png").size == (12, 10)
@@ -345,7 +405,10 @@ def unread(monkeypatch):
         (("-i", "in/a.png", "other/a.png", "-o", "out"), ("in/a.png", "other/a.png", "out/a_out.png")),
         (("-i", "**/a.png", "-o", "out"), ("in/a.png", "other/a.png", "out/a_out.png")),
         (("-i", "in", "other", "-r", "-o", "out"), ("in/a.png", "other/a.png", "out/a_out.png")),
-        (("-i", "in/b.jpg", "other/b.png", "-o", "out", "--ext", "webp"), ("in/b.jpg", "other/b.png", "out/b_out.webp")),
+        (
+            ("-i", "in/b.jpg", "other/b.png", "-o", "out", "--ext", "webp"),
+            ("in/b.jpg", "other/b.png", "out/b_out.webp"),
+        ),
         (("-i", "in", "-o", "made"), ("in/a.png", "made/a_out.png", "is a folder")),
         (("-i", "in", "-o", "out", "--suffix", "x/y"), ("--suffix x/y",)),
         (("-i", "in", "-o", "out", "--suffix", "x" * 300), ("in/a.png", "--suffix")),
@@ -384,7 +447,11 @@ def test_mistakes(run, tree, unread, arguments, words):
 )
 def test_tiles_that_cannot_be(cli, tree, unread, weights, monkeypatch, arguments, word):
     folder = tree("a.png")
-    assert cli("upscale", "-w", weights, "-i", folder / "a.png", "-o", folder / "out", *arguments).user_error().startswith(word)
+    assert (
+        cli("upscale", "-w", weights, "-i", folder / "a.png", "-o", folder / "out", *arguments)
+        .user_error()
+        .startswith(word)
+    )
     assert files(folder) == ["a.png"]
 
 
@@ -411,7 +478,10 @@ def test_unreadable_folder_is_named(run, tree, unread, monkeypatch, locked):
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", scanning)
-    assert run("-i", "in", "-o", "out", "-r").user_error() == f"-i {locked}: cannot be read (Permission denied); make it readable, or leave it out"
+    assert (
+        run("-i", "in", "-o", "out", "-r").user_error()
+        == f"-i {locked}: cannot be read (Permission denied); make it readable, or leave it out"
+    )
     monkeypatch.undo()
     assert files(folder) == ["in/a.png", "in/x/b.png"]
 
@@ -451,7 +521,12 @@ def spoil(kind, path):
         Image.new("RGB", (1, 32_751)).save(path)  # a JPEG of 65,502 pixels cannot be
 
 
-BAD = [("empty", "e.png", "not a picture"), ("text", "t.jpg", "not a picture"), ("truncated", "u.png", ""), ("truncated", "v.jpg", "truncated")]
+BAD = [
+    ("empty", "e.png", "not a picture"),
+    ("text", "t.jpg", "not a picture"),
+    ("truncated", "u.png", ""),
+    ("truncated", "v.jpg", "truncated"),
+]
 BAD += [("float", "f.tif", "float"), ("pixels", "p.png", "--max-pixels 10000"), ("long", "l.jpg", "65502")]
 
 
@@ -540,7 +615,9 @@ def test_picture_that_cannot_be_encoded_is_named(run, tree, monkeypatch):
     assert files("out") == ["a_out.jpg"]
 
 
-@pytest.mark.parametrize(("room", "code", "left"), [(10, 2, []), (20_000, 1, ["a_out.png"])], ids=["at once", "in the middle"])
+@pytest.mark.parametrize(
+    ("room", "code", "left"), [(10, 2, []), (20_000, 1, ["a_out.png"])], ids=["at once", "in the middle"]
+)
 def test_full_disk(run, tree, monkeypatch, room, code, left):
     # A limit on the size of files, because a test cannot fill the disk.
     folder = tree("in/a.png")
@@ -555,7 +632,9 @@ def test_full_disk(run, tree, monkeypatch, room, code, left):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert ended.code == code
     (line,) = ended.err.splitlines()
-    assert line.startswith(f"rdn-fast: {'failed' if left else 'error'}: out/{'b' if left else 'a'}_out.png: cannot be written (File too large)")
+    assert line.startswith(
+        f"rdn-fast: {'failed' if left else 'error'}: out/{'b' if left else 'a'}_out.png: cannot be written (File too large)"
+    )
     assert files("out") == left
 
 
@@ -622,7 +701,14 @@ def test_parts_of_a_picture_are_told(run, tmp_path, monkeypatch):
     (tmp_path / "c.png").write_bytes(b"")
     Image.new("L", (6, 5)).save(tmp_path / "d.png")
     assert run("-i", "a.png", "b.png", "c.png", "d.png", "-o", "out").code == 1
-    parts = [(0.5, "a.png 50%"), (1, "a.png"), (1.25, "b.png 25%"), (1.5, "b.png 50%"), (1.75, "b.png 75%"), (2, "b.png")]
+    parts = [
+        (0.5, "a.png 50%"),
+        (1, "a.png"),
+        (1.25, "b.png 25%"),
+        (1.5, "b.png 50%"),
+        (1.75, "b.png 75%"),
+        (2, "b.png"),
+    ]
     assert told == [*parts, (3.5, "d.png 50%"), (4, "d.png")]
 
 
@@ -681,11 +767,15 @@ def test_ctrl_c(tmp_path, weights):
     folder = tmp_path / "in"
     folder.mkdir()
     for i in range(400):
-        Image.fromarray(photograph(16, 16)).save(folder / f"{i:03}.png") if i == 0 else os.link(folder / "000.png", folder / f"{i:03}.png")
+        Image.fromarray(photograph(16, 16)).save(folder / f"{i:03}.png") if i == 0 else os.link(
+            folder / "000.png", folder / f"{i:03}.png"
+        )
     out = tmp_path / "out"
     program = "import sys, rdn_fast.model, rdn_fast.cli; rdn_fast.model.choose = lambda *_: 'sliced'; sys.exit(rdn_fast.cli.main())"  # as above
     arguments = [sys.executable, "-c", program, "upscale", "-w", weights, "-i", folder, "-o", out]
-    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    process = subprocess.Popen(
+        arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
     while len(list(out.glob("*.png"))) < 3:
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
@@ -704,6 +794,24 @@ def test_ctrl_c(tmp_path, weights):
 def test_command_computes_what_the_model_does(cli, model, weights, tmp_path):
     array = photograph(21, 17)
     Image.fromarray(array).save(tmp_path / "a.png")
-    assert cli("upscale", "-w", weights, "-i", tmp_path / "a.png", "-o", tmp_path, "--tile", 8, "--tile_pad", "exact", "--fp32", "-s", 2).code == 0
+    assert (
+        cli(
+            "upscale",
+            "-w",
+            weights,
+            "-i",
+            tmp_path / "a.png",
+            "-o",
+            tmp_path,
+            "--tile",
+            8,
+            "--tile_pad",
+            "exact",
+            "--fp32",
+            "-s",
+            2,
+        ).code
+        == 0
+    )
     with Image.open(tmp_path / "a_out.png") as image:
         assert np.abs(np.asarray(image).astype(int) - Upscaler(model, tile=0, fp32=True)(array)).max() <= 1

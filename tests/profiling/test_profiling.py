@@ -42,13 +42,17 @@ def only_row(monkeypatch):
 @pytest.fixture
 def ceilings(monkeypatch):
     """Ceilings that take no time to measure: 100 GFLOP/s and 10 GB/s."""
-    monkeypatch.setattr(roofline.timing, "ceilings", lambda device, dtypes: dict.fromkeys(dtypes, ("stub", None, 100.0)))
+    monkeypatch.setattr(
+        roofline.timing, "ceilings", lambda device, dtypes: dict.fromkeys(dtypes, ("stub", None, 100.0))
+    )
     monkeypatch.setattr(roofline, "bandwidth", lambda device: ("stub", None, 10.0))
 
 
 def some(**changes) -> Roofline:
     parts = [Part(name, times, 2e9, bytes, 0.05) for name, (times, _, bytes) in roofline.work(TINY, 1, 4).items()]
-    conditions = dict.fromkeys(("date", "commit", "command", "device", "torch", "rdn_fast", "model", "batch", "dtype", "rdb", "kind"), "<&>")
+    conditions = dict.fromkeys(
+        ("date", "commit", "command", "device", "torch", "rdn_fast", "model", "batch", "dtype", "rdb", "kind"), "<&>"
+    )
     return Roofline(conditions, **{"parts": parts, "ceiling": 100.0, "bandwidth": 10.0, "winograd": False} | changes)
 
 
@@ -72,7 +76,9 @@ def test_bytes_of_a_block_are_its_maps_and_parameters_once(size):
     parameters = 4 * sum(parameter.numel() for parameter in model.rdbs[0].parameters())
     work = roofline.work(TINY, 3, size)
     assert work["RDB forward"][2] == pixels * size * (6 + 3 * 4 + 6) + parameters  # x, the layers' maps, y
-    assert work["RDB backward"][2] == pixels * size * (6 + 3 * 4 + 6 + 6) + 2 * parameters  # those, of y its gradient, and that of x
+    assert (
+        work["RDB backward"][2] == pixels * size * (6 + 3 * 4 + 6 + 6) + 2 * parameters
+    )  # those, of y its gradient, and that of x
     assert work["step"][2] == sum(times * bytes for name, (times, _, bytes) in work.items() if name != "step")
 
 
@@ -86,7 +92,15 @@ def test_bound_is_the_lower_of_both_ceilings():
 def test_every_part_is_timed(only_row):
     only_row(naive.rdb)
     measured = roofline.measure(TINY, 1, CPU, rounds=1)
-    assert [part.name for part in measured.parts] == ["head", "RDB forward", "RDB backward", "GFF", "tail", "optimizer", "step"]
+    assert [part.name for part in measured.parts] == [
+        "head",
+        "RDB forward",
+        "RDB backward",
+        "GFF",
+        "tail",
+        "optimizer",
+        "step",
+    ]
     *parts, step = measured.parts
     assert all(part.seconds > 0 for part in measured.parts)
     assert all(part.seconds < step.seconds for part in parts)
@@ -193,7 +207,19 @@ def of_float32(loss: float, seed: int = 1, **more) -> Run:
 
 def of_fp16(exponent: int, loss: float, skipped: int = 0, tuned: bool = False) -> Run:
     return Run(
-        "O1", "float16", exponent, tuned, 1, 300, lost=0.5, loss=loss, deviation=0.01, psnr_y=30.0, skipped=skipped, last_exponent=exponent, curve="0.3 nan"
+        "O1",
+        "float16",
+        exponent,
+        tuned,
+        1,
+        300,
+        lost=0.5,
+        loss=loss,
+        deviation=0.01,
+        psnr_y=30.0,
+        skipped=skipped,
+        last_exponent=exponent,
+        curve="0.3 nan",
     )
 
 
@@ -206,7 +232,17 @@ GRADIENTS = [of_float32(0.5, schedule="step", largest_o1=value, largest_o2=1.0) 
     [
         ([of_fp16(0, 0.12), of_fp16(8, 0.13)], Edges(None, None), []),
         ([of_fp16(-8, 0.14), of_fp16(0, 0.12), of_fp16(8, 0.1), of_fp16(16, 0.5, skipped=9)], Edges(-8, 16), [-4, 12]),
-        ([of_fp16(-8, 0.9), of_fp16(-4, float("nan")), of_fp16(-3, 0.1), of_fp16(15, 0.1), of_fp16(16, 0.1, skipped=1)], Edges(-4, 16), []),
+        (
+            [
+                of_fp16(-8, 0.9),
+                of_fp16(-4, float("nan")),
+                of_fp16(-3, 0.1),
+                of_fp16(15, 0.1),
+                of_fp16(16, 0.1, skipped=1),
+            ],
+            Edges(-4, 16),
+            [],
+        ),
         ([of_fp16(16, 0.1, skipped=1), of_fp16(0, 0.9)], Edges(0, 16), []),
     ],
 )
@@ -224,7 +260,9 @@ def test_picture_and_table_hold_the_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(loss_scale, "LEVELS", ("O1",))
     low = [of_fp16(-8, 0.14), of_fp16(0, 0.12, tuned=True), of_fp16(16, 0.5, skipped=9)]
     runs = FLOAT32 + GRADIENTS + low
-    conditions = dict.fromkeys(("date", "commit", "command", "device", "torch", "rdn_fast", "model", "patch", "batch", "kind"), "<&>")
+    conditions = dict.fromkeys(
+        ("date", "commit", "command", "device", "torch", "rdn_fast", "model", "patch", "batch", "kind"), "<&>"
+    )
     for name in ("a.svg", "b.svg"):
         loss_scale.write(runs, conditions, tmp_path / name)
     picture = (tmp_path / "a.svg").read_bytes()
@@ -234,7 +272,10 @@ def test_picture_and_table_hold_the_runs(tmp_path, monkeypatch):
     assert [row["exponent"] for row in rows] == [""] * 6 + ["-8", "0", "16"]
     assert {row["device"] for row in rows} == {"<&>"}
     words = loss_scale.table(runs)
-    assert "underflow hurts at 2^-8 and below (50.0% of the first batches' gradients are lost), overflow begins at 2^16" in words
+    assert (
+        "underflow hurts at 2^-8 and below (50.0% of the first batches' gradients are lost), overflow begins at 2^16"
+        in words
+    )
     assert "grew 2.50 times" in words
     assert "tuned 2^0: loss 0.12000" in words
 
@@ -242,7 +283,15 @@ def test_picture_and_table_hold_the_runs(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_scales_are_trained_at_until_the_edges_are_found(tmp_path, monkeypatch, capsys):
     pytest.importorskip("skimage")
-    changes = {"STEPS": 6, "LAST": 3, "POINT": 2, "SEEDS": (123, 1), "COARSE": (22,), "ALONG": (0, 2), "LEVELS": ("O2",)}
+    changes = {
+        "STEPS": 6,
+        "LAST": 3,
+        "POINT": 2,
+        "SEEDS": (123, 1),
+        "COARSE": (22,),
+        "ALONG": (0, 2),
+        "LEVELS": ("O2",),
+    }
     for name, value in (changes | {"SHOWN": "O2", "PICTURE": tmp_path / "loss_scale.svg"}).items():
         monkeypatch.setattr(loss_scale, name, value)
     assert loss_scale.main(["--device", "cpu"]) == 0

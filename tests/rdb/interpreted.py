@@ -19,7 +19,9 @@ from rdn_fast.rdb import triton_planes
 
 def dot(builder, a, b, *rest, plain=interpreter.InterpreterBuilder.create_dot):
     """The interpreter keeps bfloat16 as bits, and multiplies the bits; a GPU multiplies what they stand for."""
-    return plain(builder, *(from_bits(operand) if operand.dtype.scalar == tl.bfloat16 else operand for operand in (a, b)), *rest)
+    return plain(
+        builder, *(from_bits(operand) if operand.dtype.scalar == tl.bfloat16 else operand for operand in (a, b)), *rest
+    )
 
 
 def from_bits(operand):

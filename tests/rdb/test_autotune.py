@@ -95,7 +95,9 @@ def test_the_choice_is_remembered_across_processes(folder, table, timings, monke
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b'{"key": 3}', b"\xff\xfe", b""])
-def test_a_file_that_is_no_tuning_result_is_ignored_with_one_line_and_made_anew(content, folder, table, timings, monkeypatch, capsys):
+def test_a_file_that_is_no_tuning_result_is_ignored_with_one_line_and_made_anew(
+    content, folder, table, timings, monkeypatch, capsys
+):
     table(row("slow", slow), row("quick"))
     (folder / "tuning.json").write_bytes(content)
     assert choose("auto", case()) == "quick"
@@ -199,11 +201,35 @@ def test_a_model_times_its_rows_when_first_used_under_inference_mode(folder, tab
 
 def test_tune_shows_every_row_and_renews(cli, folder, table, timings, monkeypatch):
     table(row("naive", slow), row("quick"), row("elsewhere", devices=("npu",)), row("greedy", no_memory))
-    flags = ("--num-features", 4, "--growth-rate", 3, "--num-layers", 2, "--patch-size", 8, "--batch-size", 2, "--device", "cpu", "--opt-level", "O0")
+    flags = (
+        "--num-features",
+        4,
+        "--growth-rate",
+        3,
+        "--num-layers",
+        2,
+        "--patch-size",
+        8,
+        "--batch-size",
+        2,
+        "--device",
+        "cpu",
+        "--opt-level",
+        "O0",
+    )
     for _ in range(2):
         result = cli("tune", *flags)
         assert result.code == 0, result
-    for words in ("naive", "quick", "runs on npu only", "out of memory", "auto: quick", "2x4x8x8 G3 C2", "training", "inference"):
+    for words in (
+        "naive",
+        "quick",
+        "runs on npu only",
+        "out of memory",
+        "auto: quick",
+        "2x4x8x8 G3 C2",
+        "training",
+        "inference",
+    ):
         assert words in result.out
     assert len(timings) == 4
     assert set(json.loads((folder / "tuning.json").read_text()).values()) == {"quick"}

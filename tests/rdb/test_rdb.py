@@ -23,7 +23,13 @@ LOW = (torch.bfloat16, torch.float16)
 
 # batch, G0, G, C, H, W: H and W are multiples of nothing, G != G0, and the channels are many enough for rounding errors to average
 # out. The fourth is one pixel per image: padding everywhere. The last has more channels than any vector or tile.
-SHAPES = ((1, 18, 13, 1, 5, 7), (1, 13, 18, 2, 7, 5), (2, 26, 19, 3, 3, 11), (24, 27, 22, 3, 1, 1), (1, 70, 37, 2, 5, 9))
+SHAPES = (
+    (1, 18, 13, 1, 5, 7),
+    (1, 13, 18, 2, 7, 5),
+    (2, 26, 19, 3, 3, 11),
+    (24, 27, 22, 3, 1, 1),
+    (1, 70, 37, 2, 5, 9),
+)
 
 FORMATS = {
     "any": (torch.contiguous_format, torch.channels_last),
@@ -31,7 +37,9 @@ FORMATS = {
     "channels_last": (torch.channels_last,),
 }
 CASES = [
-    pytest.param((row, layout, dtype), id=f"{row.name}-{str(layout).removeprefix('torch.')}-{str(dtype).removeprefix('torch.')}")
+    pytest.param(
+        (row, layout, dtype), id=f"{row.name}-{str(layout).removeprefix('torch.')}-{str(dtype).removeprefix('torch.')}"
+    )
     for row in IMPLS.values()
     if DEVICE.type in row.devices
     for layout in FORMATS[row.layout]
@@ -65,7 +73,10 @@ def conv3x3(x, w, b):
     height, width = x.shape[2:]
     padded = x.new_zeros(x.shape[0], x.shape[1], height + 2, width + 2)
     padded[:, :, 1:-1, 1:-1] = x
-    taps = (torch.einsum("oi,bihw->bohw", w[:, :, i, j], padded[:, :, i : i + height, j : j + width]) for i, j in product(range(3), repeat=2))
+    taps = (
+        torch.einsum("oi,bihw->bohw", w[:, :, i, j], padded[:, :, i : i + height, j : j + width])
+        for i, j in product(range(3), repeat=2)
+    )
     return sum(taps) + b[:, None, None]
 
 
@@ -77,9 +88,14 @@ def block(x, conv_w, conv_b, fuse_w, fuse_b, out=None):
         return torch.split(w, [f.shape[1] for f in features], dim=1)
 
     for w, b in zip(conv_w, conv_b, strict=True):
-        total = sum(conv3x3(f, part, torch.zeros_like(b)) for f, part in zip(features, parts(w), strict=True)) + b[:, None, None]
+        total = (
+            sum(conv3x3(f, part, torch.zeros_like(b)) for f, part in zip(features, parts(w), strict=True))
+            + b[:, None, None]
+        )
         features.append(torch.where(total > 0, total, torch.zeros_like(total)))
-    fused = sum(torch.einsum("oi,bihw->bohw", part[:, :, 0, 0], f) for f, part in zip(features, parts(fuse_w), strict=True))
+    fused = sum(
+        torch.einsum("oi,bihw->bohw", part[:, :, 0, 0], f) for f, part in zip(features, parts(fuse_w), strict=True)
+    )
     return x + fused + fuse_b[:, None, None]
 
 
@@ -122,7 +138,9 @@ def solve(function, arguments, upstream, layout=torch.contiguous_format, trains=
     """{"y": output, "gradient of x": ..., ...} of a block function; gradients only of one that trains."""
 
     def leaf(tensor):
-        tensor = tensor.detach().to(device).clone(memory_format=layout if tensor.dim() == 4 else torch.contiguous_format)
+        tensor = (
+            tensor.detach().to(device).clone(memory_format=layout if tensor.dim() == 4 else torch.contiguous_format)
+        )
         return tensor.requires_grad_(trains)
 
     leaves = {name: leaf(tensor) for name, tensor in arguments.items()}
@@ -146,7 +164,9 @@ def check(row, layout, shape, dtype, seed, out=None):
     results = solve(row.module.rdb, arguments, upstream, layout, row.trains, out, DEVICE)
     for name, result in results.items():
         assert result.dtype == dtype, f"{row.name}: {name} is {result.dtype}"
-        assert_as_good_as_naive(result, oracle[name], plain[name], dtype, f"{row.name}, {name}, shape {shape}, seed {seed}")
+        assert_as_good_as_naive(
+            result, oracle[name], plain[name], dtype, f"{row.name}, {name}, shape {shape}, seed {seed}"
+        )
     return results["y"]
 
 
@@ -171,7 +191,9 @@ def test_out_is_written_whole_or_left_alone(case, seed):
     # `out` is the middle third of a buffer of NaN, as a block's slice of the global fusion's input is.
     shape = SHAPES[2]
     batch, g0, _, _, height, width = shape
-    buffer = torch.full((batch, 3 * g0, height, width), float("nan"), dtype=dtype, device=DEVICE).to(memory_format=layout)
+    buffer = torch.full((batch, 3 * g0, height, width), float("nan"), dtype=dtype, device=DEVICE).to(
+        memory_format=layout
+    )
     before, out, after = buffer.split(g0, dim=1)
     y = check(row, layout, shape, dtype, seed, out)
     assert before.isnan().all(), f"{row.name} writes before out (seed {seed})"
@@ -214,7 +236,10 @@ def test_the_check_itself_notices_faults(fault, dtype, seed):
 def test_arguments_are_not_changed(case, seed):
     row, layout, dtype = case
     arguments, _ = problem(SHAPES[1], dtype, seed)
-    given = {name: tensor.to(DEVICE, memory_format=layout if tensor.dim() == 4 else torch.preserve_format) for name, tensor in arguments.items()}
+    given = {
+        name: tensor.to(DEVICE, memory_format=layout if tensor.dim() == 4 else torch.preserve_format)
+        for name, tensor in arguments.items()
+    }
     copies = {name: tensor.clone() for name, tensor in given.items()}
     lists = [[tensor for name, tensor in given.items() if name.startswith(prefix)] for prefix in ("conv_w", "conv_b")]
     with torch.inference_mode():
@@ -226,7 +251,9 @@ def test_arguments_are_not_changed(case, seed):
 def train(name, dtype, seed):
     """32 steps of Adam on a small RDN that a row computes in `dtype` -> (losses, all weights), float64."""
     torch.manual_seed(seed)
-    model = RDN(ModelConfig(num_features=16, growth_rate=12, num_blocks=2, num_layers=3), name).to(memory_format=torch.channels_last)
+    model = RDN(ModelConfig(num_features=16, growth_rate=12, num_blocks=2, num_layers=3), name).to(
+        memory_format=torch.channels_last
+    )
     if dtype in LOW:
         model.compute_dtype, model.output_dtype = dtype, FLOAT32
     model.to(DEVICE if dtype is not torch.float64 else CPU, torch.float64 if dtype is torch.float64 else FLOAT32)
@@ -240,7 +267,9 @@ def train(name, dtype, seed):
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    return torch.tensor(losses, dtype=torch.float64), torch.cat([p.detach().cpu().double().flatten() for p in model.parameters()])
+    return torch.tensor(losses, dtype=torch.float64), torch.cat(
+        [p.detach().cpu().double().flatten() for p in model.parameters()]
+    )
 
 
 @functools.cache
@@ -249,7 +278,11 @@ def trained(name, dtype, seed):
 
 
 @pytest.mark.parametrize("dtype", [FLOAT32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("row", [row for row in IMPLS.values() if DEVICE.type in row.devices and row.name != "naive"], ids=lambda row: row.name)
+@pytest.mark.parametrize(
+    "row",
+    [row for row in IMPLS.values() if DEVICE.type in row.devices and row.name != "naive"],
+    ids=lambda row: row.name,
+)
 def test_32_steps_end_where_naive_ends(row, dtype):
     """Errors against training in float64, for losses and weights, as the median of five runs: a ReLU or an Adam step whose sign
     is decided by rounding alone now and then carries a single run away."""
@@ -259,8 +292,15 @@ def test_32_steps_end_where_naive_ends(row, dtype):
     for seed in range(5):
         oracle = trained("naive", torch.float64, seed)
         for name, seen in errors.items():
-            seen.append([relative_error(result, wanted) for result, wanted in zip(trained(name, dtype, seed), oracle, strict=True)])
-    for what, plain, own in zip(("losses", "weights"), zip(*errors["naive"], strict=True), zip(*errors[row.name], strict=True), strict=True):
+            seen.append(
+                [
+                    relative_error(result, wanted)
+                    for result, wanted in zip(trained(name, dtype, seed), oracle, strict=True)
+                ]
+            )
+    for what, plain, own in zip(
+        ("losses", "weights"), zip(*errors["naive"], strict=True), zip(*errors[row.name], strict=True), strict=True
+    ):
         bound = 2 * statistics.median(plain) + SLACK[dtype]
         assert statistics.median(own) <= bound, f"{row.name}, {what}: {own}, naive: {plain}"
 
@@ -281,7 +321,15 @@ def table(monkeypatch):
     rows = (
         Impl("elsewhere", naive, ("cuda", "npu"), (FLOAT32,), "any", True, "for tests"),
         Impl("narrow", naive, ("cpu",), LOW, "any", True, "for tests"),
-        Impl("poor", SimpleNamespace(rdb=naive.rdb, missing=lambda: "needs a moon"), ("cpu",), (FLOAT32,), "any", True, "for tests"),
+        Impl(
+            "poor",
+            SimpleNamespace(rdb=naive.rdb, missing=lambda: "needs a moon"),
+            ("cpu",),
+            (FLOAT32,),
+            "any",
+            True,
+            "for tests",
+        ),
         Impl("forward_only", naive, ("cpu",), (FLOAT32,), "any", False, "for tests"),
         Impl("first", naive, ("cpu", "cuda"), (FLOAT32,), "any", True, "for tests"),
         Impl("second", naive, ("cpu",), (FLOAT32,), "any", True, "for tests"),

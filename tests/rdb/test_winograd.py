@@ -59,7 +59,9 @@ def test_a_block_of_rdn_b_is_as_good_as_naive(seed):
 
 
 def test_results_do_not_depend_on_which_thread_computes_what(seed):
-    arguments, upstream = problem((5, 20, 18, 3, 30, 31), torch.float32, seed)  # more tiles than two threads take at a time
+    arguments, upstream = problem(
+        (5, 20, 18, 3, 30, 31), torch.float32, seed
+    )  # more tiles than two threads take at a time
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
@@ -172,11 +174,21 @@ def test_a_library_is_built_once_and_again_when_its_source_changes(fresh):
 def test_a_damaged_library_is_built_anew(fresh):
     source = fresh / "answer.c"
     source.write_text("int answer(void) { return 42; }\n")
-    subprocess.run([sys.executable, "-c", f"from rdn_fast import native; native.library(native.Path({str(source)!r}))"], check=True, env=_environment(fresh))
+    subprocess.run(
+        [sys.executable, "-c", f"from rdn_fast import native; native.library(native.Path({str(source)!r}))"],
+        check=True,
+        env=_environment(fresh),
+    )
     (built,) = (fresh / "rdn_fast").glob("answer-*.so")
     built.write_bytes(b"not a library")
     again = f"print(native.library(native.Path({str(source)!r})).answer())"
-    done = subprocess.run([sys.executable, "-c", f"from rdn_fast import native; {again}"], check=True, env=_environment(fresh), capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", f"from rdn_fast import native; {again}"],
+        check=True,
+        env=_environment(fresh),
+        capture_output=True,
+        text=True,
+    )
     assert done.stdout == "42\n"
 
 

@@ -35,7 +35,13 @@ def test_tiles_cover_every_picture_in_every_size(folder, tmp_path, capsys):
     assert f"{len(pairs.lr)} tiles of 3 photographs" in told
     assert f"left out {tmp_path}/a/tiny.png: smaller than a patch" in told
     names = pairs.names()
-    assert {name.split()[0] + " " + name.split()[1] for name in names} == {"large 300x420", "large 240x336", "large 180x252", "small 110x90", "small 88x72"}
+    assert {name.split()[0] + " " + name.split()[1] for name in names} == {
+        "large 300x420",
+        "large 240x336",
+        "large 180x252",
+        "small 110x90",
+        "small 88x72",
+    }
     # In the first size, put back where they were cut, they are the whole pair.
     whole = degrade("large", large, 2)
     lr, hr = np.zeros_like(whole.lr), np.zeros_like(whole.hr)
@@ -53,7 +59,10 @@ def test_what_an_evaluation_set_shows_is_left_out(folder, tmp_path, capsys):
     pictures = {f"{i}.png": photograph(160, 200, seed=i) for i in range(6)}
     shown = Image.fromarray(pictures["3.png"]).resize((130, 100), Image.Resampling.BICUBIC)
     mirrored = pictures["4.png"][2:, 199:2:-1]
-    sets = folder("Set", {"other.png": photograph(150, 150, seed=50), "woman.png": np.asarray(shown)}), folder("Set2", {"zebra.png": mirrored})
+    sets = (
+        folder("Set", {"other.png": photograph(150, 150, seed=50), "woman.png": np.asarray(shown)}),
+        folder("Set2", {"zebra.png": mirrored}),
+    )
     out = tmp_path / "tiles.h5"
     assert main([folder("a", pictures), "--output-path", str(out), "--unseen", *sets]) == 0
     told = capsys.readouterr().out

@@ -16,9 +16,20 @@ HUGE = 2.0**22
 RUNS = {
     "O1": ("--opt-level", "O1", "--clip-grad", "0.1"),
     "O2": ("--opt-level", "O2", "--weight-decay", "0.1"),
-    "overflow": ("--opt-level", "O1", "--epochs", 9, "--loss-scale-value", HUGE),  # 27 steps, most of them skipped, while it is halved
+    "overflow": (
+        "--opt-level",
+        "O1",
+        "--epochs",
+        9,
+        "--loss-scale-value",
+        HUGE,
+    ),  # 27 steps, most of them skipped, while it is halved
 }
-STOPS = [(name, stop) for name, steps in (("O1", (2, 3)), ("overflow", (17, 22))) for stop in (*(("--max-steps", step) for step in steps), ())]
+STOPS = [
+    (name, stop)
+    for name, steps in (("O1", (2, 3)), ("overflow", (17, 22)))
+    for stop in (*(("--max-steps", step) for step in steps), ())
+]
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +45,22 @@ def data(tmp_path_factory):
 
 
 def train(data: Path, out: Path, backend: str, *flags, device: str = "npu") -> list[str]:
-    words = ("train", "--data-path", data, "--outputs-dir", out, *TINY, "--batch-size", 4, "--epochs", 2, "--device", device, "--rdb", "naive")
+    words = (
+        "train",
+        "--data-path",
+        data,
+        "--outputs-dir",
+        out,
+        *TINY,
+        "--batch-size",
+        4,
+        "--epochs",
+        2,
+        "--device",
+        device,
+        "--rdb",
+        "naive",
+    )
     return [str(word) for word in (*words, "--eval-every", 50, "--amp-backend", backend, *flags)]
 
 
@@ -55,12 +81,19 @@ def folders(environment, data, tmp_path_factory):
     for combines in "10":
         folder = folders[combines] = tmp_path_factory.mktemp("apex")
         commands = [train(data, folder / name, "apex", *flags) for name, flags in RUNS.items()]
-        commands += [train(data, folder / "resumed" / name, "apex", *RUNS[name], "--resume", "auto", *stop) for name, stop in STOPS]
+        commands += [
+            train(data, folder / "resumed" / name, "apex", *RUNS[name], "--resume", "auto", *stop)
+            for name, stop in STOPS
+        ]
         commands += [train(data, folder / "O0", "apex", "--opt-level", "O0")]
-        commands += [train(data, folders["torch"] / name, "torch", *flags) for name, flags in RUNS.items() if combines == "0"]
+        commands += [
+            train(data, folders["torch"] / name, "torch", *flags) for name, flags in RUNS.items() if combines == "0"
+        ]
         words = [sys.executable, str(TESTS / "training/npu_reference.py"), "npu", json.dumps(commands)]
         variables = environment(FAKE_APEX_CALLS=str(folder / "calls"), FAKE_APEX_COMBINE_GRAD=combines)
-        processes.append(subprocess.Popen(words, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        processes.append(
+            subprocess.Popen(words, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        )
     for process in processes:
         out, err = process.communicate(timeout=300)
         assert (process.returncode, err) == (0, ""), out + err
@@ -95,7 +128,9 @@ def test_it_trains_as_torch_does(folders, combines, name):
 @pytest.mark.parametrize("name", ["O1", "overflow"])
 def test_resuming_is_exact(folders, combines, name):
     resumed = folders[combines] / "resumed" / name
-    assert [record["step"] for record in events(resumed, "resume")] == [int(stop[1]) for of, stop in STOPS if of == name and stop]
+    assert [record["step"] for record in events(resumed, "resume")] == [
+        int(stop[1]) for of, stop in STOPS if of == name and stop
+    ]
     assert_same_run(resumed, folders[combines] / name)
 
 
@@ -131,10 +166,22 @@ def test_a_cpu_is_not_for_it(environment, data, tmp_path):
 
 
 STRANGERS = {  # the files of package `apex`, and what is said of it
-    "PyPI's, as pip installs it": ({"__init__.py": "from no_such_mailer.interfaces import IMailer\n", "forms.py": ""}, ("PyPI", "pip uninstall apex")),
-    "PyPI's, with all that it needs": ({"__init__.py": "from apex import forms\n", "forms.py": ""}, ("PyPI", "pip uninstall apex")),
-    "one without what it needs": ({"__init__.py": "", "amp.py": "import no_such_library\n"}, ("does not import", "no_such_library")),
-    "one that fails": ({"__init__.py": "raise RuntimeError('built for another torch\\nin two lines')\n", "amp.py": ""}, ("built for another torch",)),
+    "PyPI's, as pip installs it": (
+        {"__init__.py": "from no_such_mailer.interfaces import IMailer\n", "forms.py": ""},
+        ("PyPI", "pip uninstall apex"),
+    ),
+    "PyPI's, with all that it needs": (
+        {"__init__.py": "from apex import forms\n", "forms.py": ""},
+        ("PyPI", "pip uninstall apex"),
+    ),
+    "one without what it needs": (
+        {"__init__.py": "", "amp.py": "import no_such_library\n"},
+        ("does not import", "no_such_library"),
+    ),
+    "one that fails": (
+        {"__init__.py": "raise RuntimeError('built for another torch\\nin two lines')\n", "amp.py": ""},
+        ("built for another torch",),
+    ),
 }
 
 
@@ -164,4 +211,6 @@ def test_another_apex_is_one_line(environment, npu_environment, data, tmp_path):
     (tmp_path / "apex").mkdir()
     (tmp_path / "apex/__init__.py").write_text(STRANGERS["PyPI's, as pip installs it"][0]["__init__.py"])
     variables = environment(PYTHONPATH=os.pathsep.join([str(tmp_path), npu_environment["PYTHONPATH"]]))
-    assert_user_error(cli(*train(data, tmp_path / "out", "apex", "--opt-level", "O1"), env=variables), "--amp-backend apex", "PyPI")
+    assert_user_error(
+        cli(*train(data, tmp_path / "out", "apex", "--opt-level", "O1"), env=variables), "--amp-backend apex", "PyPI"
+    )

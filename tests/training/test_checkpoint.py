@@ -46,7 +46,9 @@ def test_damaged_newest_goes_back_and_says_so(tmp_path, kind):
     assert len(said) == 1
     assert str(newest) in said[0]
     assert "going back" in said[0]
-    assert checkpoint.newest(tmp_path / "checkpoints") == [newest.with_name("step_00000009.pt")]  # it is not counted any more
+    assert checkpoint.newest(tmp_path / "checkpoints") == [
+        newest.with_name("step_00000009.pt")
+    ]  # it is not counted any more
 
 
 def test_all_damaged_is_an_error_not_a_fresh_start(tmp_path):
@@ -67,7 +69,11 @@ def test_newest_is_by_step_not_by_spelling(tmp_path):
         save(tmp_path, step)
     for name in ("step_mine.pt", "step_00000007-backup.pt"):  # the user's own
         (tmp_path / "checkpoints" / name).write_text("")
-    assert [torch.load(path)["step"] for path in checkpoint.newest(tmp_path / "checkpoints")] == [123_456_789, 99_999_999, 5]
+    assert [torch.load(path)["step"] for path in checkpoint.newest(tmp_path / "checkpoints")] == [
+        123_456_789,
+        99_999_999,
+        5,
+    ]
 
 
 def test_named_checkpoint(tmp_path):

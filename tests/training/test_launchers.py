@@ -41,32 +41,48 @@ def test_prints_what_tools_grep(data, tmp_path, name):
     assert len(events(tmp_path, "epoch")) == 1
 
 
-@pytest.mark.parametrize("name", [*LAUNCHERS[:2], *(pytest.param(name, marks=pytest.mark.slow) for name in LAUNCHERS[2:])])
+@pytest.mark.parametrize(
+    "name", [*LAUNCHERS[:2], *(pytest.param(name, marks=pytest.mark.slow) for name in LAUNCHERS[2:])]
+)
 def test_keeps_exit_codes_and_errors(tmp_path, name):
     result = launch(name, f"--data_path={tmp_path}/none", "--nproc", 1)
     assert result.returncode == 2
     assert result.stderr == f"rdn-fast: error: --data-path {tmp_path}/none: no such folder\n"
 
 
-@pytest.mark.skipif(devices.count("cuda") + devices.count("npu") >= 8 or devices.count("cpu") >= 8, reason="eight devices are here")
+@pytest.mark.skipif(
+    devices.count("cuda") + devices.count("npu") >= 8 or devices.count("cpu") >= 8, reason="eight devices are here"
+)
 def test_eight_cards_on_a_smaller_machine(data):
     result = launch("train_full_8p", f"--data_path={data}")
     assert result.returncode == 2
-    assert re.fullmatch(r"rdn-fast: error: --nproc 8: this machine has .*; ask for that many with --nproc \d+\n", result.stderr)
+    assert re.fullmatch(
+        r"rdn-fast: error: --nproc 8: this machine has .*; ask for that many with --nproc \d+\n", result.stderr
+    )
 
 
 @pytest.mark.slow
 def test_fine_tuning_takes_weights(data, tmp_path):
     assert cli("train", "--data-path", data, "--outputs-dir", tmp_path / "a", *TINY, "--max-steps", 1).returncode == 0
     result = launch(
-        "train_finetune_1p", f"--data_path={data}", "--weights-file", tmp_path / "a/last.pth", "--outputs-dir", tmp_path / "b", *TINY, "--epochs", 1
+        "train_finetune_1p",
+        f"--data_path={data}",
+        "--weights-file",
+        tmp_path / "a/last.pth",
+        "--outputs-dir",
+        tmp_path / "b",
+        *TINY,
+        "--epochs",
+        1,
     )
     assert result.returncode == 0, result
 
 
 @pytest.mark.slow
 def test_the_full_model_by_the_seeds_command(data, tmp_path):
-    result = launch("train_performance_1p", f"--data_path={data}", "--outputs-dir", tmp_path, "--patch-size", 16, timeout=900)
+    result = launch(
+        "train_performance_1p", f"--data_path={data}", "--outputs-dir", tmp_path, "--patch-size", 16, timeout=900
+    )
     assert result.returncode == 0, result
     assert "22.12 M parameters" in result.stdout
     for pattern in GREPPED:

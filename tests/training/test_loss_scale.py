@@ -64,7 +64,10 @@ def by_hand(model: RDN, batch: Batch) -> tuple[list[torch.Tensor], list[torch.Te
     y.retain_grad()
     F.l1_loss(y, batch.hr).backward()
     parameters = dict(model.named_parameters())
-    gradients = [p.grad for p in parameters.values()], [p.grad for name, p in parameters.items() if name.startswith("output.")]
+    gradients = (
+        [p.grad for p in parameters.values()],
+        [p.grad for name, p in parameters.items() if name.startswith("output.")],
+    )
     model.zero_grad(set_to_none=True)
     return [x.grad for x in inputs], [y.grad], *gradients
 
@@ -123,7 +126,9 @@ def evidence(largest: float, **counts: int) -> Evidence:
     return Evidence({"activations": column, "weights": [5, *[0] * 255]}, largest, 1)
 
 
-@pytest.mark.parametrize("largest", [1.0, LARGEST, LARGEST / MARGIN, math.nextafter(LARGEST / MARGIN, 1e9), 3e-7, 0.044])
+@pytest.mark.parametrize(
+    "largest", [1.0, LARGEST, LARGEST / MARGIN, math.nextafter(LARGEST / MARGIN, 1e9), 3e-7, 0.044]
+)
 def test_the_scale_is_the_largest_power_of_two_with_room(largest):
     found = evidence(largest)
     assert math.frexp(found.scale)[0] == 0.5
@@ -148,7 +153,12 @@ def test_the_choice_is_a_function_of_weights_and_batches_and_leaves_the_model_al
     assert choice == choose(model, O1, lambda: batches)
     assert choice.scale == choice.evidence.scale
     assert choice.lines[0].startswith(f"loss scale auto: {choice.scale:.0f}, ")
-    assert (model.compute_dtype, model.output_dtype, model.rdb, model.training) == (torch.bfloat16, torch.float32, "naive", True)
+    assert (model.compute_dtype, model.output_dtype, model.rdb, model.training) == (
+        torch.bfloat16,
+        torch.float32,
+        "naive",
+        True,
+    )
     assert all(p.grad is None for p in model.parameters())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
@@ -168,12 +178,17 @@ def finite(model: RDN, batch: Batch, scale: float) -> bool:
 
 def test_a_scale_that_overflows_in_fp16_is_halved_until_it_does_not(monkeypatch):
     batches = some()
-    monkeypatch.setattr(loss_scale, "calibrate", lambda *_: evidence(2.0**-24, minus_24=1))  # far too small: the choice from it overflows
+    monkeypatch.setattr(
+        loss_scale, "calibrate", lambda *_: evidence(2.0**-24, minus_24=1)
+    )  # far too small: the choice from it overflows
     choice = choose(small(), O2, lambda: batches)
     assert choice.scale < choice.evidence.scale
     assert finite(small(), batches[0], choice.scale)
     assert not finite(small(), batches[0], 2 * choice.scale)
-    assert choice.lines[-1] == f"a step in fp16 overflowed at that scale: halved to {choice.scale:.0f}, where its gradients are finite"
+    assert (
+        choice.lines[-1]
+        == f"a step in fp16 overflowed at that scale: halved to {choice.scale:.0f}, where its gradients are finite"
+    )
 
 
 def test_weights_that_no_scale_helps_are_a_users_error():
@@ -215,8 +230,22 @@ def test_tune_shows_what_a_run_chooses(cli, data, tmp_path, monkeypatch):
 
 
 def test_tune_in_float32_says_why_and_writes_nothing(cli, data, tmp_path):
-    ended = cli("tune", "--loss-scale", "--data-path", data, *TINY, "--device", "cpu", "--opt-level", "O0", "--outputs-dir", tmp_path / "out")
-    assert ended.out == "loss scale auto: 1, because gradients do not underflow in float32, which reaches down to 2^-126\n"
+    ended = cli(
+        "tune",
+        "--loss-scale",
+        "--data-path",
+        data,
+        *TINY,
+        "--device",
+        "cpu",
+        "--opt-level",
+        "O0",
+        "--outputs-dir",
+        tmp_path / "out",
+    )
+    assert (
+        ended.out == "loss scale auto: 1, because gradients do not underflow in float32, which reaches down to 2^-126\n"
+    )
     assert not any((tmp_path / "out").iterdir())
 
 
@@ -224,7 +253,10 @@ def test_what_tune_cannot_read_or_write_is_a_users_error(cli, data, tmp_path):
     assert "--train-file" in cli("tune", "--loss-scale", *TINY, *FP16).user_error()
     (tmp_path / "file").touch()
     ended = cli("tune", "--loss-scale", "--data-path", data, *TINY, *FP16, "--outputs-dir", tmp_path / "file")
-    assert ended.user_error() == f"--outputs-dir {tmp_path / 'file'}: cannot be written (File exists); choose another folder"
+    assert (
+        ended.user_error()
+        == f"--outputs-dir {tmp_path / 'file'}: cannot be written (File exists); choose another folder"
+    )
 
 
 @pytest.mark.slow
@@ -235,6 +267,9 @@ def test_on_the_simulated_npu_it_counts_as_on_the_cpu(npu_environment, data, tmp
         ended = runs.cli("tune", "--loss-scale", *flags, env=npu_environment)
         assert (ended.returncode, ended.stderr) == (0, "")
         rows = csv.DictReader((tmp_path / device / "loss_scale.csv").read_text().splitlines())
-        tables[device] = ended.stdout.splitlines()[0], Counter({(row["of"], row["exponent"]): int(row["count"]) for row in rows})
+        tables[device] = (
+            ended.stdout.splitlines()[0],
+            Counter({(row["of"], row["exponent"]): int(row["count"]) for row in rows}),
+        )
     assert tables["npu"][0] == tables["cpu"][0]
     assert near(tables["npu"][1], tables["cpu"][1])

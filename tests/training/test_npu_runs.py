@@ -17,7 +17,9 @@ pytestmark = pytest.mark.slow  # two processes with forty runs each
 
 REFERENCE = Path(__file__).parent / "npu_reference.py"
 O0 = ("--opt-level", "O0")
-O1, O2, O1_BF16 = (("--opt-level", level, "--amp-dtype", dtype) for level, dtype in (("O1", "fp16"), ("O2", "fp16"), ("O1", "bf16")))
+O1, O2, O1_BF16 = (
+    ("--opt-level", level, "--amp-dtype", dtype) for level, dtype in (("O1", "fp16"), ("O2", "fp16"), ("O1", "bf16"))
+)
 ALL = ("--ema", "0.9", "--clip-grad", "0.1", "--weight-decay", "0.1")
 RUNS = {
     "O0": O0,
@@ -43,7 +45,23 @@ def data(tmp_path_factory):
 
 
 def train(data: Path, out: Path, device: str, *flags) -> list[str]:
-    words = ("train", "--data-path", data, "--outputs-dir", out, *TINY, "--batch-size", 4, "--epochs", 2, "--device", device, "--rdb", "naive", *flags)
+    words = (
+        "train",
+        "--data-path",
+        data,
+        "--outputs-dir",
+        out,
+        *TINY,
+        "--batch-size",
+        4,
+        "--epochs",
+        2,
+        "--device",
+        device,
+        "--rdb",
+        "naive",
+        *flags,
+    )
     return [str(word) for word in words]
 
 
@@ -70,8 +88,24 @@ def folders(npu_environment, data, tmp_path_factory):
 
         commands = [run(name, *flags) for name, flags in RUNS.items()]
         commands += [run("row/{row} " + flags[1], *flags, "--rdb", "{row}") for flags in (O0, O2)]
-        commands += [run(f"resumed/{name}", *RUNS[name], "--resume", "auto", "--max-steps", stop) for name in ("O0 all", "O1") for stop in (2, 3, 4, STEPS)]
-        commands += [["eval", "--weights-file", f"{folder}/O0/last.pth", "--eval-file", f"{data}/Set5_x2.h5", "--device", device, "--json", f"{folder}/json"]]
+        commands += [
+            run(f"resumed/{name}", *RUNS[name], "--resume", "auto", "--max-steps", stop)
+            for name in ("O0 all", "O1")
+            for stop in (2, 3, 4, STEPS)
+        ]
+        commands += [
+            [
+                "eval",
+                "--weights-file",
+                f"{folder}/O0/last.pth",
+                "--eval-file",
+                f"{data}/Set5_x2.h5",
+                "--device",
+                device,
+                "--json",
+                f"{folder}/json",
+            ]
+        ]
         processes.append(reference(npu_environment, device, commands))
     for process in processes:
         assert finished(process) == ""
@@ -96,7 +130,9 @@ def test_training_is_the_cpus(folders, name):
     assert_same_bits(ours, theirs)
     assert (ours / "best.pth").read_bytes() == (theirs / "best.pth").read_bytes()
     for kind in ("psnr_y", "psnr_y_compat", "loss"):
-        assert [record[kind] for record in events(ours, "epoch")] == [record[kind] for record in events(theirs, "epoch")]
+        assert [record[kind] for record in events(ours, "epoch")] == [
+            record[kind] for record in events(theirs, "epoch")
+        ]
 
 
 def test_flags_do_what_they_do(folders):
@@ -115,7 +151,10 @@ def test_every_implementation_trains(folders):
             assert_same_bits(folders["npu"] / "row" / name, folders["cpu"] / "row" / name)
         assert events(folders["npu"] / "row" / name, "start")[0]["rdb"]["training"] == row
         expected = losses(folders["cpu"] / "row" / f"naive {level}")
-        assert relative_error(losses(folders["npu"] / "row" / name), expected) <= SLACK[{"O0": torch.float32, "O2": torch.float16}[level]]
+        assert (
+            relative_error(losses(folders["npu"] / "row" / name), expected)
+            <= SLACK[{"O0": torch.float32, "O2": torch.float16}[level]]
+        )
 
 
 @pytest.mark.parametrize("name", ["O0 all", "O1"])
@@ -150,15 +189,30 @@ def test_a_run_goes_on_on_another_device(npu_environment, folders, data, tmp_pat
     for device, stop in ((first, 4), (then, STEPS)):
         result = cli(*train(data, tmp_path, device, *O0, "--max-steps", stop, "--resume", "auto"), env=npu_environment)
         assert (result.returncode, result.stderr) == (0, "")
-    assert [record["device"].partition(":")[0].partition(" ")[0] for kind in ("start", "resume") for record in events(tmp_path, kind)] == [first, then]
+    assert [
+        record["device"].partition(":")[0].partition(" ")[0]
+        for kind in ("start", "resume")
+        for record in events(tmp_path, kind)
+    ] == [first, then]
     assert relative_error(losses(folders["npu"] / "O0"), losses(tmp_path)) <= SLACK[torch.float32]
 
 
 @pytest.mark.slow
 def test_a_stopped_run_goes_on_exactly(npu_environment, data, tmp_path):
     whole, out = tmp_path / "whole", tmp_path / "out"
-    flags = ("--epochs", 100_000, "--checkpoint-every", 1000)  # as the device wants it: O1 in fp16, the block's fastest implementation
-    process = subprocess.Popen(command(*train(data, out, "npu", *flags)), env=npu_environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    flags = (
+        "--epochs",
+        100_000,
+        "--checkpoint-every",
+        1000,
+    )  # as the device wants it: O1 in fp16, the block's fastest implementation
+    process = subprocess.Popen(
+        command(*train(data, out, "npu", *flags)),
+        env=npu_environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     while "epoch:1 " not in process.stdout.readline():
         assert process.poll() is None, process.stderr.read()
     process.send_signal(signal.SIGTERM)
@@ -173,16 +227,34 @@ def test_a_stopped_run_goes_on_exactly(npu_environment, data, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["train_performance_8p", *(pytest.param(name, marks=pytest.mark.slow) for name in LAUNCHERS if name != "train_performance_8p")]
+    "name",
+    [
+        "train_performance_8p",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in LAUNCHERS if name != "train_performance_8p"),
+    ],
 )
 def test_the_seeds_commands(npu_environment, data, tmp_path, monkeypatch, name):
     for variable, value in npu_environment.items():
         monkeypatch.setenv(variable, value)
     ranks = 2 if name.endswith("8p") else 1
     flags = (*TINY, "--batch-size", 2, "--epochs", 1, "--rdb", "naive")
-    words = ("train", "--preset", name.replace("_", "-"), "--data-path", data, "--outputs-dir", tmp_path / "theirs", *flags, *O1, "--device", "cpu")
+    words = (
+        "train",
+        "--preset",
+        name.replace("_", "-"),
+        "--data-path",
+        data,
+        "--outputs-dir",
+        tmp_path / "theirs",
+        *flags,
+        *O1,
+        "--device",
+        "cpu",
+    )
     theirs = reference(npu_environment, "cpu", [[str(word) for word in words]], ranks)
-    result = launch(name, f"--data_path={data}", "--outputs-dir", tmp_path / "ours", *flags, "--device", "npu", "--nproc", ranks)
+    result = launch(
+        name, f"--data_path={data}", "--outputs-dir", tmp_path / "ours", *flags, "--device", "npu", "--nproc", ranks
+    )
     finished(theirs)
     assert events(tmp_path / "ours", "step") == events(tmp_path / "theirs", "step") != []
     assert (tmp_path / "ours/last.pth").read_bytes() == (tmp_path / "theirs/last.pth").read_bytes()
@@ -196,12 +268,17 @@ def test_the_seeds_commands(npu_environment, data, tmp_path, monkeypatch, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("level", "stops"), [(O0, (STEPS,)), (O1, (4, STEPS)), (O2, (STEPS,))], ids=["O0", "O1, resumed", "O2"])
+@pytest.mark.parametrize(
+    ("level", "stops"), [(O0, (STEPS,)), (O1, (4, STEPS)), (O2, (STEPS,))], ids=["O0", "O1, resumed", "O2"]
+)
 def test_two_ranks_are_the_cpus(npu_environment, data, tmp_path, level, stops):
     flags = (*level, *ALL, "--batch-size", 2)
     theirs = reference(npu_environment, "cpu", [train(data, tmp_path / "cpu", "cpu", *flags)], ranks=2)
     for stop in stops:
-        result = cli(*train(data, tmp_path / "npu", "npu", *flags, "--resume", "auto", "--max-steps", stop, "--nproc", 2), env=npu_environment)
+        result = cli(
+            *train(data, tmp_path / "npu", "npu", *flags, "--resume", "auto", "--max-steps", stop, "--nproc", 2),
+            env=npu_environment,
+        )
         assert (result.returncode, result.stderr) == (0, ""), result
     finished(theirs)
     assert events(tmp_path / "npu", "start")[0]["world"] == 2
@@ -220,13 +297,21 @@ sys.exit(main(sys.argv[1:]))
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
-        ("device.memory_format = lambda device: torch.channels_last", "Only c10::MemoryFormat::Contiguous is supported"),
+        (
+            "device.memory_format = lambda device: torch.channels_last",
+            "Only c10::MemoryFormat::Contiguous is supported",
+        ),
         ("device.SideStream.join = lambda self, done: None", "uses memory that another stream"),
     ],
     ids=["a layout that the device has not", "a batch that is not waited for"],
 )
 @pytest.mark.slow
 def test_a_wrong_program_is_caught(npu_environment, data, tmp_path, fault, words):
-    program = [sys.executable, "-c", WRONG.format(fault=fault), *train(data, tmp_path, "npu", *O0, "--data-mode", "mmap")]
+    program = [
+        sys.executable,
+        "-c",
+        WRONG.format(fault=fault),
+        *train(data, tmp_path, "npu", *O0, "--data-mode", "mmap"),
+    ]
     result = subprocess.run(program, env=npu_environment, capture_output=True, text=True, timeout=120, check=False)
     assert words in result.stderr, result

@@ -17,7 +17,10 @@ def parameters():
 
 def optimizers():
     """The device's own (takes a skip flag) and one that cannot."""
-    return [lambda p: devices.adam(p, CPU, lr=0.01, weight_decay=0.1), lambda p: torch.optim.Adam(p, lr=0.01, weight_decay=0.1, foreach=True)]
+    return [
+        lambda p: devices.adam(p, CPU, lr=0.01, weight_decay=0.1),
+        lambda p: torch.optim.Adam(p, lr=0.01, weight_decay=0.1, foreach=True),
+    ]
 
 
 def run(make, params, gradients, scale=1.0, clip=None):
@@ -123,7 +126,10 @@ def test_after_a_halving_steps_are_as_with_the_half_from_the_start(make):
     params = parameters()
     rows = [torch.randn_like(p) for p in params]
     halved, other = (copy.deepcopy(params) for _ in range(2))
-    ours, theirs = make_optimizer_step(make(halved), CPU, 1024.0, None, PATIENCE - 1), make_optimizer_step(make(other), CPU, 512.0)
+    ours, theirs = (
+        make_optimizer_step(make(halved), CPU, 1024.0, None, PATIENCE - 1),
+        make_optimizer_step(make(other), CPU, 512.0),
+    )
     backward(ours, halved, [torch.full_like(p, float("nan")) for p in params])
     ours.step()
     for update, parts in ((ours, halved), (theirs, other)):

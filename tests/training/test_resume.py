@@ -23,7 +23,23 @@ def data(tmp_path_factory):
 
 
 def run(data: Path, out: Path, *flags) -> list[str]:
-    return command("train", "--data-path", data, "--outputs-dir", out, *TINY, "--batch-size", 4, "--eval-every", 50, "--ema", "0.9", "--clip-grad", "1", *flags)
+    return command(
+        "train",
+        "--data-path",
+        data,
+        "--outputs-dir",
+        out,
+        *TINY,
+        "--batch-size",
+        4,
+        "--eval-every",
+        50,
+        "--ema",
+        "0.9",
+        "--clip-grad",
+        "1",
+        *flags,
+    )
 
 
 def assert_same_run(interrupted: Path, whole: Path) -> None:
@@ -34,13 +50,17 @@ def assert_same_run(interrupted: Path, whole: Path) -> None:
     for kind, kept in (("step", None), ("epoch", ("step", "epoch", "loss", "skipped", "psnr_y", "psnr_y_compat"))):
         ours, theirs = events(interrupted, kind), events(whole, kind)
         if kept:  # speeds differ
-            ours, theirs = ([{key: record.get(key) for key in kept} for record in records] for records in (ours, theirs))
+            ours, theirs = (
+                [{key: record.get(key) for key in kept} for record in records] for records in (ours, theirs)
+            )
         assert ours == theirs
 
 
 def end(process: subprocess.Popen, number: int) -> None:
     """Send the signal to a launcher and all its ranks, as a machine that goes down would."""
-    ranks = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True, check=False).stdout.split()
+    ranks = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True, check=False
+    ).stdout.split()
     for pid in (process.pid, *map(int, ranks)):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
@@ -51,7 +71,9 @@ def end(process: subprocess.Popen, number: int) -> None:
 def test_a_stop_signal_saves_and_says_how_to_go_on(data, tmp_path, number):
     whole, out = tmp_path / "whole", tmp_path / "out"
     flags = ("--epochs", 100_000, "--checkpoint-every", 1000, "--num-workers", 3, "--opt-level", "O0", "--rdb", "naive")
-    process = subprocess.Popen(run(data, out, *flags), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        run(data, out, *flags), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     while "epoch:1 " not in process.stdout.readline():
         assert process.poll() is None
     process.send_signal(number)
@@ -87,11 +109,16 @@ def test_auto_keeps_to_the_checkpoints_implementation(data, tmp_path):
     assert main(run(data, whole, "--epochs", 4, "--opt-level", "O0", "--rdb", "summed")[3:]) == 0
     assert main(run(data, out, "--epochs", 4, "--opt-level", "O0", "--rdb", "summed", "--max-steps", 8)[3:]) == 0
     assert main(run(data, out, "--epochs", 4, "--opt-level", "O0", "--resume", "auto")[3:]) == 0
-    assert [record["rdb"]["training"] for kind in ("start", "resume") for record in events(out, kind)] == ["summed", "summed"]
+    assert [record["rdb"]["training"] for kind in ("start", "resume") for record in events(out, kind)] == [
+        "summed",
+        "summed",
+    ]
     assert (out / "last.pth").read_bytes() == (whole / "last.pth").read_bytes()
 
 
-@pytest.mark.parametrize("row", [row.name for row in able(torch.device("cpu"), torch.float32, True) if row.name != "naive"])
+@pytest.mark.parametrize(
+    "row", [row.name for row in able(torch.device("cpu"), torch.float32, True) if row.name != "naive"]
+)
 def test_another_implementation_goes_on_with_the_same_losses(data, tmp_path, row, capsys):
     whole, out = tmp_path / "whole", tmp_path / "out"
     flags = ("--epochs", 6, "--opt-level", "O0")
@@ -113,9 +140,13 @@ def kill_and_resume(data: Path, tmp_path: Path, kills: int, steps: int, *flags) 
     assert cli(*run(data, whole, *flags)[3:], timeout=600).returncode == 0
     began, done, after_saves = time.monotonic(), 0, 0
     while done < kills:
-        process = subprocess.Popen(run(data, out, *flags, "--resume", "auto"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        process = subprocess.Popen(
+            run(data, out, *flags, "--resume", "auto"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
         seen = set(out.glob("checkpoints/*.pt"))
-        deadline = time.monotonic() + (120 if not done or chance.random() < 0.8 else chance.uniform(0, 4))  # some die while they start
+        deadline = time.monotonic() + (
+            120 if not done or chance.random() < 0.8 else chance.uniform(0, 4)
+        )  # some die while they start
         while process.poll() is None and set(out.glob("checkpoints/*.pt")) <= seen and time.monotonic() < deadline:
             time.sleep(0.01)
         time.sleep(chance.uniform(0, 0.5))
@@ -126,7 +157,9 @@ def kill_and_resume(data: Path, tmp_path: Path, kills: int, steps: int, *flags) 
     assert cli(*run(data, out, *flags, "--resume", "auto")[3:], timeout=600).returncode == 0
     resumed = [record["step"] for record in events(out, "resume")]
     print(f"{kills} kills in {time.monotonic() - began:.0f} s, resumed at steps {resumed} of {steps}")
-    assert len(resumed) >= after_saves > 0  # each was the end of a run that had told how it began, but for the first, whose heir tells
+    assert (
+        len(resumed) >= after_saves > 0
+    )  # each was the end of a run that had told how it began, but for the first, whose heir tells
     assert all(step > 0 for step in resumed)
     assert resumed == sorted(resumed)
     assert [record["step"] for record in events(out, "step")] == list(range(1, steps + 1))
@@ -135,7 +168,11 @@ def kill_and_resume(data: Path, tmp_path: Path, kills: int, steps: int, *flags) 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("ranks", "kills"), [(1, 20), (2, 10)])
-@pytest.mark.parametrize(("share", "precision"), [(1, ("--opt-level", "O0")), (4, ("--opt-level", "O1", "--amp-dtype", "bf16"))], ids=["O0", "O1"])
+@pytest.mark.parametrize(
+    ("share", "precision"),
+    [(1, ("--opt-level", "O0")), (4, ("--opt-level", "O1", "--amp-dtype", "bf16"))],
+    ids=["O0", "O1"],
+)
 def test_many_kills(data, tmp_path, ranks, kills, share, precision):
     kills //= share
     kill_and_resume(data, tmp_path, kills, 250 * kills, *precision, "--nproc", ranks)

@@ -27,7 +27,22 @@ def train(data, tmp_path, capsys):
     """Train with flags in a fresh (or the named) folder; returns the folder. `train.output` is what was printed."""
 
     def run(*flags, code=0, to="out"):
-        assert main(["train", "--data-path", str(data), "--outputs-dir", str(tmp_path / to), *TINY, "--batch-size", "8", *map(str, flags)]) == code
+        assert (
+            main(
+                [
+                    "train",
+                    "--data-path",
+                    str(data),
+                    "--outputs-dir",
+                    str(tmp_path / to),
+                    *TINY,
+                    "--batch-size",
+                    "8",
+                    *map(str, flags),
+                ]
+            )
+            == code
+        )
         run.output = capsys.readouterr()
         return tmp_path / to
 
@@ -48,7 +63,13 @@ def test_a_run_writes_what_it_promises(train):
         assert 0 < epoch["fps_end_to_end"] <= epoch["fps_seed_window"]
         assert epoch["data_wait_s"] >= 0
     seconds = [record["seconds"] for record in epochs]
-    assert 0 < seconds[0] < seconds[1] < seconds[2] <= float(re.search(r"Duration sec : (.*)$", train.output.out, re.M)[1]) + 0.1
+    assert (
+        0
+        < seconds[0]
+        < seconds[1]
+        < seconds[2]
+        <= float(re.search(r"Duration sec : (.*)$", train.output.out, re.M)[1]) + 0.1
+    )
     best = max((record for record in epochs if "psnr_y" in record), key=lambda record: record["psnr_y_compat"])
     text = train.output.out
     assert re.findall(r"^epoch:(\d+) FPS: \d+\.\d{3}$", text, re.M) == ["0", "1", "2"]
@@ -72,12 +93,27 @@ def test_tensorboard_shows_every_step_and_epoch_through_resumes(train):
         told = {record["step"]: pytest.approx(record[name], rel=1e-6) for record in events(out, kind)}
         drawn = [(point.step, point.value) for point in curves.Scalars(f"{kind}/{name}")]
         assert dict(drawn) == told
-        assert len(drawn) <= len(told) + (kind == "epoch")  # an epoch's end just before the checkpoint's resume is told anew
+        assert len(drawn) <= len(told) + (
+            kind == "epoch"
+        )  # an epoch's end just before the checkpoint's resume is told anew
 
 
 def test_last_weights_give_the_last_psnr(train, data, tmp_path):
     out = train("--epochs", 2)
-    assert main(["eval", "--weights-file", str(out / "last.pth"), "--eval-file", str(data / "Set5_x2.h5"), "--json", str(tmp_path / "e.json")]) == 0
+    assert (
+        main(
+            [
+                "eval",
+                "--weights-file",
+                str(out / "last.pth"),
+                "--eval-file",
+                str(data / "Set5_x2.h5"),
+                "--json",
+                str(tmp_path / "e.json"),
+            ]
+        )
+        == 0
+    )
     mean = json.loads((tmp_path / "e.json").read_text())["sets"][0]["mean"]
     last = events(out, "epoch")[-1]
     assert mean["psnr_y"] == pytest.approx(last["psnr_y"], abs=1e-9)
@@ -142,7 +178,14 @@ def test_fine_tuning_starts_from_the_weights(train):
         torch.testing.assert_close(weights(tuned)[key], value, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("flags", [("--opt-level", "O1"), ("--apex_opt_level", "O2", "--loss_scale_value", "32"), ("--opt-level", "O1", "--amp-dtype", "fp16")])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--opt-level", "O1"),
+        ("--apex_opt_level", "O2", "--loss_scale_value", "32"),
+        ("--opt-level", "O1", "--amp-dtype", "fp16"),
+    ],
+)
 def test_low_precision_stays_close_to_float32(train, flags):
     full = events(train("--max-steps", 6, "--opt-level", "O0", to="O0"), "step")
     low = events(train("--max-steps", 6, *flags, to="low"), "step")
@@ -173,7 +216,9 @@ def test_a_resume_in_the_middle_of_a_row_of_overflows_is_exact(train):
     assert "no step had finite gradients" in train.output.err
     train(*flags, "--max-steps", 60, "--resume", "auto", to="parts")
     assert events(parts, "loss_scale")
-    assert [(r["step"], r["loss_scale"]) for r in events(parts, "loss_scale")] == [(r["step"], r["loss_scale"]) for r in events(whole, "loss_scale")]
+    assert [(r["step"], r["loss_scale"]) for r in events(parts, "loss_scale")] == [
+        (r["step"], r["loss_scale"]) for r in events(whole, "loss_scale")
+    ]
     assert (parts / "last.pth").read_bytes() == (whole / "last.pth").read_bytes()
 
 
@@ -189,7 +234,9 @@ def test_another_loss_scale_begins_another_row_of_overflows(train):
     flags = ("--opt-level", "O2", "--amp-dtype", "fp16", "--epochs", 90)
     train(*flags, "--loss-scale", 2.0**60, "--max-steps", PATIENCE - 1, code=1)
     out = train(*flags, "--loss-scale", 2.0**50, "--max-steps", 2 * PATIENCE, "--resume", "auto", code=1)
-    assert [(record["step"], record["loss_scale"]) for record in events(out, "loss_scale")] == [(2 * PATIENCE - 1, 2.0**49)]
+    assert [(record["step"], record["loss_scale"]) for record in events(out, "loss_scale")] == [
+        (2 * PATIENCE - 1, 2.0**49)
+    ]
 
 
 def test_in_float32_it_is_the_same_run_whatever_would_scale_the_loss(train):
@@ -206,7 +253,10 @@ def test_a_checkpoint_of_an_earlier_version_is_one_line(train, capsys):
     del state["mode"]
     torch.save(state, file)
     train("--max-steps", 3, "--resume", file, code=2)
-    assert train.output.err == f"rdn-fast: error: {file}: is no training checkpoint of this version (weights go to --weights-file)\n"
+    assert (
+        train.output.err
+        == f"rdn-fast: error: {file}: is no training checkpoint of this version (weights go to --weights-file)\n"
+    )
 
 
 @pytest.mark.parametrize("scale", ["0", "-1", "nan", "inf", "1e-50", "1e39", "many"])
@@ -247,7 +297,9 @@ def test_divergence_names_the_steps_and_a_resume_mends_it(train):
     assert "lr was 0.001, now 1e+30" in train.output.out
     first = next(record["step"] for record in events(out, "step") if record.get("skipped"))
     assert f"steps {first} to {first + training.MAX_SKIPS - 1}" in train.output.err
-    assert all(torch.equal(good[key], value) for key, value in weights(out).items())  # nothing after it was worth keeping
+    assert all(
+        torch.equal(good[key], value) for key, value in weights(out).items()
+    )  # nothing after it was worth keeping
     train("--lr", "1e-4", "--epochs", 5, "--resume", "auto")
     assert "resumed at step 12" in train.output.out
     assert [record["step"] for record in events(out, "step")] == list(range(1, 16))
@@ -344,7 +396,14 @@ def test_full_disk_ends_the_run_and_keeps_the_checkpoint(data, tmp_path, limit):
     before = {path: path.read_bytes() for path in tmp_path.glob("checkpoints/*")}
     assert before
     # 30 kB: room for the log and the weights but not for a checkpoint; 3 kB: for nothing
-    full = cli(*flags, "--epochs", 200, "--resume", "auto", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    full = cli(
+        *flags,
+        "--epochs",
+        200,
+        "--resume",
+        "auto",
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
     assert full.returncode == 1, full
     assert "Traceback" not in full.stderr
     assert "cannot be written" in full.stderr or "File too large" in full.stderr
@@ -358,11 +417,15 @@ def test_full_disk_ends_the_run_and_keeps_the_checkpoint(data, tmp_path, limit):
 
 def test_unwritable_outputs(data, tmp_path):
     (tmp_path / "file").write_text("")
-    assert_user_error(cli("train", "--data-path", data, *TINY, "--outputs-dir", tmp_path / "file" / "out"), "--outputs-dir")
+    assert_user_error(
+        cli("train", "--data-path", data, *TINY, "--outputs-dir", tmp_path / "file" / "out"), "--outputs-dir"
+    )
 
 
 def test_learning_rate():
     step = TrainConfig(lr=1.0, lr_step=600, lr_gamma=0.1)
-    assert [training.learning_rate(step, epoch, 0, 10) for epoch in (0, 599, 600, 1199, 1200)] == pytest.approx([1, 1, 0.1, 0.1, 0.01])
+    assert [training.learning_rate(step, epoch, 0, 10) for epoch in (0, 599, 600, 1199, 1200)] == pytest.approx(
+        [1, 1, 0.1, 0.1, 0.01]
+    )
     cosine = TrainConfig(lr=2.0, lr_schedule="cosine")
     assert [training.learning_rate(cosine, 0, n, 100) for n in (0, 50, 100)] == pytest.approx([2, 1, 0])

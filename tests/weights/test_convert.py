@@ -78,40 +78,92 @@ def of_our_checkpoint(average):
 # Layout of ours, then how a file is made of a model; what read() calls it.
 LAYOUTS = {
     "yjn870, torchSR": (others.Reference, lambda path, m: saved(path, m.state_dict()), "reference"),
-    "yjn870, with torch < 1.6": (others.Reference, lambda path, m: saved(path, m.state_dict(), _use_new_zipfile_serialization=False), "reference"),
+    "yjn870, with torch < 1.6": (
+        others.Reference,
+        lambda path, m: saved(path, m.state_dict(), _use_new_zipfile_serialization=False),
+        "reference",
+    ),
     "Ascend": (others.Reference, lambda path, m: saved(path, others.ascend(m.state_dict())), "reference (model)"),
-    "Ascend, of npu tensors": (others.Reference, lambda path, m: others.save_from_npu(path, m.state_dict()), "reference (model)"),
-    "Ascend, of npu tensors, of long ago": (others.Reference, lambda path, m: others.save_from_npu(path, m.state_dict(), True), "reference (model)"),
-    "mmagic": (others.Reference, lambda path, m: saved(path, others.mmagic(m.state_dict(), None)), "reference (state_dict generator)"),
+    "Ascend, of npu tensors": (
+        others.Reference,
+        lambda path, m: others.save_from_npu(path, m.state_dict()),
+        "reference (model)",
+    ),
+    "Ascend, of npu tensors, of long ago": (
+        others.Reference,
+        lambda path, m: others.save_from_npu(path, m.state_dict(), True),
+        "reference (model)",
+    ),
+    "mmagic": (
+        others.Reference,
+        lambda path, m: saved(path, others.mmagic(m.state_dict(), None)),
+        "reference (state_dict generator)",
+    ),
     "mmagic, averaged": (
         others.Reference,
         lambda path, m: saved(path, others.mmagic(others.Reference(m.scale).state_dict(), m.state_dict())),
         "reference (state_dict generator_ema)",
     ),
     "EDSR-PyTorch": (others.Edsr, lambda path, m: saved(path, m.state_dict()), "edsr"),
-    "EDSR-PyTorch, up-sampling to G0 channels": (lambda scale: others.Edsr(scale, G0), lambda path, m: saved(path, m.state_dict()), "edsr"),
-    "Lornatang": (others.Lornatang, lambda path, m: saved(path, others.lornatang(others.Lornatang(m.scale), m)), "lornatang (ema_state_dict)"),
-    "Lornatang, published": (others.Lornatang, lambda path, m: saved(path, {"state_dict": m.state_dict(), "epoch": 3}), "lornatang (state_dict)"),
+    "EDSR-PyTorch, up-sampling to G0 channels": (
+        lambda scale: others.Edsr(scale, G0),
+        lambda path, m: saved(path, m.state_dict()),
+        "edsr",
+    ),
+    "Lornatang": (
+        others.Lornatang,
+        lambda path, m: saved(path, others.lornatang(others.Lornatang(m.scale), m)),
+        "lornatang (ema_state_dict)",
+    ),
+    "Lornatang, published": (
+        others.Lornatang,
+        lambda path, m: saved(path, {"state_dict": m.state_dict(), "epoch": 3}),
+        "lornatang (state_dict)",
+    ),
     "BasicSR": (others.Reference, lambda path, m: saved(path, {"params": m.state_dict()}), "reference (params)"),
     "BasicSR, averaged EDSR": (
         others.Edsr,
-        lambda path, m: saved(path, {"params": others.Edsr(m.scale).state_dict(), "params_ema": others.wrapped(m.state_dict(), "module.")}),
+        lambda path, m: saved(
+            path, {"params": others.Edsr(m.scale).state_dict(), "params_ema": others.wrapped(m.state_dict(), "module.")}
+        ),
         "edsr (params_ema)",
     ),
-    "BasicSR around Lornatang": (others.Lornatang, lambda path, m: saved(path, {"params": {"state_dict": m.state_dict()}}), "lornatang (params state_dict)"),
+    "BasicSR around Lornatang": (
+        others.Lornatang,
+        lambda path, m: saved(path, {"params": {"state_dict": m.state_dict()}}),
+        "lornatang (params state_dict)",
+    ),
     "safetensors": (others.Lornatang, lambda path, m: as_safetensors(path, m.state_dict()), "lornatang"),
     "safetensors of EDSR": (others.Edsr, lambda path, m: as_safetensors(path, m.state_dict()), "edsr"),
     "our checkpoint": (others.Reference, of_our_checkpoint(average=False), "reference (model)"),
     "our checkpoint, averaged": (others.Reference, of_our_checkpoint(average=True), "reference (average)"),
-    "Lightning": (others.Reference, lambda path, m: saved(path, others.lightning(m.state_dict(), "model.")), "reference (state_dict model)"),
-    "Lightning, net": (others.Edsr, lambda path, m: saved(path, others.lightning(m.state_dict(), "net.")), "edsr (state_dict net)"),
+    "Lightning": (
+        others.Reference,
+        lambda path, m: saved(path, others.lightning(m.state_dict(), "model.")),
+        "reference (state_dict model)",
+    ),
+    "Lightning, net": (
+        others.Edsr,
+        lambda path, m: saved(path, others.lightning(m.state_dict(), "net.")),
+        "edsr (state_dict net)",
+    ),
     **{
-        f"in {key}": (others.Reference, lambda path, m, key=key: saved(path, {key: m.state_dict(), "epoch": 3}), f"reference ({key})")
+        f"in {key}": (
+            others.Reference,
+            lambda path, m, key=key: saved(path, {key: m.state_dict(), "epoch": 3}),
+            f"reference ({key})",
+        )
         for key in ("model_state_dict", "net", "weights", "generator")
     },
     "wrapped again and again": (
         others.Reference,
-        lambda path, m: saved(path, others.wrapped({k.replace("rdbs.", "rdbs._orig_mod."): v for k, v in m.state_dict().items()}, "module._orig_mod.module.")),
+        lambda path, m: saved(
+            path,
+            others.wrapped(
+                {k.replace("rdbs.", "rdbs._orig_mod."): v for k, v in m.state_dict().items()},
+                "module._orig_mod.module.",
+            ),
+        ),
         "reference",
     ),
 }
@@ -200,14 +252,23 @@ def through(folder: Path, source: Path, *targets: tuple[str, str]) -> Path:
 def test_every_round_trip_is_exact_to_the_last_bit(shape, seed, magnitude):
     config = ModelConfig(*shape)
     generator = torch.Generator().manual_seed(seed)
-    state = {key: torch.randn(value.shape, generator=generator) * magnitude for key, value in RDN(config).state_dict().items()}
+    state = {
+        key: torch.randn(value.shape, generator=generator) * magnitude
+        for key, value in RDN(config).state_dict().items()
+    }
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         first = saved(folder / "first.pth", state)
         for way in (
             [("a.safetensors", "reference"), ("b.pth", "reference")],
             [("a.pt", "edsr"), ("b.pth", "reference")],
-            [("a.safetensors", "edsr"), ("b.pt", "edsr"), ("c.safetensors", "reference"), ("d.pth", "edsr"), ("e.pth", "reference")],
+            [
+                ("a.safetensors", "edsr"),
+                ("b.pt", "edsr"),
+                ("c.safetensors", "reference"),
+                ("d.pth", "edsr"),
+                ("e.pth", "reference"),
+            ],
         ):
             last = through(folder, first, *way)
             assert_equal(torch.load(last, weights_only=True), state)
@@ -239,7 +300,10 @@ def test_edsr_weights_stay_theirs(tmp_path):
     """From EDSR's to EDSR's nothing changes; by way of the reference's weights do not, and biases by one rounding."""
     theirs = others.Edsr(2).state_dict()
     source = saved(tmp_path / "a.pt", theirs)
-    for way, error in (([("b.safetensors", "edsr"), ("c.pt", "edsr")], 0), ([("b.safetensors", "reference"), ("c.pt", "edsr")], 2**-23)):
+    for way, error in (
+        ([("b.safetensors", "edsr"), ("c.pt", "edsr")], 0),
+        ([("b.safetensors", "reference"), ("c.pt", "edsr")], 2**-23),
+    ):
         others.Edsr(2).load_state_dict(state := torch.load(through(tmp_path, source, *way), weights_only=True))
         for key, value in theirs.items():
             torch.testing.assert_close(state[key].float(), value, rtol=error if key.endswith("bias") else 0, atol=0)
@@ -263,10 +327,15 @@ def test_the_reference_loads_what_is_written_for_it(tmp_path, scale):
 
 
 def test_convert_says_what_was_read_and_written(convert, tmp_path):
-    source, target = saved(tmp_path / "model_best.pt", {"params_ema": others.Edsr(3).state_dict()}), tmp_path / "out.safetensors"
+    source, target = (
+        saved(tmp_path / "model_best.pt", {"params_ema": others.Edsr(3).state_dict()}),
+        tmp_path / "out.safetensors",
+    )
     millions = sum(p.numel() for p in others.Edsr(3).parameters()) / 1e6
     line = convert(source, target)
-    assert line.startswith(f"{source}: edsr (params_ema) layout, RDN x3 D3 C2 G4 G0 6, 4 after up-sampling, {millions:.2f} M parameters -> ")
+    assert line.startswith(
+        f"{source}: edsr (params_ema) layout, RDN x3 D3 C2 G4 G0 6, 4 after up-sampling, {millions:.2f} M parameters -> "
+    )
     assert f"-> {target}: reference layout, RGB 0..1, float32, " in line
 
 
@@ -275,9 +344,13 @@ def test_safetensors_say_what_they_are(convert, reference, tmp_path):
     convert(reference, target)
     with safe_open(target, framework="pt") as file:
         assert file.metadata() == {
-            "rdn_fast_format": "1", "architecture": "RDN x2 D3 C2 G4 G0 6", "scale": "2", "value_range": "0..1",
-            "training_data": "not stated", "licence": "not stated",
-        }  # fmt: skip
+            "rdn_fast_format": "1",
+            "architecture": "RDN x2 D3 C2 G4 G0 6",
+            "scale": "2",
+            "value_range": "0..1",
+            "training_data": "not stated",
+            "licence": "not stated",
+        }
     assert read(target).metadata["architecture"] == "RDN x2 D3 C2 G4 G0 6"
 
 
@@ -285,7 +358,14 @@ def test_metadata_go_along_and_can_be_added_to(convert, reference, tmp_path):
     a, b = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
     convert(reference, a, "--metadata", "licence=MIT", "training_data=DIV2K, its 800 images", "note=a=b", "scale=2")
     convert(a, b, "--layout", "edsr", "--metadata", "licence=CC0-1.0", "psnr=")
-    expected = {"training_data": "DIV2K, its 800 images", "note": "a=b", "licence": "CC0-1.0", "psnr": "", "value_range": "0..255", "scale": "2"}
+    expected = {
+        "training_data": "DIV2K, its 800 images",
+        "note": "a=b",
+        "licence": "CC0-1.0",
+        "psnr": "",
+        "value_range": "0..255",
+        "scale": "2",
+    }
     assert read(b).metadata.items() >= expected.items()
     assert read(a).metadata["licence"] == "MIT"
 
@@ -305,7 +385,11 @@ def test_the_value_range_of_our_files_is_what_they_say(tmp_path):
 @pytest.mark.parametrize("name", ["half.pth", "half.safetensors"])
 def test_fp16_halves_the_file(convert, reference, tmp_path, name, layout):
     convert(reference, tmp_path / name, "--fp16", "--layout", layout)
-    raw = safetensors.torch.load_file(tmp_path / name) if name.endswith("safetensors") else torch.load(tmp_path / name, weights_only=True)
+    raw = (
+        safetensors.torch.load_file(tmp_path / name)
+        if name.endswith("safetensors")
+        else torch.load(tmp_path / name, weights_only=True)
+    )
     assert {value.dtype for value in raw.values()} == {torch.float16}
     half, full = read(tmp_path / name).state, read(reference).state
     for key, value in full.items():
@@ -376,12 +460,20 @@ def _of_torch(value, **options) -> bytes:
     return file.getvalue()
 
 
-@pytest.mark.parametrize("write", [_of_torch, lambda value: _of_torch(value, _use_new_zipfile_serialization=False), _pickled], ids=["zip", "legacy", "pickle"])
+@pytest.mark.parametrize(
+    "write",
+    [_of_torch, lambda value: _of_torch(value, _use_new_zipfile_serialization=False), _pickled],
+    ids=["zip", "legacy", "pickle"],
+)
 @pytest.mark.parametrize("where", ["a tensor", "beside the weights"])
 @pytest.mark.parametrize("name", ["evil.pth", "evil.safetensors"])
 def test_pickles_that_need_code_are_refused_with_the_reason_and_not_run(cli, tmp_path, write, where, name):
     evil, path = _Opens(tmp_path / "created"), tmp_path / name
-    path.write_bytes(write({"sfe1.weight": evil} if where == "a tensor" else {"args": evil, "model": others.Reference(2).state_dict()}))
+    path.write_bytes(
+        write(
+            {"sfe1.weight": evil} if where == "a tensor" else {"args": evil, "model": others.Reference(2).state_dict()}
+        )
+    )
     message = cli("convert", path, tmp_path / "out.pth").user_error()
     assert message.startswith(f"{path}: refused, it asks for io.open, which may run any code")
     assert list(tmp_path.iterdir()) == [path]
@@ -405,11 +497,19 @@ def changed(**tensors):
 
 def edsr_itself():
     """EDSR of EDSR-PyTorch, in part."""
-    return {"sub_mean.weight": torch.eye(3)[..., None, None], "head.0.weight": torch.rand(8, 3, 3, 3), "body.0.body.0.weight": torch.rand(8, 8, 3, 3)}
+    return {
+        "sub_mean.weight": torch.eye(3)[..., None, None],
+        "head.0.weight": torch.rand(8, 3, 3, 3),
+        "body.0.body.0.weight": torch.rand(8, 8, 3, 3),
+    }
 
 
 def esrgan():
-    return {"conv_first.weight": torch.rand(8, 3, 3, 3), "body.0.rdb1.conv1.weight": torch.rand(4, 8, 3, 3), "conv_last.weight": torch.rand(3, 8, 3, 3)}
+    return {
+        "conv_first.weight": torch.rand(8, 3, 3, 3),
+        "body.0.rdb1.conv1.weight": torch.rand(4, 8, 3, 3),
+        "conv_last.weight": torch.rand(3, 8, 3, 3),
+    }
 
 
 def lornatang_srresnet():
@@ -431,10 +531,16 @@ NO_RDN = {
     "empty": (lambda: b"", "damaged, or not a file of plain tensors"),
     "h5": (lambda: b"\x89HDF\r\n\x1a\n" + bytes(500), "damaged, or not a file of plain tensors"),
     "JSON": (lambda: b'{"a": {"b": {"c": 1}}}', "damaged, or not a file of plain tensors"),
-    "safetensors' header alone": (lambda: (40).to_bytes(8, "little") + b'{"a":{"dtype":"F32","shape":[9999],"data', "damaged"),
+    "safetensors' header alone": (
+        lambda: (40).to_bytes(8, "little") + b'{"a":{"dtype":"F32","shape":[9999],"data',
+        "damaged",
+    ),
     "truncated zip": (lambda: _of_torch(others.Reference(2).state_dict())[:-700], "damaged"),
     "truncated safetensors": (lambda: safetensors.torch.save(others.Reference(2).state_dict())[:-1], "damaged"),
-    "truncated legacy": (lambda: _of_torch(others.Reference(2).state_dict(), _use_new_zipfile_serialization=False)[:-700], "damaged"),
+    "truncated legacy": (
+        lambda: _of_torch(others.Reference(2).state_dict(), _use_new_zipfile_serialization=False)[:-700],
+        "damaged",
+    ),
     "pickle of protocol 4": (lambda: _pickled({"a": 1}, 4), "damaged, or not a file of plain tensors"),
     "list": (lambda: [torch.zeros(3)], "holds no state dict of plain tensors"),
     "tensor": (lambda: torch.zeros(3), "holds no state dict of plain tensors"),
@@ -443,25 +549,52 @@ NO_RDN = {
     "numbers for keys": (lambda: {0: torch.zeros(3)}, "holds no state dict of plain tensors"),
     "a name of two lines": (lambda: changed() | {"a\nb": torch.zeros(3)}, "holds no state dict of plain tensors"),
     "endless": (endless, "holds no state dict of plain tensors"),
-    "sparse": (lambda: changed(sfe1_weight=torch.zeros(6, 3, 3, 3).to_sparse()), "holds no state dict of plain tensors"),
-    "without numbers": (lambda: changed(sfe1_weight=torch.empty(6, 3, 3, 3, device="meta")), "holds no state dict of plain tensors"),
-    "EDSR": (edsr_itself, "no weights of an RDN (sfe1.weight is missing or no convolution's); the file's keys begin with sub_mean.weight, head.0.weight"),
+    "sparse": (
+        lambda: changed(sfe1_weight=torch.zeros(6, 3, 3, 3).to_sparse()),
+        "holds no state dict of plain tensors",
+    ),
+    "without numbers": (
+        lambda: changed(sfe1_weight=torch.empty(6, 3, 3, 3, device="meta")),
+        "holds no state dict of plain tensors",
+    ),
+    "EDSR": (
+        edsr_itself,
+        "no weights of an RDN (sfe1.weight is missing or no convolution's); the file's keys begin with sub_mean.weight, head.0.weight",
+    ),
     "ESRGAN": (esrgan, "no weights of an RDN (sfe1.weight is missing"),
     "SRResNet": (lornatang_srresnet, "no weights of an RDN (sfe1.weight is missing"),
-    "x8": (lambda: others.Lornatang(8).state_dict(), "unexpected upsampling.2.upsample_block.0.bias; unexpected upsampling.2.upsample_block.0.weight"),
+    "x8": (
+        lambda: others.Lornatang(8).state_dict(),
+        "unexpected upsampling.2.upsample_block.0.bias; unexpected upsampling.2.upsample_block.0.weight",
+    ),
     "grey": (lambda: changed(sfe1_weight=torch.rand(6, 1, 3, 3)), "sfe1.weight is [6, 1, 3, 3], not [6, 3, 3, 3]"),
     "incomplete": (lambda: without(others.Reference(2).state_dict(), "gff.1.bias"), "missing gff.1.bias"),
     "EDSR's, with mean shifts": (
         lambda: others.Edsr(2).state_dict() | edsr_itself(),
         ", edsr's names turned into the reference's, does not fit this model (RDN x2 D3 C2 G4 G0 6, 4 after up-sampling): unexpected body.0.body.0.weight",
     ),
-    "twice": (lambda: others.Reference(2).state_dict() | others.wrapped(others.Reference(2).state_dict(), "module."), "same parameter under two names"),
-    "twice, EDSR's": (lambda: others.Edsr(2).state_dict() | {"sfe1.bias": torch.zeros(6)}, "same parameter under two names"),
+    "twice": (
+        lambda: others.Reference(2).state_dict() | others.wrapped(others.Reference(2).state_dict(), "module."),
+        "same parameter under two names",
+    ),
+    "twice, EDSR's": (
+        lambda: others.Edsr(2).state_dict() | {"sfe1.bias": torch.zeros(6)},
+        "same parameter under two names",
+    ),
     "quantized": (lambda: changed(sfe2_bias=torch.zeros(6, dtype=torch.int8)), "sfe2.bias holds torch.int8 numbers"),
     "NaN": (lambda: changed(sfe2_bias=torch.full((6,), torch.nan)), "sfe2.bias holds values that are not finite"),
-    "too large": (lambda: changed(sfe2_weight=torch.full((6, 6, 3, 3), 1e300, dtype=torch.float64)), "sfe2.weight holds values that are not finite"),
-    "later format": (lambda: safetensors.torch.save(others.Reference(2).state_dict(), {"rdn_fast_format": "2"}), "is of a later rdn_fast (format 2)"),
-    "unknown range": (lambda: safetensors.torch.save(others.Reference(2).state_dict(), {"value_range": "-1..1"}), "its value_range is -1..1"),
+    "too large": (
+        lambda: changed(sfe2_weight=torch.full((6, 6, 3, 3), 1e300, dtype=torch.float64)),
+        "sfe2.weight holds values that are not finite",
+    ),
+    "later format": (
+        lambda: safetensors.torch.save(others.Reference(2).state_dict(), {"rdn_fast_format": "2"}),
+        "is of a later rdn_fast (format 2)",
+    ),
+    "unknown range": (
+        lambda: safetensors.torch.save(others.Reference(2).state_dict(), {"value_range": "-1..1"}),
+        "its value_range is -1..1",
+    ),
 }
 
 
@@ -496,5 +629,8 @@ def test_training_starts_from_any_layout(prepared, tmp_path):
     file = saved(tmp_path / "edsr.pt", others.Edsr(2).state_dict())
     run = TrainConfig(train_file=str(prepared.train), patch_size=8, weights_file=str(file))
     assert_equal(open_inputs(ModelConfig(2, G0, G, D, C, G), run).weights, read(file).state)
-    with pytest.raises(UserError, match=r"edsr\.pt does not fit this model \(RDN x2 D3 C2 G4 G0 6\): .*output\.weight is \[3, 4, 3, 3\], not \[3, 6, 3, 3\]"):
+    with pytest.raises(
+        UserError,
+        match=r"edsr\.pt does not fit this model \(RDN x2 D3 C2 G4 G0 6\): .*output\.weight is \[3, 4, 3, 3\], not \[3, 6, 3, 3\]",
+    ):
         open_inputs(ModelConfig(2, G0, G, D, C), run)

@@ -132,10 +132,20 @@ def test_graph_is_plain_operators_under_the_weights_names(exported, opset):
     made = onnx.load(path)
     onnx.checker.check_model(made, full_check=True)
     assert [(entry.domain, entry.version) for entry in made.opset_import] == [("", opset)]
-    assert made.ir_version <= {11: 6, 12: 7, 13: 7, 18: 8, 21: 10}[opset]  # what was there when that opset was: older tools refuse newer ones
+    assert (
+        made.ir_version <= {11: 6, 12: 7, 13: 7, 18: 8, 21: 10}[opset]
+    )  # what was there when that opset was: older tools refuse newer ones
     operators = [node.op_type for node in made.graph.node]
-    assert {name: operators.count(name) for name in operators} == {"Conv": 2 + 3 * 3 + 2 + 3, "Relu": 6, "Concat": 7, "Add": 4, "DepthToSpace": 2}
-    assert {w.name: tuple(w.dims) for w in made.graph.initializer} == {name: tuple(w.shape) for name, w in model(4, 6, 4, 3, 2).state_dict().items()}
+    assert {name: operators.count(name) for name in operators} == {
+        "Conv": 2 + 3 * 3 + 2 + 3,
+        "Relu": 6,
+        "Concat": 7,
+        "Add": 4,
+        "DepthToSpace": 2,
+    }
+    assert {w.name: tuple(w.dims) for w in made.graph.initializer} == {
+        name: tuple(w.shape) for name, w in model(4, 6, 4, 3, 2).state_dict().items()
+    }
     assert f"x4, opset {opset}," in said
     assert "image: float32 [1, 3, 8, 9], RGB in 0..1" in said
     assert "output: float32 [1, 3, 32, 36], not clamped" in said
@@ -277,7 +287,9 @@ def test_size_that_onnxruntime_cannot_compute(fails, monkeypatch):
         pass
 
     def full(*_):
-        raise Fail("[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION\nFailed to allocate memory for requested buffer of size 64")
+        raise Fail(
+            "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION\nFailed to allocate memory for requested buffer of size 64"
+        )
 
     monkeypatch.setattr(onnxruntime.InferenceSession, "run", full)
     message = fails()
@@ -300,7 +312,9 @@ def test_full_disk(fails, tmp_path, monkeypatch):
     assert message.startswith(f"error: --output {tmp_path / 'm.onnx'}: cannot be written (No space left on device)")
 
 
-@pytest.mark.parametrize("content", [b"", b"not weights", {"conv.weight": torch.zeros(3, 3, 3, 3)}], ids=["empty", "text", "other network"])
+@pytest.mark.parametrize(
+    "content", [b"", b"not weights", {"conv.weight": torch.zeros(3, 3, 3, 3)}], ids=["empty", "text", "other network"]
+)
 def test_weights_that_are_no_rdn(fails, tmp_path, content):
     path = tmp_path / "other.pth"
     path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)

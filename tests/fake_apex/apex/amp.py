@@ -32,28 +32,59 @@ def _tell(call: str, **details) -> None:
 
 
 def initialize(
-    models, optimizers=None, enabled=True, opt_level="O1", cast_model_type=None, patch_torch_functions=None, keep_batchnorm_fp32=None,
-    master_weights=None, loss_scale=None, cast_model_outputs=None, num_losses=1, verbosity=1, min_loss_scale=None, max_loss_scale=2.0**24,
+    models,
+    optimizers=None,
+    enabled=True,
+    opt_level="O1",
+    cast_model_type=None,
+    patch_torch_functions=None,
+    keep_batchnorm_fp32=None,
+    master_weights=None,
+    loss_scale=None,
+    cast_model_outputs=None,
+    num_losses=1,
+    verbosity=1,
+    min_loss_scale=None,
+    max_loss_scale=2.0**24,
     combine_grad=None,
-):  # fmt: skip
+):
     """The model and the optimizer as they came; from now on scale_loss scales by `loss_scale`.
 
     combine_grad: the first backward pass moves all gradients into one buffer, where they must stay.
     """
-    overrides = {"cast_model_type": cast_model_type, "patch_torch_functions": patch_torch_functions, "master_weights": master_weights}
-    _tell("initialize", opt_level=opt_level, loss_scale=loss_scale, combine_grad=combine_grad, **{k: v and str(v) for k, v in overrides.items()})
+    overrides = {
+        "cast_model_type": cast_model_type,
+        "patch_torch_functions": patch_torch_functions,
+        "master_weights": master_weights,
+    }
+    _tell(
+        "initialize",
+        opt_level=opt_level,
+        loss_scale=loss_scale,
+        combine_grad=combine_grad,
+        **{k: v and str(v) for k, v in overrides.items()},
+    )
     if opt_level not in _LEVELS or not enabled or num_losses != 1 or cast_model_outputs is not None:
-        raise NotImplementedError("the stand-in apex has only: enabled, opt_level O1 or O2, one loss, outputs as they are")
+        raise NotImplementedError(
+            "the stand-in apex has only: enabled, opt_level O1 or O2, one loss, outputs as they are"
+        )
     if opt_level == "O1" and (keep_batchnorm_fp32 is not None or master_weights is not None):
         raise RuntimeError("With opt_level O1, keep_batchnorm_fp32 and master_weights should be None")
     if opt_level == "O2" and combine_grad and master_weights is not None and not master_weights:
-        raise RuntimeError("With opt_level O2, master_weights should be True when combine_grad is True or npu fused optimizer is used")
-    effective = {name: default if overrides[name] is None else overrides[name] for name, default in zip(overrides, _LEVELS[opt_level], strict=True)}
+        raise RuntimeError(
+            "With opt_level O2, master_weights should be True when combine_grad is True or npu fused optimizer is used"
+        )
+    effective = {
+        name: default if overrides[name] is None else overrides[name]
+        for name, default in zip(overrides, _LEVELS[opt_level], strict=True)
+    }
     for name, value in effective.items():
         if value:
             raise NotImplementedError(f"apex {opt_level} would have {name} {value}, but the model casts by itself")
     if loss_scale is None or loss_scale == "dynamic":
-        raise NotImplementedError("the loss scale would be dynamic, which NpuFusedAdam does not survive and resuming cannot repeat")
+        raise NotImplementedError(
+            "the loss scale would be dynamic, which NpuFusedAdam does not survive and resuming cannot repeat"
+        )
     _check_model(models)
     if not isinstance(optimizers, torch.optim.Optimizer):
         raise TypeError("optimizers must be either a single optimizer or a list of optimizers.")
@@ -127,7 +158,9 @@ class _Gradients:
             p.grad.zero_()
 
     def _check(self) -> None:
-        if self._places and self._places != [p.grad is not None and p.grad.data_ptr() for p in master_params(self._optimizer)]:
+        if self._places and self._places != [
+            p.grad is not None and p.grad.data_ptr() for p in master_params(self._optimizer)
+        ]:
             raise RuntimeError("combine_grad: a gradient is no longer in the buffer that is unscaled and set to zero")
 
 

@@ -20,7 +20,9 @@ __version__ = "2.13.0+simulated"
 __all__ = ["npu", "npu_format_cast", "optim", "profiler"]
 
 if torch._C._get_privateuse1_backend_name() != "privateuseone":
-    raise ImportError(f"torch already has the device {torch._C._get_privateuse1_backend_name()}: the simulated npu cannot stand beside it")
+    raise ImportError(
+        f"torch already has the device {torch._C._get_privateuse1_backend_name()}: the simulated npu cannot stand beside it"
+    )
 try:
     torch.ops.load_library(library())
 except CannotSimulate as error:

@@ -19,15 +19,22 @@ def npu_format_cast(tensor: torch.Tensor, acl_format: int) -> torch.Tensor:
     if acl_format not in _BASE | _PRIVATE:
         raise RuntimeError(f"npu_format_cast: {acl_format} is no known format")
     if acl_format in _PRIVATE and tensor.dim() != 4:
-        raise RuntimeError(f"npu_format_cast: {_PRIVATE[acl_format]} is a format of 4-dimensional tensors, not of {tuple(tensor.shape)}")
+        raise RuntimeError(
+            f"npu_format_cast: {_PRIVATE[acl_format]} is a format of 4-dimensional tensors, not of {tuple(tensor.shape)}"
+        )
     if acl_format in _PRIVATE and not config.allow_internal_format:
-        warnings.warn("npu_format_cast: torch.npu.config.allow_internal_format is False, the tensor keeps its format", stacklevel=2)
+        warnings.warn(
+            "npu_format_cast: torch.npu.config.allow_internal_format is False, the tensor keeps its format",
+            stacklevel=2,
+        )
     return tensor.clone()
 
 
 # The device's convolution under its own name: the same as torch's.
 _operators = torch.library.Library("npu", "DEF")
-_operators.define("npu_convolution(Tensor input, Tensor weight, Tensor? bias, SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups) -> Tensor")
+_operators.define(
+    "npu_convolution(Tensor input, Tensor weight, Tensor? bias, SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups) -> Tensor"
+)
 
 
 def _npu_convolution(input, weight, bias, stride, padding, dilation, groups):

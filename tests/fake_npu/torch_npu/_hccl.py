@@ -7,7 +7,19 @@ import torch.distributed as dist
 
 # A process group's methods, and gloo's names for them.
 _COLLECTIVES = {
-    **{name: name for name in ("allgather", "allreduce", "allreduce_coalesced", "alltoall", "broadcast", "gather", "recv", "reduce")},
+    **{
+        name: name
+        for name in (
+            "allgather",
+            "allreduce",
+            "allreduce_coalesced",
+            "alltoall",
+            "broadcast",
+            "gather",
+            "recv",
+            "reduce",
+        )
+    },
     **{name: name for name in ("reduce_scatter", "scatter", "send")},
     "all_gather_single": "_allgather_base",
     "all_to_all_single": "alltoall_base",

@@ -7,10 +7,18 @@ import torch
 from torch_npu import npu
 
 _ONE_BY_ONE = {
-    "_foreach_copy_": lambda tensors, others, non_blocking=False: [a.copy_(b, non_blocking) for a, b in zip(tensors, others, strict=True)],
-    "_foreach_add_.List": lambda tensors, others, alpha=1: [a.add_(b, alpha=alpha) for a, b in zip(tensors, others, strict=True)],
-    "_foreach_lerp_.Scalar": lambda tensors, others, weight: [a.lerp_(b, weight) for a, b in zip(tensors, others, strict=True)],
-    "_foreach_norm.Scalar": lambda tensors, order=2, dtype=None: [torch.linalg.vector_norm(a, order, dtype=dtype) for a in tensors],
+    "_foreach_copy_": lambda tensors, others, non_blocking=False: [
+        a.copy_(b, non_blocking) for a, b in zip(tensors, others, strict=True)
+    ],
+    "_foreach_add_.List": lambda tensors, others, alpha=1: [
+        a.add_(b, alpha=alpha) for a, b in zip(tensors, others, strict=True)
+    ],
+    "_foreach_lerp_.Scalar": lambda tensors, others, weight: [
+        a.lerp_(b, weight) for a, b in zip(tensors, others, strict=True)
+    ],
+    "_foreach_norm.Scalar": lambda tensors, order=2, dtype=None: [
+        torch.linalg.vector_norm(a, order, dtype=dtype) for a in tensors
+    ],
 }
 _library = torch.library.Library("aten", "IMPL")
 

@@ -17,9 +17,19 @@ class NpuFusedAdam(torch.optim.Optimizer):
     """
 
     def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0, amsgrad=False):
-        if not (isinstance(lr, (int, float)) and lr >= 0 and eps >= 0 and weight_decay >= 0 and all(0 <= beta < 1 for beta in betas)):
-            raise ValueError(f"NpuFusedAdam: bad settings: lr {lr}, betas {betas}, eps {eps}, weight_decay {weight_decay}")
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad})
+        if not (
+            isinstance(lr, (int, float))
+            and lr >= 0
+            and eps >= 0
+            and weight_decay >= 0
+            and all(0 <= beta < 1 for beta in betas)
+        ):
+            raise ValueError(
+                f"NpuFusedAdam: bad settings: lr {lr}, betas {betas}, eps {eps}, weight_decay {weight_decay}"
+            )
+        super().__init__(
+            params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad}
+        )
         self._buffers: list[torch.Tensor] = []  # of gradients
         self._places: dict[torch.Tensor, list[int]] = {}  # of a parameter and its gradient, once they are combined
         self._averages: dict[torch.Tensor, list[int]] | None = None  # after the first step
@@ -52,7 +62,9 @@ class NpuFusedAdam(torch.optim.Optimizer):
 
     def load_state_dict(self, state_dict) -> None:
         if self._averages is not None:
-            raise RuntimeError("NpuFusedAdam: load_state_dict comes too late after the first step, which has moved the averages")
+            raise RuntimeError(
+                "NpuFusedAdam: load_state_dict comes too late after the first step, which has moved the averages"
+            )
         super().load_state_dict(state_dict)
 
     @torch.no_grad()
@@ -76,7 +88,9 @@ class NpuFusedAdam(torch.optim.Optimizer):
                 state[slot] = state[slot].clone() if slot in state else torch.zeros_like(p)
         for dtype in {p.dtype for p in self._places}:
             for slot in _SLOTS:
-                _move_together([self.state[p][slot] for p in self._places if p.dtype == dtype and slot in self.state[p]])
+                _move_together(
+                    [self.state[p][slot] for p in self._places if p.dtype == dtype and slot in self.state[p]]
+                )
         self._averages = {p: self._averages_of(p) for p in self._places}
 
     def _averages_of(self, p: torch.Tensor) -> list[int]:
@@ -84,26 +98,46 @@ class NpuFusedAdam(torch.optim.Optimizer):
 
     def _check(self, group: dict) -> None:
         for p in group["params"]:
-            if p in self._places and (p.grad is None or [p.data_ptr(), p.grad.data_ptr()] != self._places[p] or self._averages_of(p) != self._averages[p]):
-                raise RuntimeError(f"NpuFusedAdam: a parameter {tuple(p.shape)}, its gradient or its averages were reallocated after they were combined")
+            if p in self._places and (
+                p.grad is None
+                or [p.data_ptr(), p.grad.data_ptr()] != self._places[p]
+                or self._averages_of(p) != self._averages[p]
+            ):
+                raise RuntimeError(
+                    f"NpuFusedAdam: a parameter {tuple(p.shape)}, its gradient or its averages were reallocated after they were combined"
+                )
             if p not in self._places and p.grad is not None:
-                raise RuntimeError(f"NpuFusedAdam: a parameter {tuple(p.shape)} had no gradient when they were combined, and is never trained")
+                raise RuntimeError(
+                    f"NpuFusedAdam: a parameter {tuple(p.shape)} had no gradient when they were combined, and is never trained"
+                )
 
     def _step(self, group: dict) -> None:
         params = [p for p in group["params"] if p in self._places]
         states = [self.state[p] for p in params]
         adam(
-            params, [p.grad for p in params], *([state[slot] for state in states if slot in state] for slot in _SLOTS),
-            [torch.tensor(float(state["step"])) for state in states], foreach=False, fused=False, amsgrad=group["amsgrad"],
-            beta1=group["betas"][0], beta2=group["betas"][1], lr=group["lr"], weight_decay=group["weight_decay"], eps=group["eps"], maximize=False,
-        )  # fmt: skip
+            params,
+            [p.grad for p in params],
+            *([state[slot] for state in states if slot in state] for slot in _SLOTS),
+            [torch.tensor(float(state["step"])) for state in states],
+            foreach=False,
+            fused=False,
+            amsgrad=group["amsgrad"],
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
         for state in states:
             state["step"] += 1
 
 
 def _check_whole(tensor: torch.Tensor, what: str) -> None:
     if tensor.device.type != "npu" or tensor.dtype not in (torch.float32, torch.float16):
-        raise TypeError(f"NpuFusedAdam: a {what} is {tensor.dtype} on {tensor.device}; it must be float32 or float16 on an npu")
+        raise TypeError(
+            f"NpuFusedAdam: a {what} is {tensor.dtype} on {tensor.device}; it must be float32 or float16 on an npu"
+        )
     if tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size():
         raise RuntimeError(
             f"NpuFusedAdam: a {what} {tuple(tensor.shape)} is a part of a larger buffer, which would be moved as a whole for each of its parts "

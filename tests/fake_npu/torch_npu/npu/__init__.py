@@ -22,11 +22,39 @@ from torch.accelerator import (
 from torch_npu.npu import amp, utils
 
 __all__ = [
-    "Event", "Stream", "amp", "config", "conv", "current_device", "current_stream", "device", "device_count", "empty_cache", "get_amp_supported_dtype",
-    "get_device_name", "get_rng_state", "is_available", "is_bf16_supported", "manual_seed", "manual_seed_all", "max_memory_allocated",
-    "max_memory_reserved", "mem_get_info", "memory_allocated", "memory_reserved", "memory_stats", "reset_peak_memory_stats", "set_compile_mode",
-    "set_device", "set_option", "set_rng_state", "set_stream", "stream", "synchronize", "utils",
-]  # fmt: skip
+    "Event",
+    "Stream",
+    "amp",
+    "config",
+    "conv",
+    "current_device",
+    "current_stream",
+    "device",
+    "device_count",
+    "empty_cache",
+    "get_amp_supported_dtype",
+    "get_device_name",
+    "get_rng_state",
+    "is_available",
+    "is_bf16_supported",
+    "manual_seed",
+    "manual_seed_all",
+    "max_memory_allocated",
+    "max_memory_reserved",
+    "mem_get_info",
+    "memory_allocated",
+    "memory_reserved",
+    "memory_stats",
+    "reset_peak_memory_stats",
+    "set_compile_mode",
+    "set_device",
+    "set_option",
+    "set_rng_state",
+    "set_stream",
+    "stream",
+    "synchronize",
+    "utils",
+]
 
 _library = torch.ops.fake_npu
 
@@ -129,7 +157,10 @@ def set_compile_mode(jit_compile: bool = False) -> None:
         raise RuntimeError("set_compile_mode: no compiler of operators was found")
     if "FAKE_NPU_LOG" in os.environ:
         with open(os.environ["FAKE_NPU_LOG"], "a") as log:
-            print(f"npu:{current_device()} format={config.allow_internal_format} jit={jit_compile} after {max_memory_allocated()}", file=log)
+            print(
+                f"npu:{current_device()} format={config.allow_internal_format} jit={jit_compile} after {max_memory_allocated()}",
+                file=log,
+            )
     if _chosen.setdefault("jit_compile", bool(jit_compile)) != bool(jit_compile):
         raise RuntimeError("set_compile_mode: jit_compile cannot be changed again in this process")
 

@@ -24,9 +24,19 @@ class GradScaler(torch.amp.GradScaler):
 
     @classmethod
     def get_npu_overflow_flag(cls) -> bool:
-        return f"{torch.accelerator.current_device_index()}:{cls._spans}" in os.environ.get("FAKE_NPU_OVERFLOWS", "").split(",")
+        return f"{torch.accelerator.current_device_index()}:{cls._spans}" in os.environ.get(
+            "FAKE_NPU_OVERFLOWS", ""
+        ).split(",")
 
-    def __init__(self, init_scale=65536.0, growth_factor=2.0, backoff_factor=0.5, growth_interval=2000, dynamic=True, enabled=True):
+    def __init__(
+        self,
+        init_scale=65536.0,
+        growth_factor=2.0,
+        backoff_factor=0.5,
+        growth_interval=2000,
+        dynamic=True,
+        enabled=True,
+    ):
         super().__init__("npu", init_scale, growth_factor, backoff_factor, growth_interval, enabled)
         self._dynamic = dynamic
 
@@ -39,7 +49,9 @@ class GradScaler(torch.amp.GradScaler):
         if self._dynamic:
             return super()._unscale_grads_(optimizer, inv_scale, found_inf, allow_fp16)
         with torch.no_grad():
-            for gradient in optimizer.combined_gradients() if isinstance(optimizer, NpuFusedAdam) else _gradients(optimizer):
+            for gradient in (
+                optimizer.combined_gradients() if isinstance(optimizer, NpuFusedAdam) else _gradients(optimizer)
+            ):
                 gradient.mul_(inv_scale)
         return {found_inf.device: found_inf}
 
