@@ -1,7 +1,9 @@
-"""README, docs/ and the other pages: links lead somewhere, commands are those of the command line."""
+"""README, docs/ and the other pages: links lead somewhere, commands are those of the command line, examples run."""
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -100,3 +102,20 @@ def test_commands_are_those_of_the_command_line(page):
             cli._parser().parse_args(
                 [cli._dashed(word) for word in arguments]
             )  # UserError for a flag that is not known
+
+
+def test_the_examples_of_the_reference_run(tmp_path):
+    pytest.importorskip("onnxruntime")
+    examples = EXAMPLE.findall(text(ROOT / "docs" / "reference.md"))
+    assert len(examples) > 10
+    environment = {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path / "cache"), "PATH": "/usr/bin:/bin"}
+    ended = subprocess.run(
+        [sys.executable, "-c", "\n".join(examples)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
