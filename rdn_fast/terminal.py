@@ -1,4 +1,4 @@
-"""What a person sees: a live bar with ETA on a terminal and plain lines elsewhere, tables, durations."""
+"""What a person sees: a live bar with ETA on a terminal and plain lines elsewhere, tables, durations, sizes."""
 
 from __future__ import annotations
 
@@ -75,3 +75,8 @@ def clock(seconds: float) -> str:
     """Seconds as h:mm:ss."""
     minutes, second = divmod(max(0, round(seconds)), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{second:02}"
+
+
+def bytes_in_words(n: float) -> str:
+    """Return a number of bytes as `12.3 MB`, or as `1.2 GB` from 1e9 bytes on."""
+    return f"{n / 1e9:.1f} GB" if n >= 1e9 else f"{n / 1e6:.1f} MB"

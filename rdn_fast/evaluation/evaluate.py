@@ -8,7 +8,7 @@ import io
 import os
 import platform
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -95,13 +95,12 @@ def evaluate(
 
     drawn = []
     with Bar("images", sum(len(each.pairs) for each in sets)) as bar:
-        upscaler = Upscaler(model, tile=0, tile_pad="exact", fp32=True, self_ensemble=self_ensemble, say=bar.say)
-        # Images are judged in threads while the device computes the next ones: metrics and PNG take longer than a fast device.
-        with devices.exact_float32(next(model.parameters()).device):
-            for place, row, crops in ordered_map(judge, _predict(upscaler, sets), workers=2, ahead=3):
-                report["sets"][place]["images"].append(row)
-                drawn.append(crops)
-                bar.advance(f"{sets[place].name}/{row['name']} {row['psnr_y']:.2f} dB")
+        upscaler = exact_upscaler(model, self_ensemble, bar.say)
+        # Threads score images while the device computes the next ones: metrics and PNG take longer than a fast device.
+        for place, row, crops in ordered_map(judge, _predict(upscaler, sets), workers=2, ahead=3):
+            report["sets"][place]["images"].append(row)
+            drawn.append(crops)
+            bar.advance(f"{sets[place].name}/{row['name']} {row['psnr_y']:.2f} dB")
     for each in report["sets"]:
         each["mean"] = {
             key: float(np.mean([row[key] for row in each["images"]])) for key in each["images"][0] if key != "name"
@@ -113,6 +112,22 @@ def evaluate(
         )
         write_result(file, content, f"{flag} {file}")
     return report
+
+
+def exact_upscaler(model: RDN, self_ensemble: bool = False, say: Callable[[str], None] = print) -> Upscaler:
+    """Return an Upscaler for measuring: call its exactly(lr), then compare the result with the HR image.
+
+    It computes in float32 without TF32 or HF32. The whole image goes through the model at once, or in tiles padded by
+    the receptive field where memory is short, which gives the same result but for rounding. self_ensemble and say: as
+    of Upscaler.
+    """
+    return _ExactUpscaler(model, tile=0, tile_pad="exact", fp32=True, self_ensemble=self_ensemble, say=say)
+
+
+class _ExactUpscaler(Upscaler):
+    def exactly(self, image: np.ndarray) -> np.ndarray:
+        with devices.exact_float32(next(self.model.parameters()).device):
+            return super().exactly(image)
 
 
 def bicubic(pair: Pair) -> np.ndarray:
