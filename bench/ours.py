@@ -17,7 +17,7 @@ LEVELS = {torch.float32: ("O0", "auto"), torch.float16: ("O1", "fp16"), torch.bf
 
 def default_dtype(device: torch.device) -> torch.dtype:
     """What `--opt-level auto` computes in."""
-    return precision.choose("auto", "auto", device).compute
+    return precision.resolve("auto", "auto", device).compute
 
 
 class Ours:
@@ -25,7 +25,7 @@ class Ours:
 
     def __init__(self, config: ModelConfig, device: torch.device, dtype: torch.dtype, rdb: str):
         self.device, self.dtype, self.memory_format = device, dtype, devices.memory_format(device)
-        self.precision = precision.choose(*LEVELS[dtype], device)
+        self.precision = precision.resolve(*LEVELS[dtype], device)
         self.model = RDN(config, rdb).to(device, memory_format=self.memory_format)
         self.precision.apply(self.model)
         self.note = f"rdb {rdb}"

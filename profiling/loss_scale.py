@@ -182,7 +182,7 @@ class Trial:
             model.load_state_dict(read(self._folder(run) / "last.pth").state)
         model.to(self.device, memory_format=devices.memory_format(self.device))
         loader = PatchSampler(PairedH5(self.train_file, MODEL.scale), PATCH, BATCH, run.seed)
-        return calibrate(model, precision.choose(level, "fp16", self.device), sample(loader, self.device, run.steps))
+        return calibrate(model, precision.resolve(level, "fp16", self.device), sample(loader, self.device, run.steps))
 
     def _folder(self, run: Run) -> Path:
         return self.folder / f"{run.level}_{run.exponent}_{run.seed}_{run.steps}_{run.schedule}"

@@ -94,7 +94,7 @@ def precisions(model: RDN, pairs: list[Pair], device: torch.device) -> Iterator[
     """Whole pictures; loss_y in dB."""
     at_best, model.rdb = None, "naive"
     for level, dtype in (("O0", "auto"), ("O1", "fp16"), ("O1", "bf16"), ("O2", "fp16"), ("O2", "bf16")):
-        chosen = precision.choose(level, dtype, device)
+        chosen = precision.resolve(level, dtype, device)
         chosen.apply(model)
         simulated = devices.is_host(device) and chosen.compute != torch.float32
         with torch.inference_mode(), _Rounded() if simulated else nullcontext():

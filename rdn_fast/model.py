@@ -6,6 +6,8 @@ The model owns float32 parameters under the reference's names and shapes; how a 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +16,7 @@ from torch import nn
 from rdn_fast import devices
 from rdn_fast.config import ModelConfig
 from rdn_fast.errors import UserError
+from rdn_fast.precision import Precision
 from rdn_fast.rdb import select
 from rdn_fast.rdb.autotune import Case, choose
 
@@ -84,6 +87,17 @@ class RDN(nn.Module):
             self.upscale.append(nn.Conv2d(u if i else g0, factor**2 * u, 3, padding=1))
             self.upscale.append(nn.PixelShuffle(factor))
         self.output = nn.Conv2d(u, 3, 3, padding=1)
+
+    @contextmanager
+    def computing(self, precision: Precision | None, rdb: str | None = None) -> Iterator[None]:
+        """Compute at this precision (None: in the input's dtype) with this impl (None: the same) within the block."""
+        before = self.compute_dtype, self.output_dtype, self.rdb
+        self.compute_dtype, self.output_dtype = (precision.compute, precision.output) if precision else (None, None)
+        self.rdb = rdb or self.rdb
+        try:
+            yield
+        finally:
+            self.compute_dtype, self.output_dtype, self.rdb = before
 
     def forward(self, x):  # x: [B, 3, H, W]
         x = x.to(self.compute_dtype or x.dtype)

@@ -13,15 +13,18 @@ _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Precision:
-    """What computes in which dtype; parameters, their gradients and the optimizer are float32 at every level.
+    """The dtypes of a model's computation. Parameters, their gradients and the optimizer are float32 at every level.
 
-    O0: everything in float32. O1: convolutions in `compute`, the last one and the loss in float32. O2: the last one in
-    `compute` too. (apex's O1 and O2 differ in who casts; RDN has no layer, such as batch norm, where that shows.)
+    - O0: everything in float32.
+    - O1: convolutions in `compute`; the last convolution and the loss in float32.
+    - O2: the last convolution in `compute` too; the loss in float32.
+
+    apex's O1 and O2 differ in who casts, which shows in layers such as batch norm. RDN has none.
     """
 
-    level: str
+    level: str  # "O0", "O1" or "O2"
     compute: torch.dtype
-    output: torch.dtype
+    output: torch.dtype  # of the last convolution
 
     @property
     def scaled(self) -> bool:
@@ -29,18 +32,27 @@ class Precision:
         return self.level != "O0"
 
     def apply(self, model) -> None:
-        """Make an RDN compute so."""
+        """Set the RDN's `compute_dtype` and `output_dtype`. RDN.computing() sets them for a while only."""
         model.compute_dtype, model.output_dtype = self.compute, self.output
 
     def __str__(self) -> str:
-        return f"{self.level} {str(self.compute).removeprefix('torch.')}"
+        return f"{self.level} {dtype_name(self.compute)}"
 
 
-def choose(level: str, amp_dtype: str, device: torch.device) -> Precision:
-    """The Precision for these settings; `auto` levels and dtypes depend on the device."""
-    if level == "auto":
-        level = "O1" if devices.low_precision_pays(device) else "O0"
-    if level == "O0":
+def resolve(opt_level: str, amp_dtype: str, device: torch.device) -> Precision:
+    """Return the Precision of these settings.
+
+    `opt_level` "auto" is O1 where low precision is faster than float32, else O0. `amp_dtype` "auto" is the device's
+    usual low-precision dtype.
+    """
+    if opt_level == "auto":
+        opt_level = "O1" if devices.low_precision_pays(device) else "O0"
+    if opt_level == "O0":
         return Precision("O0", torch.float32, torch.float32)
     low = _DTYPES.get(amp_dtype) or devices.low_precision(device)
-    return Precision(level, low, torch.float32 if level == "O1" else low)
+    return Precision(opt_level, low, torch.float32 if opt_level == "O1" else low)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return "float32" for torch.float32, and so on."""
+    return str(dtype).removeprefix("torch.")

@@ -1,5 +1,7 @@
 """The model against the paper's equations, and its parameters against the reference's names and shapes."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from rdn_fast.config import PRESETS, ModelConfig, settings
 from rdn_fast.errors import UserError
 from rdn_fast.model import RDN, check_state, describe, infer_config
-from rdn_fast.precision import choose
+from rdn_fast.precision import resolve
 
 TINY = {"num_features": 6, "growth_rate": 4, "num_blocks": 2, "num_layers": 2}  # G0 != G
 
@@ -189,7 +191,7 @@ def test_low_precision_computes_where_its_level_says(level, amp, seed):
     output_dtype = torch.float32 if level == "O1" else low
     config = tiny(2)
     model, x = RDN(config), torch.rand(1, 3, 7, 5)
-    choose(level, amp, torch.device("cpu")).apply(model)
+    resolve(level, amp, torch.device("cpu")).apply(model)
     y = model(x)
     assert y.dtype == output_dtype
     with torch.no_grad():
@@ -211,9 +213,25 @@ def test_precision_can_be_taken_back(seed):
     torch.manual_seed(seed)
     model, x = RDN(tiny()), torch.rand(1, 3, 5, 5)
     before = model(x)
-    choose("O2", "bf16", torch.device("cpu")).apply(model)
+    resolve("O2", "bf16", torch.device("cpu")).apply(model)
     assert not torch.equal(model(x).float(), before)
-    choose("O0", "bf16", torch.device("cpu")).apply(model)
+    resolve("O0", "bf16", torch.device("cpu")).apply(model)
+    assert torch.equal(model(x), before)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_computing_applies_within_its_block_only(fails):
+    model, x = RDN(tiny(), rdb="naive"), torch.rand(1, 3, 5, 5)
+    resolve("O2", "bf16", torch.device("cpu")).apply(model)
+    before = model(x)
+    with pytest.raises(UserError) if fails else nullcontext(), model.computing(None, "sliced"):
+        assert model.rdb == "sliced"
+        assert model(x).dtype == torch.float32
+        with model.computing(resolve("O1", "fp16", torch.device("cpu"))):
+            assert (model.compute_dtype, model.output_dtype, model.rdb) == (torch.float16, torch.float32, "sliced")
+        if fails:
+            raise UserError("stop")
+    assert model.rdb == "naive"
     assert torch.equal(model(x), before)
 
 

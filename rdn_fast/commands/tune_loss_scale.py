@@ -40,7 +40,7 @@ def _calibrate(config: ModelConfig, train: TrainConfig, folder: Path) -> None:
     model = initial_model(config, train.seed, inputs.weights)
     model.rdb = train.rdb
     model.to(device, memory_format=devices.memory_format(device))
-    chosen = precision.choose(train.opt_level, train.amp_dtype, device)
+    chosen = precision.resolve(train.opt_level, train.amp_dtype, device)
     choice = loss_scale.choose(model, chosen, lambda: loss_scale.sample(inputs.loader, device))
     print("\n".join(choice.lines))
     if choice.evidence is None:

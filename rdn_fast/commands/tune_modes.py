@@ -28,7 +28,7 @@ from rdn_fast.terminal import print_table
 def cases_of(config: ModelConfig, train: TrainConfig, device: torch.device) -> tuple[Case, Case]:
     """What `rdn-fast tune` times: a training run's steps, and evaluation in float32."""
     patch = train.batch_size, 3, train.patch_size, train.patch_size
-    dtype = precision.choose(train.opt_level, train.amp_dtype, device).compute
+    dtype = precision.resolve(train.opt_level, train.amp_dtype, device).compute
     return Case.of(config, patch, device, dtype, True), Case.of(
         config, (1, 3, PICTURE, PICTURE), device, torch.float32, False
     )

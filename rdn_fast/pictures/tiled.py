@@ -223,7 +223,7 @@ class Upscaler:
         return half >= SMALLEST
 
     def _use_precision(self, low: bool) -> None:
-        self._precision = precision.choose("O1" if low else "O0", "auto", self._device)
+        self._precision = precision.resolve("O1" if low else "O0", "auto", self._device)
         self._precision.apply(self.model)
 
 

@@ -179,7 +179,7 @@ class _Run:
         self.began = time.monotonic()
         self.config, self.ranks, self.device, self.outputs, self.signals = config, ranks, device, outputs, signals
         self.scale, self.loader, self.validation = model_config.scale, inputs.loader, inputs.validation
-        self.precision = precision.choose(config.opt_level, config.amp_dtype, device)
+        self.precision = precision.resolve(config.opt_level, config.amp_dtype, device)
         by_apex = self.precision.scaled and config.amp_backend == "apex"
         if by_apex:
             ranks.on_rank0(apex.check, device)

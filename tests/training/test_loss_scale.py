@@ -23,7 +23,7 @@ from rdn_fast.training.loss_scale import BIAS, LARGEST, MARGIN, Evidence, calibr
 
 CPU = torch.device("cpu")
 SMALL = ModelConfig(num_features=6, growth_rate=4, num_blocks=2, num_layers=3)
-O1, O2 = (precision.choose(level, "fp16", CPU) for level in ("O1", "O2"))
+O1, O2 = (precision.resolve(level, "fp16", CPU) for level in ("O1", "O2"))
 FP16 = ("--opt-level", "O1", "--amp-dtype", "fp16", "--device", "cpu", "--rdb", "naive")
 
 
@@ -165,7 +165,7 @@ def test_the_choice_is_a_function_of_weights_and_batches_and_leaves_the_model_al
 
 @pytest.mark.parametrize(("level", "dtype"), [("O0", "float32"), ("O1", "bfloat16")])
 def test_where_nothing_underflows_it_is_1_and_no_batch_is_looked_at(level, dtype):
-    choice = choose(small(), precision.choose(level, "bf16", CPU), lambda: 1 / 0)
+    choice = choose(small(), precision.resolve(level, "bf16", CPU), lambda: 1 / 0)
     assert (choice.scale, choice.evidence) == (1.0, None)
     assert dtype in choice.lines[0]
 
