@@ -116,7 +116,7 @@ def read(folder: Path) -> dict[str, Run]:
 def collect(outputs: Path, weights: Path, evaluations: list[Path]) -> list[dict]:
     """The records to keep of a run. UserError when the weights are not those of its last step, in float16, or an evaluation is of others."""
     records = [record for record in _lines(outputs / "metrics.jsonl") if record["event"] in _KEPT]
-    last, ours = (convert.read(path).state for path in (outputs / "last.pth", weights))
+    last, ours = (convert.read_weights(path).state for path in (outputs / "last.pth", weights))
     if last.keys() != ours.keys() or not all(torch.equal(last[key].half(), ours[key].half()) for key in last):
         raise UserError(f"--weights {weights}: is not {outputs / 'last.pth'}; convert that one")
     content = weights.read_bytes()

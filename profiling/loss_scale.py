@@ -37,7 +37,7 @@ from rdn_fast.data.sampler import PatchSampler
 from rdn_fast.errors import UserError
 from rdn_fast.model import RDN
 from rdn_fast.training.loss_scale import MARGIN, SUBNORMAL, Evidence, calibrate, sample
-from rdn_fast.weights.convert import read
+from rdn_fast.weights.convert import read_weights
 
 PICTURE = Path(__file__).with_name("loss_scale.svg")
 MODEL = ModelConfig(num_features=16, growth_rate=16, num_blocks=2, num_layers=3)
@@ -179,7 +179,7 @@ class Trial:
         torch.manual_seed(run.seed)
         model = RDN(MODEL)
         if run.steps:
-            model.load_state_dict(read(self._folder(run) / "last.pth").state)
+            model.load_state_dict(read_weights(self._folder(run) / "last.pth").state)
         model.to(self.device, memory_format=devices.memory_format(self.device))
         loader = PatchSampler(PairedH5(self.train_file, MODEL.scale), PATCH, BATCH, run.seed)
         return calibrate(model, precision.resolve(level, "fp16", self.device), sample(loader, self.device, run.steps))

@@ -1,4 +1,4 @@
-"""One picture: file -> pixels and what is known of them -> model -> file. How each kind of picture is treated is in read()'s docstring."""
+"""One picture: file -> pixels and what is known of them -> model -> file. How each kind of picture is treated is in read_picture()'s docstring."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Picture:
     notes: list[str] = field(default_factory=list)
 
 
-def read(source: str | Path | Image.Image, max_pixels: int = 0) -> Picture:
+def read_picture(source: str | Path | Image.Image, max_pixels: int = 0) -> Picture:
     """Any picture that Pillow reads, the first frame or page of several.
 
     1 bit and grey -> grey; palette, CMYK (by its ICC profile where it has one) and whatever else has colours -> RGB; transparency of
@@ -69,7 +69,7 @@ def read(source: str | Path | Image.Image, max_pixels: int = 0) -> Picture:
                     f"{size} are more than --max-pixels {max_pixels}, as files made to exhaust the memory have; give a larger one if you trust it"
                 )
             several = image.format != "MPO" and getattr(image, "n_frames", 1)  # MPO: a photograph with its previews
-            picture = _picture(image, png_tiff16.read(source, image))
+            picture = _picture(image, png_tiff16.read_deep(source, image))
             if image.format == "TIFF" and 16 in image.tag_v2.get(258, ()) and picture.pixels.dtype == np.uint8:
                 picture.notes.append("16 bits read as 8: Pillow keeps no more of such a TIFF")
             if several > 1:
@@ -193,7 +193,7 @@ def enlarge(picture: Picture, upscaler: Callable[[np.ndarray], np.ndarray]) -> P
     if channels in (2, 4):
         alpha = pixels[..., -1:]
         large = np.concatenate(
-            [large, _grey(alpha, upscaler) if times_through(picture) > 1 else np.full((height, width, 1), alpha[0, 0])],
+            [large, _grey(alpha, upscaler) if model_passes(picture) > 1 else np.full((height, width, 1), alpha[0, 0])],
             axis=2,
         )
     sizes = picture.exif.get(IFD.Exif, {})
@@ -203,7 +203,7 @@ def enlarge(picture: Picture, upscaler: Callable[[np.ndarray], np.ndarray]) -> P
     return replace(picture, pixels=large)
 
 
-def times_through(picture: Picture) -> int:
+def model_passes(picture: Picture) -> int:
     """How often enlarge() asks the model: once more for alpha that is not constant."""
     alpha = picture.pixels[..., -1]
     return 1 + (picture.pixels.shape[2] in (2, 4) and bool(alpha.min() < alpha.max()))

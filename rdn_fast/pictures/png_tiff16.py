@@ -25,7 +25,7 @@ _OTHER = {
 _ROWS = 64  # that are packed together: a large picture should not be in memory several times
 
 
-def read(path: str | Path, image: Image.Image) -> np.ndarray | None:
+def read_deep(path: str | Path, image: Image.Image) -> np.ndarray | None:
     """uint16 [H, W, C], upright, of a PNG or TIFF file that is open as `image` and not loaded; None where Pillow keeps all that there is.
 
     Pillow keeps the first of a sample's two bytes, in the byte order that it is told: told the other one it keeps the second.

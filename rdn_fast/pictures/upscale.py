@@ -13,7 +13,7 @@ from PIL import Image
 
 from rdn_fast.errors import UserError
 from rdn_fast.model import RDN
-from rdn_fast.pictures import picture as pictures
+from rdn_fast.pictures.picture import enlarge, fit, read_picture, to_image
 from rdn_fast.pictures.tiled import Upscaler
 from rdn_fast.weights.convert import SHIPPED, load_model
 
@@ -55,10 +55,10 @@ def upscale(
         check_scale(scale, upscaler.scale, "scale")
         try:
             source = Image.fromarray(image) if isinstance(image, np.ndarray) else image
-            picture = pictures.fit(pictures.read(source), upscaler.scale, None)
+            picture = fit(read_picture(source), upscaler.scale, None)
         except (TypeError, ValueError) as error:  # TypeError: an array that is no picture
             raise UserError(f"{name}: {error}") from None
-        return pictures.to_image(pictures.enlarge(picture, upscaler))
+        return to_image(enlarge(picture, upscaler))
 
 
 def check_scale(wanted: int | None, scale: int, what: str) -> None:

@@ -16,9 +16,8 @@ from rdn_fast.errors import Failure, UserError, one_line
 from rdn_fast.files import atomic_write
 from rdn_fast.model import describe
 from rdn_fast.ordered_map import ordered_map
-from rdn_fast.pictures import picture as pictures
 from rdn_fast.pictures.paths import Job, plan
-from rdn_fast.pictures.picture import Picture
+from rdn_fast.pictures.picture import Picture, encode, enlarge, fit, model_passes, read_picture
 from rdn_fast.pictures.tiled import Upscaler
 from rdn_fast.pictures.upscale import check_scale
 from rdn_fast.terminal import Bar
@@ -102,7 +101,7 @@ def _enlarged(jobs: list[Job], upscaler: Upscaler, max_pixels: int, bar: Bar) ->
 
     def load(job: Job) -> tuple[Job, Picture | str]:
         try:
-            return job, pictures.fit(pictures.read(job.source, max_pixels), upscaler.scale, job.format)
+            return job, fit(read_picture(job.source, max_pixels), upscaler.scale, job.format)
         except ValueError as error:
             return job, str(error)
 
@@ -117,7 +116,7 @@ def _enlarged(jobs: list[Job], upscaler: Upscaler, max_pixels: int, bar: Bar) ->
 
 
 def _enlarge(picture: Picture, upscaler: Upscaler, tell: Callable[[float], None]) -> Picture | str:
-    times, done = pictures.times_through(picture), count()
+    times, done = model_passes(picture), count()
 
     def one_time(image: np.ndarray) -> np.ndarray:
         before = next(done)
@@ -125,7 +124,7 @@ def _enlarge(picture: Picture, upscaler: Upscaler, tell: Callable[[float], None]
         return upscaler(image)
 
     try:
-        return pictures.enlarge(picture, one_time)
+        return enlarge(picture, one_time)
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, RuntimeError) and not devices.is_out_of_memory(error):
             raise
@@ -144,7 +143,7 @@ def _write(result: tuple[Job, Picture | str]) -> tuple[Job, list[str] | str | OS
     if isinstance(picture, str):
         return job, picture
     try:
-        content = pictures.encode(picture, job.format)
+        content = encode(picture, job.format)
     except Exception as error:  # of Pillow
         return job, f"cannot be encoded ({one_line(error)})"
     try:

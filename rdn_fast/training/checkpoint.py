@@ -15,7 +15,7 @@ import torch
 
 from rdn_fast.errors import Failure, UserError
 from rdn_fast.files import atomic_write
-from rdn_fast.weights.load import load
+from rdn_fast.weights.load import load_tensors
 
 KEPT = 2
 _KEYS = {"model", "optimizer", "average", "step", "progress", "metrics_bytes", "settings", "recipe", "mode"}
@@ -115,7 +115,7 @@ def load_checkpoint(resume: str, outputs: Path, say: Callable[[str], None]) -> d
 
 
 def _checked(path: Path) -> dict:
-    state, _ = load(path, checksums=True)
+    state, _ = load_tensors(path, checksums=True)
     if not isinstance(state, dict) or not state.keys() >= _KEYS:
         raise UserError(f"{path}: is no training checkpoint of this version (weights go to --weights-file)")
     return state

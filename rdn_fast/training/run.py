@@ -44,7 +44,7 @@ from rdn_fast.training.optimizer_step import PATIENCE, make_optimizer_step
 from rdn_fast.training.run_folder import begun, locked, own, set_aside
 from rdn_fast.training.step import TrainStep
 from rdn_fast.training.throughput import WARM_UP, ThroughputMeter, per_second
-from rdn_fast.weights.convert import read
+from rdn_fast.weights.convert import read_weights
 
 MAX_SKIPS = (
     2 * PATIENCE
@@ -95,7 +95,7 @@ def open_inputs(
     loader = PatchSampler(pairs, config.patch_size, config.batch_size, config.seed, rank, world, config.drop_last)
     refuse(config.data_mode, loader, device)
     validation = load_pairs(eval_file, scale) if eval_file is not None else []
-    weights = read(config.weights_file).state if config.weights_file is not None else None
+    weights = read_weights(config.weights_file).state if config.weights_file is not None else None
     if weights is not None:
         check_state(model_config, weights, config.weights_file)
     return Inputs(loader, validation, weights)

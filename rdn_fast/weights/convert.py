@@ -15,7 +15,7 @@ from rdn_fast.errors import UserError
 from rdn_fast.files import write_result
 from rdn_fast.model import RDN, check_state, describe, empty, infer_config
 from rdn_fast.weights import formats
-from rdn_fast.weights.load import load
+from rdn_fast.weights.load import load_tensors
 
 SHIPPED = Path(__file__).parent / "small_x2.safetensors"
 _FORMAT = "1"  # of what our metadata mean
@@ -32,7 +32,7 @@ class Weights:
     metadata: dict[str, str] = field(default_factory=dict)
 
 
-def read(path: str | Path) -> Weights:
+def read_weights(path: str | Path) -> Weights:
     """The weights of an RDN, as yjn870, torchSR, Ascend, mmagic, EDSR-PyTorch, Lornatang, BasicSR or we save them, in any precision.
 
     The file's name says nothing. Where it holds weights and their running average, the average is taken, and `layout` names it.
@@ -45,10 +45,10 @@ def load_model(path: str | Path | None = None, device: str | torch.device = "aut
     """The model of a weights file (None: the small x2 one that comes with the package) on the device, in its memory format, in eval mode.
 
     It takes float32 [B, 3, H, W], RGB in 0..1, and gives [B, 3, scale*H, scale*W] in the same range, not clamped; model.config tells its shape
-    and scale. `device`: "auto", "cpu", "cuda[:i]", "npu[:i]", or a torch.device. Raises UserError as read() does, and for a device that is not there.
+    and scale. `device`: "auto", "cpu", "cuda[:i]", "npu[:i]", or a torch.device. Raises UserError as read_weights() does, and for a device that is not there.
     """
     target = device if isinstance(device, torch.device) else devices.pick(device)
-    weights = read(SHIPPED if path is None else path)
+    weights = read_weights(SHIPPED if path is None else path)
     model = empty(weights.config)
     model.load_state_dict(weights.state, assign=True)
     return model.to(target, memory_format=devices.memory_format(target)).eval()
@@ -91,8 +91,8 @@ def convert(
 
 
 def _read(path: Path, top: int) -> Weights:
-    """As read(), for RGB up to `top`; of 255 biases are float64: one in 250 is not exactly 255 times a float32 in float32."""
-    saved, metadata = load(path)
+    """As read_weights(), for RGB up to `top`; of 255 biases are float64: one in 250 is not exactly 255 times a float32 in float32."""
+    saved, metadata = load_tensors(path)
     if metadata.get("rdn_fast_format", _FORMAT) != _FORMAT:
         raise UserError(f"{path}: is of a later rdn_fast (format {metadata['rdn_fast_format']}); install that one")
     state, layout, inside = formats.to_reference(saved, str(path))

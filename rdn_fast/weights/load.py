@@ -24,7 +24,7 @@ def _rebuilt(storage, offset: int, size: tuple, stride: tuple, *_) -> torch.Tens
 _SAFE = [argparse.Namespace, (_rebuilt, ascend.REBUILD), (int, ascend.FORMAT)]
 
 
-def load(path: Path, checksums: bool = False) -> tuple[object, dict[str, str]]:
+def load_tensors(path: Path, checksums: bool = False) -> tuple[object, dict[str, str]]:
     """What torch.save wrote, or the tensors of a safetensors file with its metadata, on the CPU; the content tells them apart, not the name.
 
     No code of the file's is run: beside tensors, torch_npu's too, and plain values it may hold an argparse.Namespace. Raises UserError naming the file.

@@ -14,11 +14,11 @@ from test_rows import make_row
 
 from bench import cases, gates, measure, report, results, upscaling
 from bench.upscaling import Use
-from rdn_fast.weights.convert import SHIPPED, read
+from rdn_fast.weights.convert import SHIPPED, read_weights
 
 CPU = torch.device("cpu")
 TINY = {"PHOTOGRAPH": (100, 60), "FILES": 5, "EDGES": (16, 25)}
-SHIPPED_MODEL = read(SHIPPED).config
+SHIPPED_MODEL = read_weights(SHIPPED).config
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -14,7 +14,7 @@ from PIL import EpsImagePlugin, Image, ImageCms
 from PIL.ExifTags import IFD, Base
 
 from rdn_fast.data.images import read_image
-from rdn_fast.pictures.picture import FORMATS, Picture, encode, enlarge, fit, read, to_image
+from rdn_fast.pictures.picture import FORMATS, Picture, encode, enlarge, fit, read_picture, to_image
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 RNG = np.random.default_rng(0)
@@ -38,7 +38,7 @@ def made(tmp_path):
     def make(source, suffix=None, model=repeated):
         target = tmp_path / f"result{suffix or source.suffix}"
         format = FORMATS[target.suffix]
-        picture = fit(read(source), 2, format)
+        picture = fit(read_picture(source), 2, format)
         target.write_bytes(encode(enlarge(picture, model), format))
         return target, picture.notes
 
@@ -152,7 +152,7 @@ def test_16_bit_png_becomes_a_16_bit_tiff(tmp_path, made, pixels):
     assert set(np.ravel(tags["BitsPerSample"])) == {16}
     assert ("ExtraSamples" in tags) == (pixels.shape[2] in (2, 4))
     np.testing.assert_array_equal(strips_of(target).reshape(22, 14, -1), large(pixels))
-    np.testing.assert_array_equal(read(target).pixels, large(pixels))
+    np.testing.assert_array_equal(read_picture(target).pixels, large(pixels))
 
 
 def strips_of(path) -> np.ndarray:
@@ -182,7 +182,7 @@ def test_16_bit_tiff_is_read_exactly(tmp_path, byteorder, compression, tile, kin
         metadata=None,
         **extra,
     )
-    picture = read(tmp_path / "a.tif")
+    picture = read_picture(tmp_path / "a.tif")
     np.testing.assert_array_equal(picture.pixels, DEEP[kind])
 
 
@@ -197,7 +197,7 @@ def test_16_bit_grey_tiff_is_read_exactly(tmp_path, byteorder, compression):
         compression=compression,
         metadata=None,
     )
-    np.testing.assert_array_equal(read(tmp_path / "a.tif").pixels, GREY16[..., None])
+    np.testing.assert_array_equal(read_picture(tmp_path / "a.tif").pixels, GREY16[..., None])
 
 
 @pytest.mark.parametrize("orientation", [1, 6])
@@ -207,9 +207,9 @@ def test_grey_tiff_whose_0_is_white(tmp_path, dtype, orientation):
     tags = [(274, "H", 1, orientation, True)]
     tifffile.imwrite(tmp_path / "a.tif", grey, photometric="miniswhite", extratags=tags, metadata=None)
     upright = np.iinfo(dtype).max - (np.rot90(grey, -1) if orientation == 6 else grey)
-    np.testing.assert_array_equal(read(tmp_path / "a.tif").pixels[..., 0], upright)
+    np.testing.assert_array_equal(read_picture(tmp_path / "a.tif").pixels[..., 0], upright)
     with Image.open(io.BytesIO((tmp_path / "a.tif").read_bytes())) as image:
-        np.testing.assert_array_equal(read(image).pixels[..., 0], upright)
+        np.testing.assert_array_equal(read_picture(image).pixels[..., 0], upright)
 
 
 @pytest.mark.parametrize("byteorder", ["<", ">"])
@@ -224,7 +224,7 @@ def test_16_bit_premultiplied_tiff_is_divided_exactly(tmp_path, byteorder, compr
     )  # the last is more than white
     options = {"photometric": "rgb", "extrasamples": ["assocalpha"], "byteorder": byteorder, "compression": compression}
     tifffile.imwrite(tmp_path / "a.tif", pixels, metadata=None, **options)
-    picture = read(tmp_path / "a.tif")
+    picture = read_picture(tmp_path / "a.tif")
     colours, alpha = pixels[..., :3].astype(float), pixels[..., 3:].astype(float)
     expected = np.floor(np.minimum(65535, colours * 65535 / np.maximum(alpha, 1)) + 0.5)
     np.testing.assert_array_equal(picture.pixels[..., :3], expected)
@@ -249,7 +249,7 @@ def test_turned_tiff_of_any_channels(tmp_path, pixels, compression, orientation)
     )
     mirrored = pixels[:, ::-1] if orientation in (5, 7) else pixels
     expected = np.rot90(mirrored, 1 if orientation in (5, 8) else -1)
-    np.testing.assert_array_equal(np.squeeze(read(tmp_path / "a.tif").pixels), expected)
+    np.testing.assert_array_equal(np.squeeze(read_picture(tmp_path / "a.tif").pixels), expected)
     if pixels.dtype == np.uint8:
         np.testing.assert_array_equal(
             read_image(tmp_path / "a.tif"), expected[..., :3] if pixels.ndim == 3 else np.dstack([expected] * 3)
@@ -258,7 +258,7 @@ def test_turned_tiff_of_any_channels(tmp_path, pixels, compression, orientation)
 
 def test_16_bits_that_pillow_reads_as_8_are_said(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", DEEP["RGBA"], photometric="separated", metadata=None)
-    picture = read(tmp_path / "a.tif")
+    picture = read_picture(tmp_path / "a.tif")
     assert (picture.pixels.dtype, picture.pixels.shape) == (np.uint8, (11, 7, 3))
     assert picture.notes == ["16 bits read as 8: Pillow keeps no more of such a TIFF"]
 
@@ -268,7 +268,7 @@ def test_planes_mean_nothing_to_one_channel(tmp_path):
         Image.fromarray(GREY16).save(tmp_path / "a.tif", tiffinfo={284: 2}, compression=compression)
         with tifffile.TiffFile(tmp_path / "a.tif") as file:
             assert file.pages[0].planarconfig == 2
-        np.testing.assert_array_equal(read(tmp_path / "a.tif").pixels[..., 0], GREY16)
+        np.testing.assert_array_equal(read_picture(tmp_path / "a.tif").pixels[..., 0], GREY16)
 
 
 def test_16_bit_tiff_in_planes_is_refused_rather_than_read_wrongly(tmp_path):
@@ -280,7 +280,7 @@ def test_16_bit_tiff_in_planes_is_refused_rather_than_read_wrongly(tmp_path):
         metadata=None,
     )
     with pytest.raises(ValueError, match="interleaved"):
-        read(tmp_path / "a.tif")
+        read_picture(tmp_path / "a.tif")
 
 
 def test_8_bit_tiff_in_planes(tmp_path):
@@ -291,7 +291,7 @@ def test_8_bit_tiff_in_planes(tmp_path):
         planarconfig="separate",
         metadata=None,
     )
-    np.testing.assert_array_equal(read(tmp_path / "a.tif").pixels, RGB)
+    np.testing.assert_array_equal(read_picture(tmp_path / "a.tif").pixels, RGB)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -300,9 +300,9 @@ def test_16_bit_colours_are_turned_as_8_bit_ones(tmp_path, saved, orientation):
     exif[Base.Orientation] = orientation
     source = tmp_path / "deep.png"
     source.write_bytes(png16(RGB16, "0", (b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0"))))
-    plain = read(saved("plain.png", (RGB16 >> 8).astype(np.uint8), exif=exif))
-    np.testing.assert_array_equal(read(source).pixels >> 8, plain.pixels)
-    np.testing.assert_array_equal(np.sort(read(source).pixels, axis=None), np.sort(RGB16, axis=None))
+    plain = read_picture(saved("plain.png", (RGB16 >> 8).astype(np.uint8), exif=exif))
+    np.testing.assert_array_equal(read_picture(source).pixels >> 8, plain.pixels)
+    np.testing.assert_array_equal(np.sort(read_picture(source).pixels, axis=None), np.sort(RGB16, axis=None))
 
 
 @pytest.mark.parametrize("pixels", [RGB16, GREY16[..., None]], ids=["RGB", "grey"])
@@ -311,7 +311,7 @@ def test_transparent_colour_of_16_bits_becomes_alpha(tmp_path, pixels):
     source.write_bytes(png16(pixels, "0", (b"tRNS", pixels[3, 4].astype(">u2").tobytes())))
     expected = np.full((11, 7), 65535, np.uint16)
     expected[(pixels == pixels[3, 4]).all(axis=2)] = 0
-    np.testing.assert_array_equal(read(source).pixels, np.dstack([pixels, expected]))
+    np.testing.assert_array_equal(read_picture(source).pixels, np.dstack([pixels, expected]))
 
 
 @pytest.mark.parametrize(("suffix", "mode"), [(".jpg", "RGB"), (".webp", "RGB")])
@@ -406,7 +406,7 @@ def test_premultiplied_tiff_is_divided(tmp_path):
         extrasamples=["assocalpha"],
         metadata=None,
     )
-    pixels = read(tmp_path / "a.tif").pixels
+    pixels = read_picture(tmp_path / "a.tif").pixels
     assert pixels.shape == (4, 5, 4)
     assert np.abs(pixels[0, 0].astype(int) - [127, 51, 0, 100]).max() <= 1
 
@@ -505,7 +505,7 @@ def test_grey_is_the_mean_of_the_models_colours(saved):
     def coloured(image):  # 10 more red, 5 less blue
         return np.add(repeated(image), [10, 0, -5]).astype(np.uint8)
 
-    picture = enlarge(read(saved("a.png", np.full((3, 4), 100, np.uint8))), coloured)
+    picture = enlarge(read_picture(saved("a.png", np.full((3, 4), 100, np.uint8))), coloured)
     assert picture.pixels.shape == (6, 8, 1)
     assert set(picture.pixels.flat) == {102}  # 101.67
 
@@ -547,18 +547,18 @@ def test_16_bit_grey_of_pillow(saved, made, name):
 
 
 def test_32_bit_integers_within_16_bits_are_taken_as_such(saved):
-    np.testing.assert_array_equal(read(saved("a.tif", GREY16.astype(np.int32))).pixels[..., 0], GREY16)
+    np.testing.assert_array_equal(read_picture(saved("a.tif", GREY16.astype(np.int32))).pixels[..., 0], GREY16)
 
 
 @pytest.mark.parametrize("value", [-1, 65536])
 def test_32_bit_integers_beyond_are_refused(saved, value):
     with pytest.raises(ValueError, match="no defined range"):
-        read(saved("a.tif", np.full((3, 4), value, np.int32)))
+        read_picture(saved("a.tif", np.full((3, 4), value, np.int32)))
 
 
 def test_floats_are_refused(saved):
     with pytest.raises(ValueError, match="float pixels have no defined range"):
-        read(saved("a.tif", np.zeros((3, 4), np.float32)))
+        read_picture(saved("a.tif", np.zeros((3, 4), np.float32)))
 
 
 # ---- what is known of a picture ----
@@ -588,7 +588,7 @@ def test_profile_dpi_and_exif_are_kept(tmp_path, suffix, deep):
         Image.fromarray(RGB).save(source, "PNG", exif=exif, icc_profile=SRGB, dpi=(300, 300))
     (tmp_path / "a.png").write_bytes(source.getvalue())
     format = FORMATS[suffix]
-    content = encode(enlarge(fit(read(tmp_path / "a.png"), 2, format), repeated), format)
+    content = encode(enlarge(fit(read_picture(tmp_path / "a.png"), 2, format), repeated), format)
     with Image.open(io.BytesIO(content)) as image:
         assert image.size == (22, 14)  # turned
         assert image.info["icc_profile"] == SRGB
@@ -637,7 +637,7 @@ def test_orientation_is_applied(saved, name, orientation):
     exif[Base.Orientation] = orientation
     corners = np.zeros((32, 64), np.uint8)
     corners[:16, :32], corners[:16, 32:], corners[16:, :32], corners[16:, 32:] = 0, 80, 160, 240
-    pixels = read(saved(name, np.dstack([corners] * 3), exif=exif)).pixels.astype(int)
+    pixels = read_picture(saved(name, np.dstack([corners] * 3), exif=exif)).pixels.astype(int)
     height, width = pixels.shape[:2]
     assert (height, width) == ((32, 64) if orientation < 5 else (64, 32))
     got = [
@@ -676,7 +676,7 @@ def test_a_tiff_without_a_resolution_has_none(tmp_path):
     Image.fromarray(RGB).save(tmp_path / "a.tif")
     with Image.open(tmp_path / "a.tif") as image:
         assert 282 not in image.tag_v2
-    assert read(tmp_path / "a.tif").dpi is None
+    assert read_picture(tmp_path / "a.tif").dpi is None
 
 
 @pytest.mark.parametrize(("suffix", "most"), [(".jpg", 65_535), (".png", 1e8), (".tif", 2.0**32 - 1)])
@@ -726,14 +726,14 @@ def test_damaged_exif_does_not_cost_the_picture(saved, made, exif):
 )
 def test_first_of_several_frames_is_taken_and_said(saved, name, options):
     frames = [Image.new("RGB", (6, 5), colour) for colour in ("red", "green", "blue")]
-    picture = read(saved(name, frames[0], save_all=True, append_images=frames[1:], **options))
+    picture = read_picture(saved(name, frames[0], save_all=True, append_images=frames[1:], **options))
     assert set(map(tuple, picture.pixels[..., :3].reshape(-1, 3))) == {(255, 0, 0)}
     assert picture.notes == ["the first of its 3 pictures"]
 
 
 def test_16_bit_tiff_of_several_pages(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", np.stack([RGB16, RGB16[::-1]]), photometric="rgb", metadata=None)
-    picture = read(tmp_path / "a.tif")
+    picture = read_picture(tmp_path / "a.tif")
     np.testing.assert_array_equal(picture.pixels, RGB16)
     assert picture.notes == ["the first of its 2 pictures"]
 
@@ -747,7 +747,7 @@ def test_truncated(saved, photograph, name):
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
     with pytest.raises(ValueError, match=r"^.{5,}$"):
-        read(path)
+        read_picture(path)
 
 
 @pytest.mark.parametrize(
@@ -756,7 +756,7 @@ def test_truncated(saved, photograph, name):
 def test_not_a_picture(tmp_path, content):
     (tmp_path / "a.png").write_bytes(content)
     with pytest.raises(ValueError, match=r"^not a picture of a kind that Pillow reads$"):
-        read(tmp_path / "a.png")
+        read_picture(tmp_path / "a.png")
 
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\nshowpage\n%%EOF\n"
@@ -766,7 +766,7 @@ IPTC = b"".join(
 )
 
 
-@pytest.mark.parametrize("reader", [read, read_image], ids=["upscale", "prepare"])
+@pytest.mark.parametrize("reader", [read_picture, read_image], ids=["upscale", "prepare"])
 @pytest.mark.parametrize(
     "content", [EPS, IPTC, b"GRIB\0\0\0\1", b"\0\0\1\xb3\0\x40\x04"], ids=["EPS", "EPS in IPTC", "GRIB", "MPEG"]
 )
@@ -785,7 +785,7 @@ def test_truncated_16_bit_png(tmp_path):
     content = png16(RNG.integers(0, 65536, (64, 64, 3), dtype=np.uint16))
     (tmp_path / "a.png").write_bytes(content[: len(content) // 2])
     with pytest.raises(ValueError, match=r"^.{5,}$"):
-        read(tmp_path / "a.png")
+        read_picture(tmp_path / "a.png")
 
 
 def test_too_many_pixels_are_refused_before_decoding(tmp_path):
@@ -801,9 +801,9 @@ def test_too_many_pixels_are_refused_before_decoding(tmp_path):
         + b"IDAT"
     )
     with pytest.raises(ValueError, match="12000x9000 pixels are more than --max-pixels 1000000"):
-        read(path, max_pixels=1_000_000)
+        read_picture(path, max_pixels=1_000_000)
     with pytest.raises(ValueError, match="truncated"):
-        read(path)
+        read_picture(path)
 
 
 @pytest.mark.parametrize(("format", "edge"), [("JPEG", 65_500), ("WEBP", 16_383)])
@@ -838,7 +838,7 @@ def test_what_fits_can_be_written(format, edge):
 def test_to_image_carries_what_is_known(saved):
     exif = Image.Exif()
     exif[Base.Make] = "Camera"
-    image = to_image(read(saved("a.png", RGB, exif=exif, icc_profile=SRGB, dpi=(300, 300))))
+    image = to_image(read_picture(saved("a.png", RGB, exif=exif, icc_profile=SRGB, dpi=(300, 300))))
     assert image.info["icc_profile"] == SRGB
     assert image.info["dpi"] == pytest.approx((300, 300), abs=0.01)
     assert image.getexif()[Base.Make] == "Camera"
@@ -848,6 +848,6 @@ def test_to_image_carries_what_is_known(saved):
 def test_an_image_is_left_as_it_is():
     image = Image.fromarray(RGB)
     image.getexif()[Base.Orientation] = 6
-    assert read(image).pixels.shape == (7, 11, 3)
+    assert read_picture(image).pixels.shape == (7, 11, 3)
     assert image.size == (7, 11)
     assert image.getexif()[Base.Orientation] == 6

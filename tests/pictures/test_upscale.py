@@ -21,7 +21,8 @@ from rdn_fast import terminal
 from rdn_fast.config import ModelConfig
 from rdn_fast.errors import UserError
 from rdn_fast.model import RDN
-from rdn_fast.pictures import picture, upscale, upscale_files
+from rdn_fast.pictures import upscale, upscale_files
+from rdn_fast.pictures.picture import FORMATS
 from rdn_fast.pictures.tiled import Upscaler
 
 PATIENCE = 60  # seconds that an event may take before a test has failed
@@ -266,7 +267,7 @@ def test_names_and_formats(run, tree, flags, names):
     assert files("new/out") == names
     for name in names:
         with Image.open(Path("new/out") / name) as image:
-            assert image.format == picture.FORMATS[Path(name).suffix.lower()]
+            assert image.format == FORMATS[Path(name).suffix.lower()]
             assert image.size == (12, 10)
 
 
@@ -276,7 +277,7 @@ def test_output_may_be_a_file(run, tree, name):
     for source in ("in/a.png", "in", "in/*"):
         assert run("-i", source, "-o", name, "--overwrite").code == 0
     with Image.open(name) as image:
-        assert image.format == picture.FORMATS[Path(name).suffix.lower()]
+        assert image.format == FORMATS[Path(name).suffix.lower()]
     assert files(Path(name).parent if "/" in name else "in") == (["result.jpg"] if "/" in name else ["a.png"])
 
 
@@ -383,7 +384,7 @@ def test_results_below_the_input_are_not_up_scaled_again(run, tree):
 @pytest.fixture
 def unread(monkeypatch):
     """Fails the test when a picture is read."""
-    monkeypatch.setattr(picture, "read", lambda *_: pytest.fail("a picture was read"))
+    monkeypatch.setattr(upscale_files, "read_picture", lambda *_: pytest.fail("a picture was read"))
 
 
 @pytest.mark.parametrize(
@@ -601,14 +602,14 @@ def test_picture_too_large_for_the_memory_is_named(run, tree, monkeypatch):
 
 def test_picture_that_cannot_be_encoded_is_named(run, tree, monkeypatch):
     tree("in/a.png", "in/b.png")
-    encode = picture.encode
+    encode = upscale_files.encode
 
     def encoding(picture, format):
         if picture.pixels[0, 0, 0] == 1:
             raise OSError("encoder error -2 when writing\nimage file")
         return encode(picture, format)
 
-    monkeypatch.setattr(picture, "encode", encoding)
+    monkeypatch.setattr(upscale_files, "encode", encoding)
     ended = run("-i", "in", "-o", "out", "--ext", "jpg")
     assert ended.code == 1
     assert "failed in/b.png: cannot be encoded (encoder error -2 when writing image file)" in ended.out
@@ -649,7 +650,7 @@ def watched(monkeypatch):
         def __missing__(self, key):
             return self.setdefault(key, threading.Event())
 
-    events, names, read, write = Events(), {}, picture.read, upscale_files._write
+    events, names, read, write = Events(), {}, upscale_files.read_picture, upscale_files._write
 
     def reading(path, *limits):
         picture = read(path, *limits)
@@ -662,7 +663,7 @@ def watched(monkeypatch):
         events["written", result[0].source.stem].set()
         return ended
 
-    monkeypatch.setattr(picture, "read", reading)
+    monkeypatch.setattr(upscale_files, "read_picture", reading)
     monkeypatch.setattr(upscale_files, "_write", writing)
     events.name = lambda image: names[int(image[0, 0, 0])]
     return events

@@ -20,7 +20,7 @@ from rdn_fast.errors import UserError
 from rdn_fast.model import RDN
 from rdn_fast.training.run import open_inputs
 from rdn_fast.weights import convert as converting
-from rdn_fast.weights.convert import load_model, read
+from rdn_fast.weights.convert import load_model, read_weights
 
 D, C, G, G0 = others.D, others.C, others.G, others.G0
 
@@ -75,7 +75,7 @@ def of_our_checkpoint(average):
     return write
 
 
-# Layout of ours, then how a file is made of a model; what read() calls it.
+# Layout of ours, then how a file is made of a model; what read_weights() calls it.
 LAYOUTS = {
     "yjn870, torchSR": (others.Reference, lambda path, m: saved(path, m.state_dict()), "reference"),
     "yjn870, with torch < 1.6": (
@@ -176,7 +176,7 @@ def test_a_model_computes_what_its_project_computes(tmp_path, project, scale):
     theirs = build(scale)
     theirs.scale = scale
     save(tmp_path / "weights.bin", theirs)
-    weights = read(tmp_path / "weights.bin")
+    weights = read_weights(tmp_path / "weights.bin")
     tail = G if project in ("EDSR-PyTorch", "BasicSR, averaged EDSR", "safetensors of EDSR", "Lightning, net") else None
     assert (weights.config, weights.layout) == (ModelConfig(scale, G0, G, D, C, tail), layout)
     ours = load_model(tmp_path / "weights.bin", "cpu")
@@ -199,7 +199,7 @@ def test_load_model_is_ready_to_compute(reference):
 def test_what_is_read_is_apart_from_its_file(tmp_path):
     path, state = tmp_path / "w.safetensors", others.Reference(2).state_dict()
     as_safetensors(path, state)
-    weights = read(path)
+    weights = read_weights(path)
     with path.open("r+b") as file:  # in place: what is mapped would change with it
         file.write(b"\xff" * path.stat().st_size)
     assert_equal(weights.state, state)
@@ -213,7 +213,9 @@ def test_load_model_without_a_file_takes_the_one_that_comes_with_the_package(ref
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_any_precision_is_read_as_float32(tmp_path, dtype):
     state = {key: value.to(dtype) for key, value in others.Reference(2).state_dict().items()}
-    assert_equal(read(saved(tmp_path / "w.pth", state)).state, {key: value.float() for key, value in state.items()})
+    assert_equal(
+        read_weights(saved(tmp_path / "w.pth", state)).state, {key: value.float() for key, value in state.items()}
+    )
 
 
 @pytest.mark.parametrize("name", ["w.safetensors", "w.pth", "w.bin", "weights"])
@@ -221,12 +223,12 @@ def test_the_content_decides_not_the_name(tmp_path, name):
     state = others.Reference(3).state_dict()
     for save in (saved, lambda path, state: saved(path, state, _use_new_zipfile_serialization=False), as_safetensors):
         save(tmp_path / name, state)
-        assert_equal(read(tmp_path / name).state, state)
+        assert_equal(read_weights(tmp_path / name).state, state)
 
 
 def test_parameters_and_channels_last_tensors_are_read_as_plain_ones(tmp_path):
     state = dict(others.Reference(2).to(memory_format=torch.channels_last).named_parameters())
-    for key, value in read(saved(tmp_path / "w.pth", state)).state.items():
+    for key, value in read_weights(saved(tmp_path / "w.pth", state)).state.items():
         assert type(value) is torch.Tensor
         assert value.is_contiguous()
         assert torch.equal(value, state[key])
@@ -273,7 +275,7 @@ def test_every_round_trip_is_exact_to_the_last_bit(shape, seed, magnitude):
             last = through(folder, first, *way)
             assert_equal(torch.load(last, weights_only=True), state)
             if shape[-1] != shape[1]:
-                assert read(last).config == config
+                assert read_weights(last).config == config
 
 
 def test_biases_that_float32_cannot_multiply_by_255_come_back_too(tmp_path):
@@ -351,7 +353,7 @@ def test_safetensors_say_what_they_are(convert, reference, tmp_path):
             "training_data": "not stated",
             "licence": "not stated",
         }
-    assert read(target).metadata["architecture"] == "RDN x2 D3 C2 G4 G0 6"
+    assert read_weights(target).metadata["architecture"] == "RDN x2 D3 C2 G4 G0 6"
 
 
 def test_metadata_go_along_and_can_be_added_to(convert, reference, tmp_path):
@@ -366,17 +368,17 @@ def test_metadata_go_along_and_can_be_added_to(convert, reference, tmp_path):
         "value_range": "0..255",
         "scale": "2",
     }
-    assert read(b).metadata.items() >= expected.items()
-    assert read(a).metadata["licence"] == "MIT"
+    assert read_weights(b).metadata.items() >= expected.items()
+    assert read_weights(a).metadata["licence"] == "MIT"
 
 
 def test_the_value_range_of_our_files_is_what_they_say(tmp_path):
     """EDSR-PyTorch can train on RGB in 0..1, and a file of ours could hold the reference's names for 0..255."""
     edsr, ours = others.Edsr(2).state_dict(), others.Reference(2).state_dict()
     as_safetensors(tmp_path / "a", edsr, {"value_range": "0..1"})
-    assert torch.equal(read(tmp_path / "a").state["sfe1.bias"], edsr["SFENet1.bias"])
+    assert torch.equal(read_weights(tmp_path / "a").state["sfe1.bias"], edsr["SFENet1.bias"])
     as_safetensors(tmp_path / "b", ours, {"value_range": "0..255"})
-    state = read(tmp_path / "b").state
+    state = read_weights(tmp_path / "b").state
     assert torch.equal(state["sfe1.bias"], ours["sfe1.bias"] / 255)
     assert torch.equal(state["sfe1.weight"], ours["sfe1.weight"])
 
@@ -391,7 +393,7 @@ def test_fp16_halves_the_file(convert, reference, tmp_path, name, layout):
         else torch.load(tmp_path / name, weights_only=True)
     )
     assert {value.dtype for value in raw.values()} == {torch.float16}
-    half, full = read(tmp_path / name).state, read(reference).state
+    half, full = read_weights(tmp_path / name).state, read_weights(reference).state
     for key, value in full.items():
         torch.testing.assert_close(half[key], value, rtol=2**-11 if layout == "reference" else 2**-10, atol=1e-7)
 
@@ -481,12 +483,12 @@ def test_pickles_that_need_code_are_refused_with_the_reason_and_not_run(cli, tmp
 
 def test_a_whole_pickled_model_is_refused_by_the_name_of_its_class(tmp_path):
     with pytest.raises(UserError, match=r"asks for other_projects\.Reference, "):
-        read(saved(tmp_path / "model.pth", others.Reference(2)))
+        read_weights(saved(tmp_path / "model.pth", others.Reference(2)))
 
 
 def test_a_namespace_is_the_only_class_let_in_and_only_while_reading(tmp_path):
     path = saved(tmp_path / "w.pth", others.ascend(others.Reference(2).state_dict()))
-    read(path)
+    read_weights(path)
     with pytest.raises(pickle.UnpicklingError, match=r"argparse\.Namespace"):
         torch.load(path, weights_only=True)
 
@@ -628,7 +630,7 @@ def test_an_empty_name_is_no_file(cli, tmp_path):
 def test_training_starts_from_any_layout(prepared, tmp_path):
     file = saved(tmp_path / "edsr.pt", others.Edsr(2).state_dict())
     run = TrainConfig(train_file=str(prepared.train), patch_size=8, weights_file=str(file))
-    assert_equal(open_inputs(ModelConfig(2, G0, G, D, C, G), run).weights, read(file).state)
+    assert_equal(open_inputs(ModelConfig(2, G0, G, D, C, G), run).weights, read_weights(file).state)
     with pytest.raises(
         UserError,
         match=r"edsr\.pt does not fit this model \(RDN x2 D3 C2 G4 G0 6\): .*output\.weight is \[3, 4, 3, 3\], not \[3, 6, 3, 3\]",

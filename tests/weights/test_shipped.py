@@ -15,14 +15,14 @@ from rdn_fast.data.pairs import degrade
 from rdn_fast.evaluation import metrics
 from rdn_fast.evaluation.evaluate import bicubic
 from rdn_fast.pictures.tiled import Upscaler
-from rdn_fast.weights.convert import SHIPPED, load_model, read
+from rdn_fast.weights.convert import SHIPPED, load_model, read_weights
 from tools.small_model import PHOTOGRAPHS
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_the_file_says_what_it_is():
-    weights = read(SHIPPED)
+    weights = read_weights(SHIPPED)
     assert SHIPPED.stat().st_size <= 3_000_000
     assert weights.config == settings({}, "small")[0]
     assert weights.metadata["licence"] == "MIT"
