@@ -225,7 +225,6 @@ def _add_export(commands) -> None:
     export.set_defaults(run=_export)
     _add_weights(export)
     export.add_argument("-o", "--output", required=True, metavar="FILE", help="the file to write")
-    export.add_argument("--format", default="onnx", choices=("onnx",), help="what to write")
     export.add_argument(
         "--dynamic", action="store_true", help="batch, height and width may be anything; else they are --size"
     )

@@ -33,7 +33,6 @@ _LARGEST = 65_535
 def export(
     weights_file: str | None,
     output: str,
-    format: str = "onnx",
     dynamic: bool = False,
     size: Sequence[int] = (64, 64),
     opset: int | None = None,

@@ -331,7 +331,3 @@ def test_missing_package(fails, monkeypatch, package):
     message = fails()
     assert package in message
     assert "pip install onnx onnxruntime" in message
-
-
-def test_unknown_format(fails):
-    assert "--format" in fails("--format", "tflite")
