@@ -129,13 +129,13 @@ class Ours(_Loading):
     def __init__(self, path: Path, device: torch.device, running: ExitStack, mode: str):
         super().__init__(path, device, running)
         self._mode = mode
-        self._loader = PatchSampler(
+        self._sampler = PatchSampler(
             PairedH5(path, SCALE), PATCH, BATCH, seed=int(torch.randint(2**31, ())), drop_last=True
         )
 
     @contextmanager
     def open(self) -> Iterator[Iterator[Patches]]:
-        with PrefetchLoader(self._loader, self.device, self._mode, TrainConfig().num_workers, 0, ENDLESS) as self.feed:
+        with PrefetchLoader(self._sampler, self.device, self._mode, TrainConfig().num_workers, 0, ENDLESS) as self.feed:
             self.note = self.feed.about
             yield ((batch.lr, batch.hr) for batch in self.feed)
 

@@ -181,8 +181,8 @@ class Trial:
         if run.steps:
             model.load_state_dict(read_weights(self._folder(run) / "last.pth").state)
         model.to(self.device, memory_format=devices.memory_format(self.device))
-        loader = PatchSampler(PairedH5(self.train_file, MODEL.scale), PATCH, BATCH, run.seed)
-        return calibrate(model, precision.resolve(level, "fp16", self.device), sample(loader, self.device, run.steps))
+        sampler = PatchSampler(PairedH5(self.train_file, MODEL.scale), PATCH, BATCH, run.seed)
+        return calibrate(model, precision.resolve(level, "fp16", self.device), sample(sampler, self.device, run.steps))
 
     def _folder(self, run: Run) -> Path:
         return self.folder / f"{run.level}_{run.exponent}_{run.seed}_{run.steps}_{run.schedule}"

@@ -41,7 +41,7 @@ def _calibrate(config: ModelConfig, train: TrainConfig, folder: Path) -> None:
     model.rdb = train.rdb
     model.to(device, memory_format=devices.memory_format(device))
     chosen = precision.resolve(train.opt_level, train.amp_dtype, device)
-    choice = loss_scale.choose(model, chosen, lambda: loss_scale.sample(inputs.loader, device))
+    choice = loss_scale.choose(model, chosen, lambda: loss_scale.sample(inputs.sampler, device))
     print("\n".join(choice.lines))
     if choice.evidence is None:
         return

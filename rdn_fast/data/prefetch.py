@@ -39,41 +39,41 @@ class Batch(NamedTuple):
     total: int
 
 
-def refuse(mode: str, loader: PatchSampler, device: torch.device | None) -> None:
+def check_mode(mode: str, sampler: PatchSampler, device: torch.device | None) -> None:
     """UserError when the file cannot be delivered in this mode; the device may not be known yet."""
-    pairs = loader.pairs
+    pairs = sampler.pairs
     if mode in ("mmap", "resident") and pairs.unmappable is not None:
         remedy = f"repack it with `rdn-fast prepare --repack {pairs.path} NEW.h5`, or give --data-mode h5py"
         raise UserError(f"{pairs.path}: --data-mode {mode} needs contiguous pixels, but {pairs.unmappable}; {remedy}")
-    if mode == "resident" and device is not None and pairs.size > (free := _free(loader, device)):
+    if mode == "resident" and device is not None and pairs.size > (free := _free(sampler, device)):
         raise UserError(
             f"--data-mode resident: {pairs.path} holds {_bytes(pairs.size)}, and {_bytes(free)} of memory are free; give --data-mode mmap"
         )
 
 
-def choose(mode: str, loader: PatchSampler, device: torch.device, steps: int) -> tuple[str, str]:
+def resolve_mode(mode: str, sampler: PatchSampler, device: torch.device, steps: int) -> tuple[str, str]:
     """The mode that `mode` stands for in a run of so many steps, and why. Raises UserError when it cannot be had."""
-    refuse(mode, loader, device)
-    pairs = loader.pairs
+    check_mode(mode, sampler, device)
+    pairs = sampler.pairs
     if mode != "auto":
         return mode, "as asked"
     if pairs.unmappable is not None:
         return "h5py", f"{pairs.unmappable}; `rdn-fast prepare --repack {pairs.path} NEW.h5` makes it fast"
     if devices.is_host(device):
         return "mmap", "the page cache keeps what is used"
-    free, size = _free(loader, device), _bytes(pairs.size)
+    free, size = _free(sampler, device), _bytes(pairs.size)
     if pairs.size > RESIDENT_SHARE * free:
         return "mmap", f"its {size} are more than {RESIDENT_SHARE:.0%} of the device's free {_bytes(free)}"
-    used = steps * loader.batch_size * loader.patch_bytes
+    used = steps * sampler.batch_size * sampler.patch_bytes
     if used < pairs.size:
         return "mmap", f"this run needs {_bytes(used)} of its {size}"
     return "resident", f"its {size} are less than {RESIDENT_SHARE:.0%} of the device's free {_bytes(free)}"
 
 
-def _free(loader: PatchSampler, device: torch.device) -> int:
+def _free(sampler: PatchSampler, device: torch.device) -> int:
     """Bytes that this rank may still take."""
     return devices.free_memory(device) // (
-        loader.world if devices.is_host(device) else 1
+        sampler.world if devices.is_host(device) else 1
     )  # ranks share a host's memory
 
 
@@ -145,16 +145,16 @@ class PrefetchLoader:
     `waited`: seconds for which next() found no batch ready, so far. `about`: a line on the mode, why, and the host memory that it holds.
     """
 
-    def __init__(self, loader: PatchSampler, device: torch.device, mode: str, workers: int, start: int, stop: int):
-        """`workers`: threads that fill; 0: next() does. Raises UserError (see choose)."""
+    def __init__(self, sampler: PatchSampler, device: torch.device, mode: str, workers: int, start: int, stop: int):
+        """`workers`: threads that fill; 0: next() does. Raises UserError (see resolve_mode)."""
         self.waited = 0.0
-        self._loader, self._pairs, self._step, self._stop = loader, loader.pairs, start, stop
-        self._mode, why = choose(mode, loader, device, stop - start)
+        self._sampler, self._pairs, self._step, self._stop = sampler, sampler.pairs, start, stop
+        self._mode, why = resolve_mode(mode, sampler, device, stop - start)
         self._slow = True  # whether pixels come from a disk
         lane = devices.side_stream(device)
         self._flat = None  # the bytes that patches are turned out of; None: those of their slot
         if self._mode == "resident":
-            self._flat = _resident(self._pairs, device, quiet=loader.rank > 0)
+            self._flat = _resident(self._pairs, device, quiet=sampler.rank > 0)
         elif self._mode == "mmap":
             if compiled():  # else nothing tells the kernel what to read instead
                 self._pairs.expect_crops()
@@ -162,9 +162,12 @@ class PrefetchLoader:
                 self._flat = self._pairs.bytes
         count = max(1, min(AHEAD + workers, stop - start))
         self._slots = [
-            _Slot(loader.batch_size, loader.edges, device, lane is None, self._mode == "resident") for _ in range(count)
+            _Slot(sampler.batch_size, sampler.edges, device, lane is None, self._mode == "resident")
+            for _ in range(count)
         ]
-        self._crossing = None if lane is None else _Crossing(lane, loader.batch_size, loader.edges, device, self._flat)
+        self._crossing = (
+            None if lane is None else _Crossing(lane, sampler.batch_size, sampler.edges, device, self._flat)
+        )
         self._before: _Sent | None = None  # the batch that the caller has
         self._next: _Sent | None = None  # and the one on its way
         self._workers = workers
@@ -217,7 +220,7 @@ class PrefetchLoader:
     def _fill(self, step: int, slot: _Slot) -> None:
         """Make the slot hold the step's patches, or where they are; in a fill thread."""
         began = time.perf_counter()
-        slot.share = self._loader.share(step)
+        slot.share = self._sampler.share(step)
         if self._mode == "resident":
             self._cut(slot)
         else:
@@ -226,7 +229,7 @@ class PrefetchLoader:
             self._pairs.check()
         if self._crossing is None:
             slot.here = slot.batch(slot.pixels)
-        self._slow = time.perf_counter() - began > _SLOW * self._loader.patch_bytes * len(slot.share.index)
+        self._slow = time.perf_counter() - began > _SLOW * self._sampler.patch_bytes * len(slot.share.index)
 
     def _cut_or_read(self, slot: _Slot) -> None:
         try:
@@ -238,21 +241,23 @@ class PrefetchLoader:
             raise self._pairs.cut_short() from None
 
     def _cut(self, slot: _Slot) -> None:
-        loader, epoch, index = self._loader, slot.share.epoch, slot.share.index
+        sampler, epoch, index = self._sampler, slot.share.epoch, slot.share.index
         if self._slow and self._mode == "mmap":
             for group in (LR, HR):
-                expect(self._pairs.bytes, epoch.starts[group][index], loader.pitches[group][index], loader.edges[group])
+                expect(
+                    self._pairs.bytes, epoch.starts[group][index], sampler.pitches[group][index], sampler.edges[group]
+                )
         for group in (LR, HR):
             if self._flat is not None:
                 self._turn(slot, group, self._flat, epoch.walks[group].take(index, axis=1))
             else:
                 patches = slot.pixels[group][: len(index)]
-                crop(self._pairs.bytes, epoch.starts[group][index], loader.pitches[group][index], patches)
+                crop(self._pairs.bytes, epoch.starts[group][index], sampler.pitches[group][index], patches)
                 self._turn_copies(slot, group, patches)
 
     def _read(self, slot: _Slot) -> None:
-        loader, plan, index = self._loader, slot.share.epoch.plan, slot.share.index
-        for group, (factor, edge) in enumerate(zip(loader.factors, loader.edges, strict=True)):
+        sampler, plan, index = self._sampler, slot.share.epoch.plan, slot.share.index
+        for group, (factor, edge) in enumerate(zip(sampler.factors, sampler.edges, strict=True)):
             patches = (
                 torch.empty(len(index), edge, edge, 3, dtype=torch.uint8)
                 if self._crossing is None
@@ -260,7 +265,7 @@ class PrefetchLoader:
             )
             for k, i in enumerate(index):
                 self._pairs.read_part(
-                    group, loader.images[i], plan.top[i] * factor, plan.left[i] * factor, patches.numpy()[k]
+                    group, sampler.images[i], plan.top[i] * factor, plan.left[i] * factor, patches.numpy()[k]
                 )
             self._turn_copies(slot, group, patches)
 

@@ -29,20 +29,20 @@ class _once:
 class Epoch:
     """What is done with the M images of a loader in one epoch: the order [M] of their numbers, every image's patch, and where it lies."""
 
-    def __init__(self, loader: PatchSampler, number: int):
-        self._loader, m = loader, len(loader)
-        self.order = augment.order(loader.seed, number, m)
+    def __init__(self, sampler: PatchSampler, number: int):
+        self._sampler, m = sampler, len(sampler)
+        self.order = augment.order(sampler.seed, number, m)
         self.plan = augment.plan(
-            loader.seed, number, np.arange(m), loader.pairs.sizes[loader.images], loader.patch_size
+            sampler.seed, number, np.arange(m), sampler.pairs.sizes[sampler.images], sampler.patch_size
         )
 
     @_once
     def starts(self) -> list[np.ndarray]:
         """For LR and HR, the addresses [M] of the crops in the file."""
-        loader = self._loader
-        offsets = loader.pairs.offset[:, loader.images]
+        sampler = self._sampler
+        offsets = sampler.pairs.offset[:, sampler.images]
         return [
-            augment.corner(self.plan, *where) for where in zip(offsets, loader.pitches, loader.factors, strict=True)
+            augment.corner(self.plan, *where) for where in zip(offsets, sampler.pitches, sampler.factors, strict=True)
         ]
 
     @_once
@@ -50,7 +50,7 @@ class Epoch:
         """For LR and HR, the ways [3, M] through the file that turn the crops (augment.walk)."""
         return [
             augment.walk(self.plan, *where)
-            for where in zip(self.starts, self._loader.pitches, self._loader.edges, strict=True)
+            for where in zip(self.starts, self._sampler.pitches, self._sampler.edges, strict=True)
         ]
 
     @_once
@@ -58,7 +58,7 @@ class Epoch:
         """The same through crops that were copied as they lie, each at address 0."""
         return [
             augment.walk(self.plan, *where)
-            for where in ((0, np.full(len(self.order), 3 * edge), edge) for edge in self._loader.edges)
+            for where in ((0, np.full(len(self.order), 3 * edge), edge) for edge in self._sampler.edges)
         ]
 
 

@@ -115,9 +115,9 @@ def choose(model: RDN, precision: Precision, batches: Callable[[], Sequence[Batc
     return Choice(scale, evidence.lines() + halved, evidence)
 
 
-def sample(loader: PatchSampler, device: torch.device, start: int = 0) -> list[Batch]:
+def sample(sampler: PatchSampler, device: torch.device, start: int = 0) -> list[Batch]:
     """Copies of this rank's batches of the steps from `start` on."""
-    with PrefetchLoader(loader, device, "auto", 0, start, start + BATCHES) as feed:
+    with PrefetchLoader(sampler, device, "auto", 0, start, start + BATCHES) as feed:
         return [batch._replace(lr=batch.lr.clone(), hr=batch.hr.clone()) for batch in feed]
 
 

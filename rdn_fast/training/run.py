@@ -27,7 +27,7 @@ from rdn_fast.data.from_folder import training_pairs
 from rdn_fast.data.h5 import PairedH5
 from rdn_fast.data.pairs import Pair
 from rdn_fast.data.patches import to_float
-from rdn_fast.data.prefetch import Batch, PrefetchLoader, refuse
+from rdn_fast.data.prefetch import Batch, PrefetchLoader, check_mode
 from rdn_fast.data.sampler import PatchSampler
 from rdn_fast.distributed.process_group import Ranks
 from rdn_fast.errors import Failure, LostContact, Stopped, UserError
@@ -78,7 +78,7 @@ class RunState:
 class Inputs(NamedTuple):
     """What a run reads, opened and checked."""
 
-    loader: PatchSampler
+    sampler: PatchSampler
     validation: Sequence[Pair]
     weights: dict[str, torch.Tensor] | None
 
@@ -92,13 +92,13 @@ def open_inputs(
     pairs = training_pairs(train_file, scale) if config.train_dir else PairedH5(train_file, scale)
     if config.data_mode == "h5py":
         pairs.read_by_name()
-    loader = PatchSampler(pairs, config.patch_size, config.batch_size, config.seed, rank, world, config.drop_last)
-    refuse(config.data_mode, loader, device)
+    sampler = PatchSampler(pairs, config.patch_size, config.batch_size, config.seed, rank, world, config.drop_last)
+    check_mode(config.data_mode, sampler, device)
     validation = load_pairs(eval_file, scale) if eval_file is not None else []
     weights = read_weights(config.weights_file).state if config.weights_file is not None else None
     if weights is not None:
         check_state(model_config, weights, config.weights_file)
-    return Inputs(loader, validation, weights)
+    return Inputs(sampler, validation, weights)
 
 
 def train(model_config: ModelConfig, config: TrainConfig) -> None:
@@ -124,7 +124,7 @@ def train(model_config: ModelConfig, config: TrainConfig) -> None:
                 config = dataclasses.replace(config, resume="auto", batch_size=batch // ranks.world)
                 inputs = open_inputs(model_config, config, ranks.rank, ranks.world, device)
             run = _Run(model_config, config, inputs, ranks, device, outputs, signals)
-            ranks.on_rank0(own, outputs, launches, inputs.loader.global_batch)
+            ranks.on_rank0(own, outputs, launches, inputs.sampler.global_batch)
             run.run()
         ranks.close()
     except BrokenPipeError:
@@ -152,7 +152,7 @@ def _shared(model_config: ModelConfig, config: TrainConfig, inputs: Inputs) -> d
     """What must be the same for all ranks; paths may differ from node to node."""
     given = dataclasses.asdict(model_config) | dataclasses.asdict(config)
     return {name: value for name, value in given.items() if not name.endswith(("_path", "_file", "_dir"))} | {
-        "images": len(inputs.loader)
+        "images": len(inputs.sampler)
     }
 
 
@@ -178,7 +178,7 @@ class _Run:
     ):
         self.began = time.monotonic()
         self.config, self.ranks, self.device, self.outputs, self.signals = config, ranks, device, outputs, signals
-        self.scale, self.loader, self.validation = model_config.scale, inputs.loader, inputs.validation
+        self.scale, self.sampler, self.validation = model_config.scale, inputs.sampler, inputs.validation
         self.precision = precision.resolve(config.opt_level, config.amp_dtype, device)
         by_apex = self.precision.scaled and config.amp_backend == "apex"
         if by_apex:
@@ -186,7 +186,7 @@ class _Run:
 
         devices.enable_autotuning(device)
         self.model = initial_model(model_config, config.seed, inputs.weights)
-        self.total_steps = min(config.max_steps or math.inf, config.num_epochs * self.loader.steps)
+        self.total_steps = min(config.max_steps or math.inf, config.num_epochs * self.sampler.steps)
         state = ranks.on_rank0(self._find_checkpoint)
         self.mode = ranks.on_rank0(self._choose_mode, state)
         devices.use_mode(device, self.mode)
@@ -217,7 +217,7 @@ class _Run:
         )  # loss share, skip flag and loss scale of the steps since the last flush
         self.unread: list[dict] = []
         self.feed = PrefetchLoader(
-            self.loader, device, config.data_mode, config.num_workers, self.progress.step, self.total_steps
+            self.sampler, device, config.data_mode, config.num_workers, self.progress.step, self.total_steps
         )
         self.waited = 0.0  # of feed.waited, what is in the progress
         self.flushed = self.saved = time.monotonic()
@@ -252,7 +252,7 @@ class _Run:
     def _epoch(self) -> None:
         p = self.progress
         self.speed = ThroughputMeter(self.device, p.epoch_speed)
-        for _ in range(min(self.loader.steps - p.position, self.total_steps - p.step)):
+        for _ in range(min(self.sampler.steps - p.position, self.total_steps - p.step)):
             batch = next(self.feed)
             self.speed.arrived()
             self._step(batch)
@@ -268,7 +268,7 @@ class _Run:
         devices.set_learning_rate(self.optimizer, rate, self.device)
         # This rank's share of the mean over all ranks' patches.
         weight = torch.full((), 1 / (batch.total * batch.hr[0].numel()) if batch.count else 0.0, device=self.device)
-        share, skipped = self.step(batch.lr, batch.hr, weight, usual=batch.total == self.loader.global_batch)
+        share, skipped = self.step(batch.lr, batch.hr, weight, usual=batch.total == self.sampler.global_batch)
         if self.average:
             decay = min(
                 self.config.ema, (1 + self.progress.step) / (10 + self.progress.step)
@@ -387,7 +387,7 @@ class _Run:
                     self.writer.put(self.outputs / "best.pth", host_copy((self.average or self.model).state_dict()))
         if first:
             self.log.write({**record, "seconds": self._seconds()})
-        if p.position >= self.loader.steps:
+        if p.position >= self.sampler.steps:
             p.epoch, p.position = p.epoch + 1, 0
         p.loss_sum, p.loss_steps, p.waited, p.epoch_speed, p.ended = 0.0, 0, 0.0, None, p.step
         if first and over:
@@ -443,7 +443,7 @@ class _Run:
     def _calibrate(self) -> float:
         """On the first rank: the scale that `auto` stands for, and why."""
         choice = loss_scale.choose(
-            self.model, self.precision, lambda: loss_scale.sample(self.loader, self.device, self.progress.step)
+            self.model, self.precision, lambda: loss_scale.sample(self.sampler, self.device, self.progress.step)
         )
         print("\n".join(choice.lines))
         return choice.scale
@@ -543,9 +543,9 @@ class _Run:
         return {
             **dataclasses.asdict(self.model.config),
             "patch_size": c.patch_size,
-            "global_batch": self.loader.global_batch,
+            "global_batch": self.sampler.global_batch,
             "seed": c.seed,
-            "patches_per_epoch": len(self.loader),
+            "patches_per_epoch": len(self.sampler),
             "drop_last": c.drop_last,
             "precision": str(self.precision),
             "ema": c.ema,
@@ -590,11 +590,11 @@ class _Run:
         )
         if self.precision.level != "O0" and not devices.low_precision_pays(self.device):
             print("note: on this CPU --opt-level O0 (float32) is faster")
-        print(f"{self.loader.pairs.path}: {self.loader.patches} patches per epoch, {self.loader.steps} steps")
+        print(f"{self.sampler.pairs.path}: {self.sampler.patches} patches per epoch, {self.sampler.steps} steps")
         print(self.feed.about)
-        if self.loader.left_out:
+        if self.sampler.left_out:
             print(
-                f"left out {len(self.loader.left_out)} images smaller than the patch: {', '.join(self.loader.left_out)}"
+                f"left out {len(self.sampler.left_out)} images smaller than the patch: {', '.join(self.sampler.left_out)}"
             )
         if not self.validation:
             print("no --eval-file: nothing is validated and no best.pth is written")

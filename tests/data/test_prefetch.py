@@ -24,7 +24,7 @@ from waiting import Caller
 from rdn_fast import devices
 from rdn_fast.data import patches, prefetch
 from rdn_fast.data.h5 import PairedH5
-from rdn_fast.data.prefetch import Batch, PrefetchLoader, choose, refuse
+from rdn_fast.data.prefetch import Batch, PrefetchLoader, check_mode, resolve_mode
 from rdn_fast.data.sampler import PatchSampler
 from rdn_fast.data.slot_ring import SlotRing
 from rdn_fast.errors import Failure, UserError
@@ -215,18 +215,18 @@ def test_a_batch_is_valid_until_the_next_is_asked_for(files, monkeypatch, worker
 
 @pytest.mark.parametrize("mode", ["mmap", "h5py"])
 def test_a_mode_that_is_asked_for_is_taken(files, mode):
-    assert choose(mode, loader(files[2].plain), CPU, 10) == (mode, "as asked")
-    assert choose(mode, loader(files[2].plain), CUDA, 10) == (mode, "as asked")
+    assert resolve_mode(mode, loader(files[2].plain), CPU, 10) == (mode, "as asked")
+    assert resolve_mode(mode, loader(files[2].plain), CUDA, 10) == (mode, "as asked")
 
 
 def test_auto_maps_on_a_cpu(files):
-    assert choose("auto", loader(files[2].plain), CPU, 10**9) == ("mmap", "the page cache keeps what is used")
+    assert resolve_mode("auto", loader(files[2].plain), CPU, 10**9) == ("mmap", "the page cache keeps what is used")
 
 
 @pytest.mark.parametrize("device", [CPU, CUDA])
 def test_auto_reads_through_h5py_what_cannot_be_mapped(files, device):
     path = files[2].packed.path
-    mode, why = choose("auto", loader(files[2].packed), device, 10)
+    mode, why = resolve_mode("auto", loader(files[2].packed), device, 10)
     assert mode == "h5py"
     assert why == f"/lr/0 is compressed (gzip); `rdn-fast prepare --repack {path} NEW.h5` makes it fast"
 
@@ -235,8 +235,8 @@ def test_auto_reads_through_h5py_what_cannot_be_mapped(files, device):
 def test_a_mode_that_needs_contiguous_pixels_is_refused_without_them(files, mode):
     pairs = files[2].packed
     for ask in (
-        lambda: refuse(mode, loader(pairs), None),
-        lambda: choose(mode, loader(pairs), CPU, 10),
+        lambda: check_mode(mode, loader(pairs), None),
+        lambda: resolve_mode(mode, loader(pairs), CPU, 10),
         lambda: PrefetchLoader(loader(pairs), CPU, mode, 1, 0, 10),
     ):
         with pytest.raises(UserError) as caught:
@@ -251,13 +251,13 @@ def test_a_mode_that_needs_contiguous_pixels_is_refused_without_them(files, mode
 
 @pytest.mark.parametrize("mode", ["auto", *MODES])
 def test_contiguous_pixels_are_refused_by_no_mode(files, mode):
-    refuse(mode, loader(files[2].plain), CPU)
+    check_mode(mode, loader(files[2].plain), CPU)
     if mode not in ("mmap", "resident"):
-        refuse(mode, loader(files[2].packed), CPU)
+        check_mode(mode, loader(files[2].packed), CPU)
 
 
 class Large(NamedTuple):
-    """A loader, as far as choose() looks at it."""
+    """A loader, as far as resolve_mode() looks at it."""
 
     pairs: object
     batch_size: int
@@ -286,7 +286,7 @@ def large(size: int) -> Large:
 )
 def test_auto_keeps_on_an_accelerator_what_is_small_beside_its_free_memory(monkeypatch, share, mode):
     monkeypatch.setattr(devices, "free_memory", lambda device: {CUDA: 80 * GB}[device])
-    chosen, why = choose("auto", large(int(share * 80 * GB)), CUDA, ENOUGH)
+    chosen, why = resolve_mode("auto", large(int(share * 80 * GB)), CUDA, ENOUGH)
     assert chosen == mode
     assert (
         why
@@ -297,16 +297,16 @@ def test_auto_keeps_on_an_accelerator_what_is_small_beside_its_free_memory(monke
 def test_auto_keeps_nothing_that_a_short_run_will_not_use(monkeypatch):
     monkeypatch.setattr(devices, "free_memory", lambda device: 80 * GB)
     a_step = 16 * 3 * 32**2 * 5  # bytes: patches of 32 x 32 LR and 64 x 64 HR pixels
-    assert choose("auto", large(100 * a_step), CUDA, 100)[0] == "resident"
-    assert choose("auto", large(100 * a_step), CUDA, 99) == ("mmap", "this run needs 24.3 MB of its 24.6 MB")
+    assert resolve_mode("auto", large(100 * a_step), CUDA, 100)[0] == "resident"
+    assert resolve_mode("auto", large(100 * a_step), CUDA, 99) == ("mmap", "this run needs 24.3 MB of its 24.6 MB")
 
 
 @pytest.mark.parametrize("device", [CPU, CUDA])
 def test_resident_that_does_not_fit_is_refused(monkeypatch, device):
     monkeypatch.setattr(devices, "free_memory", lambda device: 3 * GB)
-    assert choose("resident", large(3 * GB), device, 1) == ("resident", "as asked")
+    assert resolve_mode("resident", large(3 * GB), device, 1) == ("resident", "as asked")
     with pytest.raises(UserError) as caught:
-        choose("resident", large(5 * GB), device, 1)
+        resolve_mode("resident", large(5 * GB), device, 1)
     assert (
         str(caught.value)
         == "--data-mode resident: DIV2K_x2.h5 holds 5.0 GB, and 3.0 GB of memory are free; give --data-mode mmap"
@@ -631,6 +631,6 @@ def test_the_kernel_is_told_to_read_no_more_where_it_is_told_what_to_read(monkey
 def test_ranks_share_the_memory_of_a_host(monkeypatch, own_file):
     pairs = PairedH5(own_file, 2)
     monkeypatch.setattr(devices, "free_memory", lambda device: 3 * pairs.size)
-    assert choose("resident", loader(pairs, rank=1, world=3), CPU, 1) == ("resident", "as asked")
+    assert resolve_mode("resident", loader(pairs, rank=1, world=3), CPU, 1) == ("resident", "as asked")
     with pytest.raises(UserError, match="--data-mode resident"):
-        choose("resident", loader(pairs, rank=1, world=4), CPU, 1)
+        resolve_mode("resident", loader(pairs, rank=1, world=4), CPU, 1)
