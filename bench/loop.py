@@ -92,16 +92,16 @@ def main() -> None:
     )
     speed = ThroughputMeter(device)
     for lr, hr in loader:
-        speed.arrived()
+        speed.start_step()
         recipe.step(
             *(
                 batch.to(device, non_blocking=options.recipe == "stock", memory_format=recipe.memory_format)
                 for batch in (lr, hr)
             )
         )
-        speed.stepped(len(lr) * ranks.world)
-    speed.settle()
-    images, seconds, window = speed.counted()
+        speed.end_step(len(lr) * ranks.world)
+    speed.synchronize()
+    images, seconds, window = speed.measured()
     if ranks.is_rank0:
         print(json.dumps({"images_s": per_second(images, seconds), "seed_images_s": per_second(images, window)}))
     ranks.close()

@@ -36,7 +36,7 @@ from rdn_fast.data.h5 import PairedH5
 from rdn_fast.data.sampler import PatchSampler
 from rdn_fast.errors import UserError
 from rdn_fast.model import RDN
-from rdn_fast.training.loss_scale import MARGIN, SUBNORMAL, Evidence, calibrate, sample
+from rdn_fast.training.loss_scale import FP16_MIN_EXPONENT, MARGIN, GradientHistogram, calibrate, sample_batches
 from rdn_fast.weights.convert import read_weights
 
 PICTURE = Path(__file__).with_name("loss_scale.svg")
@@ -174,7 +174,7 @@ class Trial:
             end=end,
         )
 
-    def evidence(self, run: Run, level: str) -> Evidence:
+    def evidence(self, run: Run, level: str) -> GradientHistogram:
         """The gradients that would be fp16 after a float32 run, on the batches that come next."""
         torch.manual_seed(run.seed)
         model = RDN(MODEL)
@@ -182,7 +182,9 @@ class Trial:
             model.load_state_dict(read_weights(self._folder(run) / "last.pth").state)
         model.to(self.device, memory_format=devices.memory_format(self.device))
         sampler = PatchSampler(PairedH5(self.train_file, MODEL.scale), PATCH, BATCH, run.seed)
-        return calibrate(model, precision.resolve(level, "fp16", self.device), sample(sampler, self.device, run.steps))
+        return calibrate(
+            model, precision.resolve(level, "fp16", self.device), sample_batches(sampler, self.device, run.steps)
+        )
 
     def _folder(self, run: Run) -> Path:
         return self.folder / f"{run.level}_{run.exponent}_{run.seed}_{run.steps}_{run.schedule}"
@@ -196,7 +198,7 @@ def measure(device: torch.device) -> list[Run]:
     ):
         trial = Trial(Path(folder), device)
         runs = [*pool.map(trial.train, (dataclasses.replace(trial.base, seed=seed) for seed in SEEDS))]
-        start: dict[str, Evidence] = {}
+        start: dict[str, GradientHistogram] = {}
         for steps in ALONG:
             run = dataclasses.replace(trial.base, steps=steps, schedule="step")
             run = trial.train(run) if steps else run
@@ -210,7 +212,7 @@ def measure(device: torch.device) -> list[Run]:
         tuned = {level: round(math.log2(evidence.scale)) for level, evidence in start.items()}
 
         def asked(level: str, exponent: int) -> Run:
-            lost = start[level].below(SUBNORMAL, 2.0**exponent)
+            lost = start[level].share_below(FP16_MIN_EXPONENT, 2.0**exponent)
             return Run(level, "float16", exponent, exponent == tuned[level], SEEDS[0], STEPS, lost=lost)
 
         ask = [(level, e) for level in LEVELS for e in sorted({*COARSE, tuned[level]})]

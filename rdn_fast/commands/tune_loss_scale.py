@@ -15,7 +15,15 @@ from rdn_fast.config import ModelConfig, TrainConfig
 from rdn_fast.errors import UserError
 from rdn_fast.files import atomic_write
 from rdn_fast.training import loss_scale
-from rdn_fast.training.loss_scale import BIAS, LARGEST, MARGIN, NORMAL, SUBNORMAL, Choice, Evidence
+from rdn_fast.training.loss_scale import (
+    EXPONENT_BIAS,
+    FP16_MAX,
+    FP16_MIN_EXPONENT,
+    FP16_NORMAL_EXPONENT,
+    MARGIN,
+    GradientHistogram,
+    ResolvedScale,
+)
 from rdn_fast.training.run import initial_model, open_inputs
 
 _COLOURS = {"activations": "#5b8db8", "weights": "#d1622b"}
@@ -41,21 +49,21 @@ def _calibrate(config: ModelConfig, train: TrainConfig, folder: Path) -> None:
     model.rdb = train.rdb
     model.to(device, memory_format=devices.memory_format(device))
     chosen = precision.resolve(train.opt_level, train.amp_dtype, device)
-    choice = loss_scale.choose(model, chosen, lambda: loss_scale.sample(inputs.sampler, device))
+    choice = loss_scale.resolve(model, chosen, lambda: loss_scale.sample_batches(inputs.sampler, device))
     print("\n".join(choice.lines))
-    if choice.evidence is None:
+    if choice.histogram is None:
         return
     title = (
         f"Gradients of RDN x{config.scale} D{config.num_blocks} C{config.num_layers} G{config.growth_rate} G0 {config.num_features} at {chosen.level}, "
-        f"{choice.evidence.batches} batches of {train.batch_size} patches of {train.patch_size}x{train.patch_size}",
+        f"{choice.histogram.batches} batches of {train.batch_size} patches of {train.patch_size}x{train.patch_size}",
         f"measured in float32 on {devices.describe(device)}; torch {torch.__version__}, rdn_fast {__version__}",
     )
-    atomic_write(folder / "loss_scale.csv", lambda file: file.write(table(choice.evidence).encode()))
+    atomic_write(folder / "loss_scale.csv", lambda file: file.write(table(choice.histogram).encode()))
     atomic_write(folder / "loss_scale.svg", lambda file: file.write(picture(choice, title).encode()))
     print(f"written: {folder / 'loss_scale.csv'}, {folder / 'loss_scale.svg'}")
 
 
-def table(evidence: Evidence) -> str:
+def table(evidence: GradientHistogram) -> str:
     """CSV: for each kind and exponent e how many magnitudes lie in 2^e up to 2^(e+1), and as a share of the kind's; `zero` for zeros."""
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
@@ -63,19 +71,23 @@ def table(evidence: Evidence) -> str:
     for kind, counts in evidence.counts.items():
         for place, count in enumerate(counts):
             if count:
-                rows.writerow([kind, place - BIAS if place else "zero", count, f"{count / sum(counts):.6g}"])
+                rows.writerow([kind, place - EXPONENT_BIAS if place else "zero", count, f"{count / sum(counts):.6g}"])
     return text.getvalue()
 
 
-def picture(choice: Choice, title: tuple[str, str]) -> str:
+def picture(choice: ResolvedScale, title: tuple[str, str]) -> str:
     """SVG: the histogram at scale 1, without zeros, and under it fp16's range as the scale moves it."""
-    evidence, scale = choice.evidence, math.log2(choice.scale)
+    evidence, scale = choice.histogram, math.log2(choice.scale)
     shares = {
-        kind: {i + 1 - BIAS: n / sum(counts[1:]) for i, n in enumerate(counts[1:]) if n}
+        kind: {i + 1 - EXPONENT_BIAS: n / sum(counts[1:]) for i, n in enumerate(counts[1:]) if n}
         for kind, counts in evidence.counts.items()
     }
     seen = [exponent for column in shares.values() for exponent, share in column.items() if share > 1e-4]
-    underflow, subnormal, overflow = SUBNORMAL - scale, NORMAL - scale, math.log2(LARGEST) - scale
+    underflow, subnormal, overflow = (
+        FP16_MIN_EXPONENT - scale,
+        FP16_NORMAL_EXPONENT - scale,
+        math.log2(FP16_MAX) - scale,
+    )
     room = overflow - math.log2(MARGIN)
     first, last = (math.floor(edge) for edge in (min(*seen, underflow - 4), max(*seen, overflow + 5)))
     highest = 1.05 * max(share for column in shares.values() for share in column.values())
@@ -120,7 +132,10 @@ def picture(choice: Choice, title: tuple[str, str]) -> str:
         for share in range(0, int(100 * highest) + 1, 5)
     ]
     parts += [text(x(e), _FLOOR + 18, f"2^{e}") for e in range(first + -first % 4, last + 1, 4)]
-    for exponent, words in ((SUBNORMAL, "smaller ones underflow at scale 1"), (math.log2(evidence.largest), "largest")):
+    for exponent, words in (
+        (FP16_MIN_EXPONENT, "smaller ones underflow at scale 1"),
+        (math.log2(evidence.largest), "largest"),
+    ):
         parts.append(f'<path d="M{x(exponent):.1f} {_TOP}V{_FLOOR}" stroke="#333" stroke-dasharray="4 3"/>')
         parts.append(text(x(exponent), _FLOOR + 34, words))
     parts.append(

@@ -13,13 +13,15 @@ from torch.distributed.elastic.rendezvous import RendezvousClosedError, Rendezvo
 
 from rdn_fast.errors import RETRY
 
-_PATIENCE = 30.0  # seconds that our ranks have to find out by themselves that another node has left the run for good
-_PROMPT = 5  # seconds; the agent kills ranks that did not end of themselves after more
+_LEAVE_SECONDS = (
+    30.0  # seconds that our ranks have to find out by themselves that another node has left the run for good
+)
+_EXIT_SECONDS = 5  # seconds; the agent kills ranks that did not end of themselves after more
 
 
-def cause(failures: dict[int, ProcessFailure]) -> tuple[int, ProcessFailure]:
+def root_failure(failures: dict[int, ProcessFailure]) -> tuple[int, ProcessFailure]:
     """The rank that ended first, and how: a user's mistake before all, and last those that the agent had to end."""
-    prompt = min(end.timestamp for end in failures.values()) + _PROMPT
+    prompt = min(end.timestamp for end in failures.values()) + _EXIT_SECONDS
 
     def order(item: tuple[int, ProcessFailure]):
         _, end = item
@@ -28,11 +30,11 @@ def cause(failures: dict[int, ProcessFailure]) -> tuple[int, ProcessFailure]:
     return min(failures.items(), key=order)
 
 
-def name(rank: int) -> str:
+def rank_name(rank: int) -> str:
     return f"rank {rank} ({socket.gethostname()})"
 
 
-class Agent(LocalElasticAgent):
+class ElasticAgent(LocalElasticAgent):
     """Ranks that ended by a mistake, a failure of the training or a signal to stop are not started anew: they would end so again."""
 
     _closed: float | None = None
@@ -70,16 +72,16 @@ class Agent(LocalElasticAgent):
         """A node that fails for good closes the run; ours could wait for its ranks until a time runs out."""
         if self._closed is None and self._rdzv_handler.is_closed():
             self._closed = time.monotonic()
-        if self._closed is not None and time.monotonic() - self._closed > _PATIENCE:
+        if self._closed is not None and time.monotonic() - self._closed > _LEAVE_SECONDS:
             raise RendezvousClosedError
 
     def _say_restart(self, result: RunResult) -> None:
-        rank, end = cause(result.failures)
+        rank, end = root_failure(result.failures)
         what = (
             f"was killed by signal {-end.exitcode}" if end.exitcode < 0 else "failed or lost contact, as it says itself"
         )
         most = self._worker_group.spec.max_restarts
         print(
-            f"{name(rank)} {what}; restart {most - self._remaining_restarts + 1} of {most}, from the last checkpoint",
+            f"{rank_name(rank)} {what}; restart {most - self._remaining_restarts + 1} of {most}, from the last checkpoint",
             flush=True,
         )

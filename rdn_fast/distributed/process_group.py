@@ -15,7 +15,7 @@ from rdn_fast import devices
 from rdn_fast.errors import UserError
 
 HOST = "gloo"  # the backend of messages on the host, whatever the devices speak
-LAUNCH = (
+LAUNCH_VARIABLE = (
     "RDN_FAST_LAUNCH"  # the variable that names the launch which a rank was started by, the same for all its starts
 )
 TIMEOUT = 600.0  # seconds that a rank waits for the others: the first one may time and compile for minutes; who hangs for longer ends the run
@@ -60,7 +60,7 @@ class Ranks:
         if dist.is_initialized():
             dist.destroy_process_group()
 
-    def lost(self, error: RuntimeError) -> str | None:
+    def describe_lost_rank(self, error: RuntimeError) -> str | None:
         """What an error of a message that another rank did not answer comes to, in words; None for any other error."""
         if self.world == 1 or not (
             isinstance(error, dist.DistError) or any(name in str(error).lower() for name in (HOST, self._backend()))
@@ -68,9 +68,9 @@ class Ranks:
             return None
         if time.monotonic() - self._sent < TIMEOUT:
             return "lost contact with another rank, whose own message says why"
-        return f"no answer for {TIMEOUT:g} s from {' and '.join(self._silent()) or 'another rank'}"
+        return f"no answer for {TIMEOUT:g} s from {' and '.join(self._silent_ranks()) or 'another rank'}"
 
-    def _silent(self) -> list[str]:
+    def _silent_ranks(self) -> list[str]:
         """The ranks that do not even say that they, too, have waited in vain."""
         store = self._store
         with suppress(RuntimeError, AttributeError):
@@ -81,7 +81,7 @@ class Ranks:
             return [f"rank {rank} ({store.get(f'node of rank {rank}').decode()})" for rank in silent]
         return [f"rank 0 ({os.environ['MASTER_ADDR']})"]  # which holds the store
 
-    def orphaned(self) -> bool:
+    def agent_died(self) -> bool:
         """Whether the torchrun agent above this rank has died."""
         return self.launched and os.getppid() != self._parent
 
@@ -95,7 +95,7 @@ class Ranks:
                 error = caught
         if self.world > 1:
             box = [value, error is not None]
-            self._send(dist.broadcast_object_list, box)
+            self._collective(dist.broadcast_object_list, box)
             value, failed = box
             if failed and error is None:
                 raise SystemExit(2)
@@ -107,12 +107,12 @@ class Ranks:
         """Every rank's value, on every rank."""
         values = [value] * self.world
         if self.world > 1:
-            self._send(dist.all_gather_object, values, value)
+            self._collective(dist.all_gather_object, values, value)
         return values
 
-    def launches(self) -> list[str]:
+    def launch_ids(self) -> list[str]:
         """The launches that the ranks belong to, one on each node."""
-        return sorted({*self.gather(os.environ.get(LAUNCH))} - {None})
+        return sorted({*self.gather(os.environ.get(LAUNCH_VARIABLE))} - {None})
 
     def all_max(self, *flags: int) -> list[int]:
         """The largest value that any rank gave for each flag."""
@@ -127,10 +127,10 @@ class Ranks:
         return self._reduce(values, dist.ReduceOp.SUM) if self.world > 1 else values
 
     def _reduce(self, values: torch.Tensor, operation) -> torch.Tensor:
-        self._send(dist.all_reduce, values, operation)
+        self._collective(dist.all_reduce, values, operation)
         return values
 
-    def _send(self, collective, *message) -> None:
+    def _collective(self, collective, *message) -> None:
         self._sent = time.monotonic()
         collective(*message, group=self._host)
 

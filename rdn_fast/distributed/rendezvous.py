@@ -26,36 +26,36 @@ class Nodes:
     rdzv_id: str | None = None
 
     def __post_init__(self):
-        if not re.fullmatch(r"[1-9]\d*(:[1-9]\d*)?", self.nnodes) or self.least > self.most:
+        if not re.fullmatch(r"[1-9]\d*(:[1-9]\d*)?", self.nnodes) or self.min_nodes > self.max_nodes:
             raise UserError(f"--nnodes {self.nnodes}: give the number of nodes, or MIN:MAX, for example 2 or 2:4")
         for flag, value in (("--rdzv-endpoint", self.rdzv_endpoint), ("--rdzv-id", self.rdzv_id)):
-            if self.most == 1 and value is not None:
+            if self.max_nodes == 1 and value is not None:
                 raise UserError(f"{flag} {value}: is for several nodes; give --nnodes, too, or leave it out")
-        if self.most > 1 and self.rdzv_endpoint is None:
+        if self.max_nodes > 1 and self.rdzv_endpoint is None:
             raise UserError(
                 f"--nnodes {self.nnodes}: give --rdzv-endpoint HOST:PORT, one node and a free port of it, the same on every node"
             )
-        if self.most > 1 and not (
-            re.fullmatch(r"(\[[\w:.]+\]|[\w.-]+):\d{1,5}", self.rdzv_endpoint) and 0 < self.place[1] < 2**16
+        if self.max_nodes > 1 and not (
+            re.fullmatch(r"(\[[\w:.]+\]|[\w.-]+):\d{1,5}", self.rdzv_endpoint) and 0 < self.host_and_port[1] < 2**16
         ):
             raise UserError(f"--rdzv-endpoint {self.rdzv_endpoint}: must be HOST:PORT, for example node0:29500")
 
     @property
-    def least(self) -> int:
+    def min_nodes(self) -> int:
         return int(self.nnodes.partition(":")[0])
 
     @property
-    def most(self) -> int:
+    def max_nodes(self) -> int:
         return int(self.nnodes.rpartition(":")[2])
 
     @property
-    def place(self) -> tuple[str, int]:
+    def host_and_port(self) -> tuple[str, int]:
         host, _, port = self.rdzv_endpoint.rpartition(":")
         return host.strip("[]"), int(port)
 
-    def meet(self) -> dist.Store | None:
+    def open_store(self) -> dist.Store | None:
         """Open the store at the endpoint if that is this node's, where no other launcher of it has; else wait for it: None."""
-        host, port = self.place
+        host, port = self.host_and_port
         if _is_ours(host):
             with suppress(RuntimeError):  # somebody listens there already
                 return dist.TCPStore(host, port, is_master=True, multi_tenant=True, wait_for_workers=False)

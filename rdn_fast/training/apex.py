@@ -54,7 +54,7 @@ class ApexOptimizerStep(SyncingOptimizerStep):
         device: torch.device,
         scale: float,
         clip: float | None,
-        streak: float,
+        skips_in_a_row: float,
     ):
         self._amp = importlib.import_module("apex.amp")
         combined = (
@@ -63,7 +63,7 @@ class ApexOptimizerStep(SyncingOptimizerStep):
         self._amp.initialize(
             model, optimizer, opt_level="O1", patch_torch_functions=False, loss_scale=scale, verbosity=0, **combined
         )
-        super().__init__(optimizer, device, scale, clip, streak)
+        super().__init__(optimizer, device, scale, clip, skips_in_a_row)
 
     def _scaled_backward(self, loss: torch.Tensor) -> None:
         with self._amp.scale_loss(loss, self._optimizer) as scaled:

@@ -17,7 +17,7 @@ from rdn_fast.errors import Failure, UserError
 from rdn_fast.files import atomic_write
 from rdn_fast.weights.load import load_tensors
 
-KEPT = 2
+KEEP = 2
 _KEYS = {"model", "optimizer", "average", "step", "progress", "metrics_bytes", "settings", "recipe", "mode"}
 
 
@@ -33,7 +33,7 @@ def host_copy(value):
     return value
 
 
-class Writer:
+class CheckpointWriter:
     """Writes files in a background thread, so that the device does not wait for the disk.
 
     `put` hands over host copies; an error is raised by the next `put` or by `close`, as Failure.
@@ -66,7 +66,7 @@ class Writer:
             try:
                 if self._failed is None:
                     atomic_write(path, lambda file, value=value: torch.save(value, file))
-                    for old in newest(path.parent)[KEPT:] if prune else ():
+                    for old in list_checkpoints(path.parent)[KEEP:] if prune else ():
                         old.unlink(missing_ok=True)
             except Exception as error:  # whatever it is, the run must hear of it
                 self._failed = path, error
@@ -84,7 +84,7 @@ def checkpoint_path(outputs: Path, step: int) -> Path:
     return outputs / "checkpoints" / f"step_{step:08}.pt"
 
 
-def newest(folder: Path) -> list[Path]:
+def list_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a folder, newest first; files that are named differently are not ours."""
     ours = (path for path in folder.glob("step_*.pt") if re.fullmatch(r"step_\d+\.pt", path.name))
     return sorted(ours, key=lambda path: int(path.stem.removeprefix("step_")), reverse=True)
@@ -98,7 +98,7 @@ def load_checkpoint(resume: str, outputs: Path, say: Callable[[str], None]) -> d
     if resume != "auto":
         return _checked(Path(resume))
     damaged = []
-    for path in newest(outputs / "checkpoints"):
+    for path in list_checkpoints(outputs / "checkpoints"):
         try:
             state = _checked(path)
         except UserError as error:

@@ -25,8 +25,8 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from rdn_fast import devices
 from rdn_fast.config import ModelConfig, TrainConfig
 from rdn_fast.distributed import rendezvous as meeting
-from rdn_fast.distributed.elastic_agent import Agent, cause, name
-from rdn_fast.distributed.process_group import LAUNCH
+from rdn_fast.distributed.elastic_agent import ElasticAgent, rank_name, root_failure
+from rdn_fast.distributed.process_group import LAUNCH_VARIABLE
 from rdn_fast.distributed.rendezvous import Nodes
 from rdn_fast.errors import RETRY, Failure, UserError
 from rdn_fast.training.run import open_inputs
@@ -44,7 +44,7 @@ def launch(
         )
     if nproc > 1:
         devices.check_shared(config.device, config.device_id)
-    open_inputs(model_config, config, world=nproc * nodes.most)
+    open_inputs(model_config, config, world=nproc * nodes.max_nodes)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, devices.cores() // nproc)))
     os.environ.setdefault(
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "300"
@@ -52,9 +52,9 @@ def launch(
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = (
         "1"  # ranks that start anew must not find the addresses of those before them
     )
-    os.environ[LAUNCH] = uuid.uuid4().hex
+    os.environ[LAUNCH_VARIABLE] = uuid.uuid4().hex
     logging.disable(logging.ERROR)  # the agent's own remarks; the ranks speak for themselves
-    api.LocalElasticAgent = Agent  # elastic_launch takes no other
+    api.LocalElasticAgent = ElasticAgent  # elastic_launch takes no other
     with tempfile.TemporaryDirectory() as logs:
         settings = LaunchConfig(
             min_nodes=1,
@@ -67,9 +67,9 @@ def launch(
             monitor_interval=0.1,
             logs_specs=DefaultLogsSpecs(log_dir=logs),
         )
-        if nodes.most > 1:
-            store = nodes.meet()  # open as long as we are
-            settings.min_nodes, settings.max_nodes = nodes.least, nodes.most
+        if nodes.max_nodes > 1:
+            store = nodes.open_store()  # open as long as we are
+            settings.min_nodes, settings.max_nodes = nodes.min_nodes, nodes.max_nodes
             settings.run_id = nodes.rdzv_id or "rdn-fast"
             settings.rdzv_endpoint = nodes.rdzv_endpoint
             settings.rdzv_configs |= {"join_timeout": meeting.JOIN_TIMEOUT, "is_host": store is not None}
@@ -79,13 +79,15 @@ def launch(
         except SignalException as stopped:
             return 128 + stopped.sigval
         except ChildFailedError as failed:
-            rank, end = cause(failed.failures)
+            rank, end = root_failure(failed.failures)
             if end.exitcode < 0:
-                raise Failure(f"{name(rank)} was killed by signal {-end.exitcode}; go on with --resume auto") from None
+                raise Failure(
+                    f"{rank_name(rank)} was killed by signal {-end.exitcode}; go on with --resume auto"
+                ) from None
             return 1 if end.exitcode == RETRY else end.exitcode
         except RendezvousTimeoutError:
             raise Failure(
-                f"--rdzv-endpoint {nodes.rdzv_endpoint}: fewer than {nodes.least} nodes have come there within {meeting.JOIN_TIMEOUT} s; "
+                f"--rdzv-endpoint {nodes.rdzv_endpoint}: fewer than {nodes.min_nodes} nodes have come there within {meeting.JOIN_TIMEOUT} s; "
                 "start the same command on every node"
             ) from None
         except RendezvousClosedError:

@@ -25,15 +25,18 @@ from rdn_fast.precision import Precision
 
 BATCHES = 4  # that are looked at
 MARGIN = 16  # a power of two
-LARGEST = torch.finfo(torch.float16).max
-SUBNORMAL, NORMAL = -24, -14  # exponents of fp16's smallest magnitude, and of the smallest that has all bits
-BIAS = 127  # of float32's exponents
+FP16_MAX = torch.finfo(torch.float16).max
+FP16_MIN_EXPONENT, FP16_NORMAL_EXPONENT = (
+    -24,
+    -14,
+)  # exponents of fp16's smallest magnitude, and of the smallest that has all bits
+EXPONENT_BIAS = 127  # of float32's exponents
 _PATCHES = 8  # computed at a time: the oracle's block needs several times the memory of those that train
 _TRIES = 40
 
 
 @dataclass(frozen=True)
-class Evidence:
+class GradientHistogram:
     """The gradients that would be fp16 in a step, as they are in float32 at scale 1.
 
     counts: {"activations" and "weights": [256 numbers]}: how many gradients' magnitudes lie in 2^e up to 2^(e+1), at e + 127; the first: how
@@ -45,9 +48,9 @@ class Evidence:
     batches: int
 
     @property
-    def limit(self) -> float:
+    def overflow_limit(self) -> float:
         """The largest power of two at which none of them overflows."""
-        return 2.0 ** (math.frexp(LARGEST / self.largest)[1] - 1)
+        return 2.0 ** (math.frexp(FP16_MAX / self.largest)[1] - 1)
 
     @property
     def scale(self) -> float:
@@ -57,41 +60,41 @@ class Evidence:
         the largest grew 3.5 times in training, and the first scale that overflowed was 8 times this one; at O2, 32 times. The room costs nothing
         at the other end: underflow hurt at scales 2^28 and 2^23 times smaller (profiling/loss_scale.csv).
         """
-        return self.limit / MARGIN
+        return self.overflow_limit / MARGIN
 
-    def below(self, exponent: int, scale: float = 1.0) -> float:
+    def share_below(self, exponent: int, scale: float = 1.0) -> float:
         """Which share of those that are not zero is smaller than 2^exponent once multiplied by `scale`, a power of two."""
         total = [sum(column) for column in zip(*self.counts.values(), strict=True)]
-        end = exponent - round(math.log2(scale)) + BIAS
+        end = exponent - round(math.log2(scale)) + EXPONENT_BIAS
         return sum(total[1 : max(1, end)]) / sum(total[1:])
 
-    def lines(self) -> list[str]:
+    def describe(self) -> list[str]:
         """The choice and its reasons for a run's log."""
-        lost, few = (f"{self.below(edge, self.scale):.2%}" for edge in (SUBNORMAL, NORMAL))
+        lost, few = (f"{self.share_below(edge, self.scale):.2%}" for edge in (FP16_MIN_EXPONENT, FP16_NORMAL_EXPONENT))
         return [
-            f"loss scale auto: {self.scale:.10g}, the largest power of two that leaves {MARGIN} times room below fp16's {LARGEST:.0f} "
+            f"loss scale auto: {self.scale:.10g}, the largest power of two that leaves {MARGIN} times room below fp16's {FP16_MAX:.0f} "
             f"(largest gradient of {self.batches} batches: {self.largest:.2g})",
-            f"of the gradients that are not zero, {lost} underflow in fp16 at it ({self.below(SUBNORMAL):.2%} at scale 1) "
-            f"and {few} lose bits ({self.below(NORMAL):.2%})",
+            f"of the gradients that are not zero, {lost} underflow in fp16 at it ({self.share_below(FP16_MIN_EXPONENT):.2%} at scale 1) "
+            f"and {few} lose bits ({self.share_below(FP16_NORMAL_EXPONENT):.2%})",
         ]
 
 
-class Choice(NamedTuple):
+class ResolvedScale(NamedTuple):
     """A loss scale, the words for it, and what it was chosen from (None: nothing had to be measured)."""
 
     scale: float
     lines: list[str]
-    evidence: Evidence | None
+    histogram: GradientHistogram | None
 
 
-def choose(model: RDN, precision: Precision, batches: Callable[[], Sequence[Batch]]) -> Choice:
+def resolve(model: RDN, precision: Precision, batches: Callable[[], Sequence[Batch]]) -> ResolvedScale:
     """The scale for training `model` from here on at `precision`, by the row that model.rdb names; `batches` is called only where it matters.
 
     A function of the weights and batches; the model is left as it was. Raises UserError where no scale helps.
     """
     if precision.compute != torch.float16:
         dtype = str(precision.compute).removeprefix("torch.")
-        return Choice(
+        return ResolvedScale(
             1.0,
             [f"loss scale auto: 1, because gradients do not underflow in {dtype}, which reaches down to 2^-126"],
             None,
@@ -112,16 +115,16 @@ def choose(model: RDN, precision: Precision, batches: Callable[[], Sequence[Batc
         if scale != evidence.scale
         else []
     )
-    return Choice(scale, evidence.lines() + halved, evidence)
+    return ResolvedScale(scale, evidence.describe() + halved, evidence)
 
 
-def sample(sampler: PatchSampler, device: torch.device, start: int = 0) -> list[Batch]:
+def sample_batches(sampler: PatchSampler, device: torch.device, start: int = 0) -> list[Batch]:
     """Copies of this rank's batches of the steps from `start` on."""
     with PrefetchLoader(sampler, device, "auto", 0, start, start + BATCHES) as feed:
         return [batch._replace(lr=batch.lr.clone(), hr=batch.hr.clone()) for batch in feed]
 
 
-def calibrate(model: RDN, precision: Precision, batches: Sequence[Batch]) -> Evidence:
+def calibrate(model: RDN, precision: Precision, batches: Sequence[Batch]) -> GradientHistogram:
     """Measure, in float32 with the oracle's block, the gradients that are fp16 at `precision`. Raises UserError when they are not finite, or zero.
 
     Those of activations are those with respect to every convolution's input, which in a block holds all maps so far, and to the output
@@ -135,7 +138,7 @@ def calibrate(model: RDN, precision: Precision, batches: Sequence[Batch]) -> Evi
 
     def count(kind: str, gradient: torch.Tensor) -> None:
         magnitude = gradient.detach().abs().flatten()
-        exponents = magnitude.view(torch.int32) >> 23  # float32's own, plus BIAS; 0 is less than 2^-126
+        exponents = magnitude.view(torch.int32) >> 23  # float32's own, plus EXPONENT_BIAS; 0 is less than 2^-126
         counts[kind] += torch.bincount(exponents, minlength=256)
         peaks.append(magnitude.max())
 
@@ -159,7 +162,7 @@ def calibrate(model: RDN, precision: Precision, batches: Sequence[Batch]) -> Evi
         raise UserError(
             f"--loss-scale-value auto: the largest gradient in float32 is {largest}; give other weights, or a number"
         )
-    return Evidence({kind: counted.tolist() for kind, counted in counts.items()}, largest, len(batches))
+    return GradientHistogram({kind: counted.tolist() for kind, counted in counts.items()}, largest, len(batches))
 
 
 class _Convolutions(TorchFunctionMode):

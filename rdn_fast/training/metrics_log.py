@@ -22,28 +22,30 @@ class MetricsLog:
         if self._file.tell() > keep_bytes:
             self._file.truncate(keep_bytes)
         self._file.writelines(resumes)
-        self._curves = None
+        self._tensorboard = None
         try:
-            from rdn_fast.training.tensorboard import Curves
+            from rdn_fast.training.tensorboard import EventWriter
         except ImportError:
             return
-        self._curves = Curves(folder / "tensorboard", step)
+        self._tensorboard = EventWriter(folder / "tensorboard", step)
 
     def write(self, record: dict) -> None:
         """Append one record; its numbers also go to TensorBoard under the record's `event`. Epochs can be seen at once."""
         kind = record["event"]
         self._file.write((json.dumps(finite(record)) + "\n").encode())
-        if self._curves and kind in ("step", "epoch"):
+        if self._tensorboard and kind in ("step", "epoch"):
             numbers = {
                 key: value
                 for key, value in record.items()
                 if isinstance(value, (int, float)) and not isinstance(value, bool)
             }
-            self._curves.draw(numbers.pop("step"), {f"{kind}/{key}": value for key, value in numbers.items()})
+            self._tensorboard.add_scalars(
+                numbers.pop("step"), {f"{kind}/{key}": value for key, value in numbers.items()}
+            )
         if kind == "epoch":
             self._file.flush()
-            if self._curves:
-                self._curves.flush()
+            if self._tensorboard:
+                self._tensorboard.flush()
 
     def size(self) -> int:
         """Bytes of metrics.jsonl so far, all of them on the disk when this returns."""
@@ -53,5 +55,5 @@ class MetricsLog:
 
     def close(self) -> None:
         self._file.close()
-        if self._curves:
-            self._curves.close()
+        if self._tensorboard:
+            self._tensorboard.close()

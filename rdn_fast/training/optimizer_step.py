@@ -6,17 +6,17 @@ import torch
 
 from rdn_fast import devices
 
-PATIENCE = 10  # steps in a row that overflow before the scale is halved
+HALVE_AFTER = 10  # steps in a row that overflow before the scale is halved
 
 
 class OptimizerStep:
-    """backward(loss), then step(). The scale stays what it was given as; only after `PATIENCE` skipped steps in a row it is halved, not below 1.
+    """backward(loss), then step(). The scale stays what it was given as; only after `HALVE_AFTER` skipped steps in a row it is halved, not below 1.
 
     `scale` and `streak` (skipped steps in a row since the last halving) are float32 [] on the device. This one asks nothing of the host:
     it is for optimizers that take `grad_scale` and `found_inf`, as torch's fused ones.
     """
 
-    asks = False  # whether a step needs the host's answer
+    syncs = False  # whether a step needs the host's answer
 
     def __init__(
         self,
@@ -24,11 +24,13 @@ class OptimizerStep:
         device: torch.device,
         scale: float,
         clip: float | None = None,
-        streak: float = 0.0,
+        skips_in_a_row: float = 0.0,
     ):
         """`clip`: the largest norm of the whole gradient; None: any."""
         self._optimizer, self._device, self._clip = optimizer, device, clip
-        self.scale, self.streak = (torch.full((), float(value), device=device) for value in (scale, streak))
+        self.scale, self.skips_in_a_row = (
+            torch.full((), float(value), device=device) for value in (scale, skips_in_a_row)
+        )
         self._halves, self._divides = scale >= 2, scale != 1 or clip is not None
 
     def backward(self, loss: torch.Tensor) -> None:
@@ -43,10 +45,10 @@ class OptimizerStep:
         self._optimizer.grad_scale, self._optimizer.found_inf = divisor if self._divides else None, skipped
         self._optimizer.step()
         if self._halves:
-            self.streak.add_(1).mul_(skipped)
-            halved = (self.streak >= PATIENCE) & (self.scale >= 2)
+            self.skips_in_a_row.add_(1).mul_(skipped)
+            halved = (self.skips_in_a_row >= HALVE_AFTER) & (self.scale >= 2)
             self.scale.copy_(torch.where(halved, self.scale / 2, self.scale))
-            self.streak.mul_(halved.logical_not())
+            self.skips_in_a_row.mul_(halved.logical_not())
         return skipped
 
     def _gradients(self) -> list[torch.Tensor]:
@@ -65,7 +67,7 @@ class SyncingOptimizerStep(OptimizerStep):
     few launches against a step of about 118 ms, less than a hundredth (arithmetic, not measured).
     """
 
-    asks = True
+    syncs = True
 
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options)
@@ -84,7 +86,7 @@ class SyncingOptimizerStep(OptimizerStep):
         if skipped.item():
             self._skip()
         else:
-            self.streak.zero_()
+            self.skips_in_a_row.zero_()
             self._apply(norm)
         return skipped
 
@@ -103,10 +105,10 @@ class SyncingOptimizerStep(OptimizerStep):
                 gradient.div_(excess)
 
     def _skip(self) -> None:
-        self.streak.add_(1)
-        if self._halves and self.streak >= PATIENCE and self.scale >= 2:
+        self.skips_in_a_row.add_(1)
+        if self._halves and self.skips_in_a_row >= HALVE_AFTER and self.scale >= 2:
             self.scale.div_(2)
-            self.streak.zero_()
+            self.skips_in_a_row.zero_()
             self._rescaled()
 
     def _rescaled(self) -> None:

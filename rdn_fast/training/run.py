@@ -38,16 +38,16 @@ from rdn_fast.rdb import able
 from rdn_fast.rdb.autotune import Case, choose, fastest_mode
 from rdn_fast.terminal import Bar, clock
 from rdn_fast.training import apex, loss_scale
-from rdn_fast.training.checkpoint import Writer, checkpoint_path, host_copy, load_checkpoint
+from rdn_fast.training.checkpoint import CheckpointWriter, checkpoint_path, host_copy, load_checkpoint
 from rdn_fast.training.metrics_log import MetricsLog
-from rdn_fast.training.optimizer_step import PATIENCE, make_optimizer_step
-from rdn_fast.training.run_folder import begun, locked, own, set_aside
+from rdn_fast.training.optimizer_step import HALVE_AFTER, make_optimizer_step
+from rdn_fast.training.run_folder import claim, locked, resumable_batch, set_aside
 from rdn_fast.training.step import TrainStep
 from rdn_fast.training.throughput import WARM_UP, ThroughputMeter, per_second
 from rdn_fast.weights.convert import read_weights
 
 MAX_SKIPS = (
-    2 * PATIENCE
+    2 * HALVE_AFTER
 )  # consecutive steps without a finite gradient, at a scale that cannot be halved, before a run is given up
 _FLUSH_STEPS = 64  # losses kept on the device at most before the host reads them
 _FLUSH_SECONDS = 1.0
@@ -113,9 +113,9 @@ def train(model_config: ModelConfig, config: TrainConfig) -> None:
         ranks.connect(device)
         with locked(outputs, ranks), _signals(ranks) as signals:
             ranks.on_rank0(_check_same, ranks.gather(_shared(model_config, config, inputs)))
-            launches = ranks.launches()
+            launches = ranks.launch_ids()
             if (
-                batch := ranks.on_rank0(begun, outputs, launches)
+                batch := ranks.on_rank0(resumable_batch, outputs, launches)
             ) is not None:  # the ranks were started anew, perhaps more or fewer of them
                 if batch % ranks.world:
                     raise UserError(
@@ -124,7 +124,7 @@ def train(model_config: ModelConfig, config: TrainConfig) -> None:
                 config = dataclasses.replace(config, resume="auto", batch_size=batch // ranks.world)
                 inputs = open_inputs(model_config, config, ranks.rank, ranks.world, device)
             run = _Run(model_config, config, inputs, ranks, device, outputs, signals)
-            ranks.on_rank0(own, outputs, launches, inputs.sampler.global_batch)
+            ranks.on_rank0(claim, outputs, launches, inputs.sampler.global_batch)
             run.run()
         ranks.close()
     except BrokenPipeError:
@@ -134,7 +134,7 @@ def train(model_config: ModelConfig, config: TrainConfig) -> None:
             f"{error.filename or outputs}: {error.strerror or error}; mend it, then go on with --resume auto"
         ) from None
     except RuntimeError as error:
-        if (what := ranks.lost(error)) is None:
+        if (what := ranks.describe_lost_rank(error)) is None:
             raise
         raise LostContact(f"{what}; go on with --resume auto") from None
 
@@ -223,7 +223,7 @@ class _Run:
         self.flushed = self.saved = time.monotonic()
         self.news = ""
         if ranks.is_rank0:
-            self.writer = Writer()
+            self.writer = CheckpointWriter()
             self.log = MetricsLog(outputs, metrics_bytes, self.progress.step)
         self._introduce()
 
@@ -254,9 +254,9 @@ class _Run:
         self.speed = ThroughputMeter(self.device, p.epoch_speed)
         for _ in range(min(self.sampler.steps - p.position, self.total_steps - p.step)):
             batch = next(self.feed)
-            self.speed.arrived()
+            self.speed.start_step()
             self._step(batch)
-            self.speed.stepped(batch.total)
+            self.speed.end_step(batch.total)
             p.step += 1
             p.position += 1
             self._attend()
@@ -283,7 +283,7 @@ class _Run:
         now = time.monotonic()
         first = self.ranks.is_rank0
         stop, save, flush = self.ranks.all_max(
-            signal.SIGTERM if self.ranks.orphaned() else max(self.signals, default=0),
+            signal.SIGTERM if self.ranks.agent_died() else max(self.signals, default=0),
             first and now - self.saved >= self.config.checkpoint_every and not self.writer.busy,
             (first and now - self.flushed >= _FLUSH_SECONDS) or len(self.unread) == _FLUSH_STEPS,
         )
@@ -324,7 +324,7 @@ class _Run:
             if halved:
                 p.loss_scale, p.skips_in_a_row = scale, 0
                 self._say_halved(record["step"])
-        self.speed.settle()  # costs nothing here: the device has just been waited for
+        self.speed.synchronize()  # costs nothing here: the device has just been waited for
         p.epoch_speed = self.speed.totals
         self.news = self._news(losses[-1], self.unread[-1]["lr"])
         self.unread.clear()
@@ -332,7 +332,7 @@ class _Run:
     def _say_halved(self, step: int) -> None:
         if self.ranks.is_rank0:
             self.bar.say(
-                f"step {step}: the gradients of {PATIENCE} steps in a row overflowed; the loss scale is halved to {self.progress.loss_scale:.10g}"
+                f"step {step}: the gradients of {HALVE_AFTER} steps in a row overflowed; the loss scale is halved to {self.progress.loss_scale:.10g}"
             )
             self.log.write({"event": "loss_scale", "step": step, "loss_scale": self.progress.loss_scale})
 
@@ -349,7 +349,7 @@ class _Run:
     def _end_epoch(self) -> None:
         p, first = self.progress, self.ranks.is_rank0
         over = p.step >= self.total_steps
-        images, seconds, window = self.speed.counted()
+        images, seconds, window = self.speed.measured()
         p.run_speed = [a + b for a, b in zip(p.run_speed, (images, seconds, window), strict=True)]
         p.waited = self.ranks.all_max(int(1e3 * p.waited))[0] / 1e3  # of the rank that waited longest
         record = {
@@ -442,8 +442,8 @@ class _Run:
 
     def _calibrate(self) -> float:
         """On the first rank: the scale that `auto` stands for, and why."""
-        choice = loss_scale.choose(
-            self.model, self.precision, lambda: loss_scale.sample(self.sampler, self.device, self.progress.step)
+        choice = loss_scale.resolve(
+            self.model, self.precision, lambda: loss_scale.sample_batches(self.sampler, self.device, self.progress.step)
         )
         print("\n".join(choice.lines))
         return choice.scale
@@ -569,7 +569,7 @@ class _Run:
         return self.progress.seconds + time.monotonic() - self.began
 
     def _news(self, loss: float, rate: float) -> str:
-        images, seconds, window = self.speed.counted()
+        images, seconds, window = self.speed.measured()
         speeds = f"{per_second(images, seconds):.4g} img/s ({per_second(images, window):.4g} seed)  " if seconds else ""
         return (
             f"epoch {self.progress.epoch}  loss {loss:.4f}  {speeds}waited {self.progress.waited:.2f} s  lr {rate:.1e}"

@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from rdn_fast.distributed.process_group import Ranks
 from rdn_fast.errors import UserError
 from rdn_fast.files import atomic_write, lock
-from rdn_fast.training.checkpoint import newest
+from rdn_fast.training.checkpoint import list_checkpoints
 
 
 @contextmanager
@@ -58,7 +58,9 @@ def set_aside(outputs: Path, say: Callable[[str], None], after: int | None = Non
         ]
         earlier += sorted(outputs.glob("checkpoints/step_*"))
     else:
-        earlier = [path for path in newest(outputs / "checkpoints") if int(path.stem.removeprefix("step_")) > after]
+        earlier = [
+            path for path in list_checkpoints(outputs / "checkpoints") if int(path.stem.removeprefix("step_")) > after
+        ]
     if earlier:
         aside = outputs / datetime.now().strftime("earlier-%Y%m%d-%H%M%S-%f")
         (aside / "checkpoints").mkdir(parents=True)
@@ -68,17 +70,17 @@ def set_aside(outputs: Path, say: Callable[[str], None], after: int | None = Non
         say(f"{outputs} held {what}; now in {aside}")
 
 
-def own(outputs: Path, launches: list[str], global_batch: int) -> None:
+def claim(outputs: Path, launches: list[str], global_batch: int) -> None:
     """Note, once an earlier run is out of the way, that what lies in the folder from now on is of this run."""
     text = json.dumps({"launches": launches, "global_batch": global_batch})
     atomic_write(outputs / ".run", lambda file: file.write(text.encode()))
 
 
-def begun(outputs: Path, launches: list[str]) -> int | None:
+def resumable_batch(outputs: Path, launches: list[str]) -> int | None:
     """The global batch of the run in the folder when one of these launches began it and it has saved: we go on with it. None: we are another run."""
     try:
         run = json.loads((outputs / ".run").read_text())
         ours = {*launches} & {*run["launches"]}
-        return run["global_batch"] if ours and newest(outputs / "checkpoints") else None
+        return run["global_batch"] if ours and list_checkpoints(outputs / "checkpoints") else None
     except (FileNotFoundError, ValueError, KeyError, TypeError):  # a file that is not ours says nothing of us
         return None

@@ -20,7 +20,7 @@ class TrainStep:
     def __init__(self, replica, optimizer, update: OptimizerStep, device: torch.device, world: int = 1):
         """`update`: the optimizer's."""
         self._replica, self._optimizer, self._update, self._world = replica, optimizer, update, world
-        self._replayed = devices.CudaGraphed(self._work, device) if world == 1 and not update.asks else self._work
+        self._replayed = devices.CudaGraphed(self._work, device) if world == 1 and not update.syncs else self._work
 
     def __call__(
         self, lr: torch.Tensor, hr: torch.Tensor, weight: torch.Tensor, usual: bool = True

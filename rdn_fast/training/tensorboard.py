@@ -12,7 +12,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 
-class Curves:
+class EventWriter:
     """Numbers over steps, in a new event file of `folder`. `step`: where a resumed run goes on; what earlier files tell of later ones is void."""
 
     def __init__(self, folder: Path, step: int):
@@ -23,7 +23,7 @@ class Curves:
         if step:
             self._write(step=step + 1, session_log=SessionLog(status=SessionLog.START))
 
-    def draw(self, step: int, values: dict[str, float]) -> None:
+    def add_scalars(self, step: int, values: dict[str, float]) -> None:
         """{name of a curve: its value at `step`}."""
         self._write(
             step=step,

@@ -25,19 +25,19 @@ class ThroughputMeter:
         synchronize(device)
         self._mark = time.perf_counter()
 
-    def arrived(self) -> None:
+    def start_step(self) -> None:
         """A batch is here; the step begins."""
         self._watch.start()
 
-    def stepped(self, images: int) -> None:
+    def end_step(self, images: int) -> None:
         """The step over `images` patches (all ranks) has been asked of the device."""
         self._watch.stop()
         self._steps += 1
         self.totals[self._steps > WARM_UP][0] += images
         if self._steps == WARM_UP:
-            self.settle()
+            self.synchronize()
 
-    def settle(self) -> None:
+    def synchronize(self) -> None:
         """Synchronize and book the seconds since the last time."""
         window = self._watch.read()
         now = time.perf_counter()
@@ -46,7 +46,7 @@ class ThroughputMeter:
         row[2] += window
         self._mark = now
 
-    def counted(self) -> list:
+    def measured(self) -> list:
         """[images, end-to-end s, window s] that count: the warm-up's only where there is nothing else."""
         return self.totals[1] if self.totals[1][0] else self.totals[0]
 

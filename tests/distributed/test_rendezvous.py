@@ -13,7 +13,7 @@ import pytest
 from runs import ROOT, TINY, cli, command, events, make_data
 
 from rdn_fast.cli import main
-from rdn_fast.training.run_folder import begun, own
+from rdn_fast.training.run_folder import claim, resumable_batch
 
 FLAGS = (
     *TINY,
@@ -135,18 +135,18 @@ def test_flags_that_make_no_sense(cli, data, flags, words):
 
 
 def test_only_what_this_launch_has_saved_is_gone_on_with(tmp_path):
-    assert begun(tmp_path, ["a"]) is None
-    own(tmp_path, ["a", "b"], 8)
-    assert begun(tmp_path, ["a", "b"]) is None  # nothing to go on with
+    assert resumable_batch(tmp_path, ["a"]) is None
+    claim(tmp_path, ["a", "b"], 8)
+    assert resumable_batch(tmp_path, ["a", "b"]) is None  # nothing to go on with
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "step_00000001.pt").touch()
-    assert begun(tmp_path, ["b", "c"]) == 8  # a node was replaced
-    assert begun(tmp_path, ["c"]) is None
-    own(tmp_path, [], 4)  # a run without a launcher
-    assert begun(tmp_path, ["a", "b"]) is begun(tmp_path, []) is None
+    assert resumable_batch(tmp_path, ["b", "c"]) == 8  # a node was replaced
+    assert resumable_batch(tmp_path, ["c"]) is None
+    claim(tmp_path, [], 4)  # a run without a launcher
+    assert resumable_batch(tmp_path, ["a", "b"]) is resumable_batch(tmp_path, []) is None
     for text in ("", "{}", "[1]", '{"launches": 1}'):  # of another program, or half of one
         (tmp_path / ".run").write_text(text)
-        assert begun(tmp_path, ["a"]) is None
+        assert resumable_batch(tmp_path, ["a"]) is None
 
 
 @pytest.mark.slow
@@ -272,7 +272,7 @@ def test_a_rank_killed_before_the_earlier_run_is_out_of_the_way(launcher, whole,
 import os, signal
 from rdn_fast import train
 if os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0":
-    train.begun = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    train.resumable_batch = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 """
     out = tmp_path / "out"
     shutil.copytree(whole, out)

@@ -46,7 +46,7 @@ def test_damaged_newest_goes_back_and_says_so(tmp_path, kind):
     assert len(said) == 1
     assert str(newest) in said[0]
     assert "going back" in said[0]
-    assert checkpoint.newest(tmp_path / "checkpoints") == [
+    assert checkpoint.list_checkpoints(tmp_path / "checkpoints") == [
         newest.with_name("step_00000009.pt")
     ]  # it is not counted any more
 
@@ -69,7 +69,7 @@ def test_newest_is_by_step_not_by_spelling(tmp_path):
         save(tmp_path, step)
     for name in ("step_mine.pt", "step_00000007-backup.pt"):  # the user's own
         (tmp_path / "checkpoints" / name).write_text("")
-    assert [torch.load(path)["step"] for path in checkpoint.newest(tmp_path / "checkpoints")] == [
+    assert [torch.load(path)["step"] for path in checkpoint.list_checkpoints(tmp_path / "checkpoints")] == [
         123_456_789,
         99_999_999,
         5,
@@ -105,14 +105,14 @@ def test_result_that_cannot_be_written_is_one_line(tmp_path):
 
 
 def test_writer_keeps_the_newest_two_and_reports_errors(tmp_path):
-    writer = checkpoint.Writer()
+    writer = checkpoint.CheckpointWriter()
     (tmp_path / "checkpoints").mkdir()
     for step in (1, 2, 3, 10):
         writer.put(checkpoint.checkpoint_path(tmp_path, step), {"step": step}, prune=True)
     writer.close()
-    assert [torch.load(path)["step"] for path in checkpoint.newest(tmp_path / "checkpoints")] == [10, 3]
+    assert [torch.load(path)["step"] for path in checkpoint.list_checkpoints(tmp_path / "checkpoints")] == [10, 3]
 
-    writer = checkpoint.Writer()
+    writer = checkpoint.CheckpointWriter()
     writer.put(tmp_path / "no folder" / "x.pt", {})
     with pytest.raises(Failure, match="no folder"):
         writer.close()

@@ -19,7 +19,7 @@ from rdn_fast.data.prefetch import Batch
 from rdn_fast.errors import UserError
 from rdn_fast.model import RDN
 from rdn_fast.training import loss_scale
-from rdn_fast.training.loss_scale import BIAS, LARGEST, MARGIN, Evidence, calibrate, choose
+from rdn_fast.training.loss_scale import EXPONENT_BIAS, FP16_MAX, MARGIN, GradientHistogram, calibrate, resolve
 
 CPU = torch.device("cpu")
 SMALL = ModelConfig(num_features=6, growth_rate=4, num_blocks=2, num_layers=3)
@@ -81,7 +81,7 @@ def exponents(gradients) -> Counter:
 
 
 def counted(column: list[int]) -> Counter:
-    return +Counter({place - BIAS if place else None: count for place, count in enumerate(column)})
+    return +Counter({place - EXPONENT_BIAS if place else None: count for place, count in enumerate(column)})
 
 
 def near(ours: Counter, theirs: Counter) -> bool:
@@ -118,40 +118,40 @@ def test_batches_may_be_computed_in_parts(monkeypatch):
     assert parts.largest == pytest.approx(whole.largest, rel=1e-5)
 
 
-def evidence(largest: float, **counts: int) -> Evidence:
+def evidence(largest: float, **counts: int) -> GradientHistogram:
     """counts: of exponents, as minus_24=3."""
     column = [0] * 256
     for name, count in counts.items():
-        column[BIAS - int(name.removeprefix("minus_"))] = count
-    return Evidence({"activations": column, "weights": [5, *[0] * 255]}, largest, 1)
+        column[EXPONENT_BIAS - int(name.removeprefix("minus_"))] = count
+    return GradientHistogram({"activations": column, "weights": [5, *[0] * 255]}, largest, 1)
 
 
 @pytest.mark.parametrize(
-    "largest", [1.0, LARGEST, LARGEST / MARGIN, math.nextafter(LARGEST / MARGIN, 1e9), 3e-7, 0.044]
+    "largest", [1.0, FP16_MAX, FP16_MAX / MARGIN, math.nextafter(FP16_MAX / MARGIN, 1e9), 3e-7, 0.044]
 )
 def test_the_scale_is_the_largest_power_of_two_with_room(largest):
     found = evidence(largest)
     assert math.frexp(found.scale)[0] == 0.5
-    assert found.scale * largest * MARGIN <= LARGEST < 2 * found.scale * largest * MARGIN
-    assert found.limit * largest <= LARGEST < 2 * found.limit * largest
+    assert found.scale * largest * MARGIN <= FP16_MAX < 2 * found.scale * largest * MARGIN
+    assert found.overflow_limit * largest <= FP16_MAX < 2 * found.overflow_limit * largest
 
 
 def test_shares_leave_zeros_out():
     found = evidence(1.0, minus_25=1, minus_24=2, minus_15=3, minus_14=4)
-    assert found.below(-24) == 0.1
-    assert found.below(-14) == 0.6
-    assert found.below(-24, 2.0) == 0.0
-    assert found.below(-24, 0.5) == 0.3
-    assert found.below(-24, 2.0**-200) == 1.0
+    assert found.share_below(-24) == 0.1
+    assert found.share_below(-14) == 0.6
+    assert found.share_below(-24, 2.0) == 0.0
+    assert found.share_below(-24, 0.5) == 0.3
+    assert found.share_below(-24, 2.0**-200) == 1.0
 
 
 def test_the_choice_is_a_function_of_weights_and_batches_and_leaves_the_model_alone():
     model, batches = small(), some()
     model.compute_dtype, model.output_dtype = torch.bfloat16, torch.float32
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    choice = choose(model, O1, lambda: batches)
-    assert choice == choose(model, O1, lambda: batches)
-    assert choice.scale == choice.evidence.scale
+    choice = resolve(model, O1, lambda: batches)
+    assert choice == resolve(model, O1, lambda: batches)
+    assert choice.scale == choice.histogram.scale
     assert choice.lines[0].startswith(f"loss scale auto: {choice.scale:.0f}, ")
     assert (model.compute_dtype, model.output_dtype, model.rdb, model.training) == (
         torch.bfloat16,
@@ -165,8 +165,8 @@ def test_the_choice_is_a_function_of_weights_and_batches_and_leaves_the_model_al
 
 @pytest.mark.parametrize(("level", "dtype"), [("O0", "float32"), ("O1", "bfloat16")])
 def test_where_nothing_underflows_it_is_1_and_no_batch_is_looked_at(level, dtype):
-    choice = choose(small(), precision.resolve(level, "bf16", CPU), lambda: 1 / 0)
-    assert (choice.scale, choice.evidence) == (1.0, None)
+    choice = resolve(small(), precision.resolve(level, "bf16", CPU), lambda: 1 / 0)
+    assert (choice.scale, choice.histogram) == (1.0, None)
     assert dtype in choice.lines[0]
 
 
@@ -181,8 +181,8 @@ def test_a_scale_that_overflows_in_fp16_is_halved_until_it_does_not(monkeypatch)
     monkeypatch.setattr(
         loss_scale, "calibrate", lambda *_: evidence(2.0**-24, minus_24=1)
     )  # far too small: the choice from it overflows
-    choice = choose(small(), O2, lambda: batches)
-    assert choice.scale < choice.evidence.scale
+    choice = resolve(small(), O2, lambda: batches)
+    assert choice.scale < choice.histogram.scale
     assert finite(small(), batches[0], choice.scale)
     assert not finite(small(), batches[0], 2 * choice.scale)
     assert (
@@ -196,12 +196,12 @@ def test_weights_that_no_scale_helps_are_a_users_error():
     with torch.no_grad():
         model.sfe1.bias.fill_(math.nan)
     with pytest.raises(UserError, match=r"^--loss-scale-value auto: the largest gradient in float32 is nan"):
-        choose(model, O1, some)
+        resolve(model, O1, some)
     model = small()
     with torch.no_grad():
         model.sfe1.bias.fill_(1e6)  # which fp16 does not hold
     with pytest.raises(UserError, match="at any scale; give --amp-dtype bf16 or --opt-level O0"):
-        choose(model, O1, some)
+        resolve(model, O1, some)
 
 
 def test_tune_shows_what_a_run_chooses(cli, data, tmp_path, monkeypatch):
@@ -223,7 +223,7 @@ def test_tune_shows_what_a_run_chooses(cli, data, tmp_path, monkeypatch):
         assert sum(float(row["share"]) for row in mine) == pytest.approx(1, abs=1e-4)
         assert len(mine) == len({row["exponent"] for row in mine})
     highest = max(int(row["exponent"]) for row in rows if row["exponent"] != "zero")
-    assert scale * 2.0**highest * MARGIN <= LARGEST < 4 * scale * 2.0**highest * MARGIN
+    assert scale * 2.0**highest * MARGIN <= FP16_MAX < 4 * scale * 2.0**highest * MARGIN
     drawn = "".join(ET.parse("outputs/tune/loss_scale.svg").getroot().itertext())
     assert f"fp16 at loss scale {scale:.0f}" in drawn
     assert "4 batches of 4 patches of 8x8" in drawn

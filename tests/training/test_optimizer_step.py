@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rdn_fast import devices
-from rdn_fast.training.optimizer_step import PATIENCE, OptimizerStep, SyncingOptimizerStep, make_optimizer_step
+from rdn_fast.training.optimizer_step import HALVE_AFTER, OptimizerStep, SyncingOptimizerStep, make_optimizer_step
 
 CPU = torch.device("cpu")
 
@@ -101,20 +101,20 @@ def test_the_scale_is_halved_when_a_whole_row_of_steps_overflows_and_never_else(
     update = make_optimizer_step(make([p]), CPU, 3.0, clip)
     good, bad = torch.ones(2), torch.tensor([1.0, float("inf")])
     scales = []
-    for gradient in [*[bad] * (PATIENCE - 1), good, *[bad] * PATIENCE, good, *[bad] * 3 * PATIENCE]:
+    for gradient in [*[bad] * (HALVE_AFTER - 1), good, *[bad] * HALVE_AFTER, good, *[bad] * 3 * HALVE_AFTER]:
         backward(update, [p], [gradient])
         finite = p.grad.isfinite()
         assert (p.grad[finite] == update.scale).all()  # gradients are scaled by the scale of now
         update.step()
         scales.append(update.scale.item())
-    before = 2 * PATIENCE - 1
+    before = 2 * HALVE_AFTER - 1
     assert scales == [3.0] * before + [1.5] * (len(scales) - before)  # 0.75 would be below 1
 
 
 @pytest.mark.parametrize("make", optimizers())
 def test_a_streak_goes_on_where_it_was(make):
     p = torch.nn.Parameter(torch.ones(2))
-    update = make_optimizer_step(make([p]), CPU, 8.0, None, PATIENCE - 2)
+    update = make_optimizer_step(make([p]), CPU, 8.0, None, HALVE_AFTER - 2)
     for expected in (8.0, 4.0, 4.0):
         backward(update, [p], [torch.full((2,), float("inf"))])
         update.step()
@@ -127,7 +127,7 @@ def test_after_a_halving_steps_are_as_with_the_half_from_the_start(make):
     rows = [torch.randn_like(p) for p in params]
     halved, other = (copy.deepcopy(params) for _ in range(2))
     ours, theirs = (
-        make_optimizer_step(make(halved), CPU, 1024.0, None, PATIENCE - 1),
+        make_optimizer_step(make(halved), CPU, 1024.0, None, HALVE_AFTER - 1),
         make_optimizer_step(make(other), CPU, 512.0),
     )
     backward(ours, halved, [torch.full_like(p, float("nan")) for p in params])

@@ -14,7 +14,7 @@ from rdn_fast.config import ModelConfig, TrainConfig
 from rdn_fast.errors import UserError
 from rdn_fast.training import run as training
 from rdn_fast.training import run_folder
-from rdn_fast.training.optimizer_step import PATIENCE
+from rdn_fast.training.optimizer_step import HALVE_AFTER
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +201,7 @@ def test_overflowing_steps_are_skipped_and_counted_and_the_scale_is_halved_until
     assert halvings
     assert [record["loss_scale"] for record in halvings] == [2.0 ** (23 - i) for i in range(len(halvings))]
     for record in halvings:  # each after a whole row of skipped steps
-        assert set(range(record["step"] - PATIENCE + 1, record["step"] + 1)) <= set(skipped)
+        assert set(range(record["step"] - HALVE_AFTER + 1, record["step"] + 1)) <= set(skipped)
         assert f"step {record['step']}: " in train.output.out
     assert len(skipped) < len(records)  # at last they fit
     assert all(math.isfinite(record["loss"]) for record in records)
@@ -212,7 +212,7 @@ def test_overflowing_steps_are_skipped_and_counted_and_the_scale_is_halved_until
 def test_a_resume_in_the_middle_of_a_row_of_overflows_is_exact(train):
     flags = ("--opt-level", "O2", "--amp-dtype", "fp16", "--loss-scale", 2.0**20, "--epochs", 90)
     whole = train(*flags, "--max-steps", 60, to="whole")
-    parts = train(*flags, "--max-steps", PATIENCE + 3, to="parts", code=1)  # no step of it counted
+    parts = train(*flags, "--max-steps", HALVE_AFTER + 3, to="parts", code=1)  # no step of it counted
     assert "no step had finite gradients" in train.output.err
     train(*flags, "--max-steps", 60, "--resume", "auto", to="parts")
     assert events(parts, "loss_scale")
@@ -232,10 +232,10 @@ def test_a_resume_may_change_the_loss_scale_and_says_so(train):
 
 def test_another_loss_scale_begins_another_row_of_overflows(train):
     flags = ("--opt-level", "O2", "--amp-dtype", "fp16", "--epochs", 90)
-    train(*flags, "--loss-scale", 2.0**60, "--max-steps", PATIENCE - 1, code=1)
-    out = train(*flags, "--loss-scale", 2.0**50, "--max-steps", 2 * PATIENCE, "--resume", "auto", code=1)
+    train(*flags, "--loss-scale", 2.0**60, "--max-steps", HALVE_AFTER - 1, code=1)
+    out = train(*flags, "--loss-scale", 2.0**50, "--max-steps", 2 * HALVE_AFTER, "--resume", "auto", code=1)
     assert [(record["step"], record["loss_scale"]) for record in events(out, "loss_scale")] == [
-        (2 * PATIENCE - 1, 2.0**49)
+        (2 * HALVE_AFTER - 1, 2.0**49)
     ]
 
 
@@ -351,13 +351,13 @@ def test_a_killed_runs_half_written_files_are_removed(train, tmp_path):
 @pytest.mark.parametrize(("seconds", "often"), [("1000", False), ("1e-9", True)])
 def test_checkpoints_go_by_the_clock_not_by_epochs(train, monkeypatch, seconds, often):
     """An epoch may be shorter than the writing of a checkpoint."""
-    saved, put = [], training.Writer.put
+    saved, put = [], training.CheckpointWriter.put
 
     def noted(self, path, *rest, **options):
         saved.append(path.name)
         put(self, path, *rest, **options)
 
-    monkeypatch.setattr(training.Writer, "put", noted)
+    monkeypatch.setattr(training.CheckpointWriter, "put", noted)
     train("--epochs", 4, "--eval-every", 10, "--checkpoint-every", seconds)
     steps = [name for name in saved if name.startswith("step_")]
     assert steps[-1] == "step_00000012.pt"
