@@ -13,11 +13,11 @@ from bench import baseline
 from bench.ours import Ours
 from bench.parity import Problem, Results, solve_module
 from rdn_fast import devices, rdb
-from rdn_fast.config import ModelConfig, settings
+from rdn_fast.config import ModelConfig, make_configs
 from rdn_fast.rdb import autotune
 
 PATCH = 32  # LR pixels, the reference's
-RDN_A, RDN_B = (settings({}, preset)[0] for preset in ("rdn-a", "rdn-b"))
+RDN_A, RDN_B = (make_configs({}, preset)[0] for preset in ("rdn-a", "rdn-b"))
 
 
 class Contender(ABC):

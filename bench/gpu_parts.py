@@ -20,7 +20,7 @@ from bench.cases import PATCH, RDN_B, Contender
 from bench.measure import Bench, _name, _seconds
 from bench.timing import Times, interleave, once
 from rdn_fast import devices
-from rdn_fast.config import ModelConfig, settings
+from rdn_fast.config import ModelConfig, make_configs
 from rdn_fast.errors import UserError
 from rdn_fast.rdb import IMPLS, refusal, triton_planes
 
@@ -160,7 +160,7 @@ def _kernel_flop(c: ModelConfig, batch: int) -> dict[str, int]:
 
 def training(bench: Bench, preset: str, batch: int, steps: int) -> None:
     """`rdn-fast train` in a process of its own, long enough for its speed to be steady."""
-    config = settings({}, preset)[0]
+    config = make_configs({}, preset)[0]
     bench.ceilings()
     plan = end_to_end.Plan(preset, batch, steps, 1, bench.device.type, end_to_end.threads(1))
     with tempfile.TemporaryDirectory() as folder:

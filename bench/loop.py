@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from bench import baseline
 from bench.cases import PATCH
 from rdn_fast import devices
-from rdn_fast.config import settings
+from rdn_fast.config import make_configs
 from rdn_fast.distributed.process_group import Ranks
 from rdn_fast.training.throughput import ThroughputMeter, per_second
 
@@ -67,7 +67,7 @@ def main() -> None:
     device = devices.pick(options.device, None, ranks.local_rank)
     ranks.connect(device)
     devices.enable_autotuning(device)  # as the reference's train.py does
-    config = settings({}, options.preset)[0]
+    config = make_configs({}, options.preset)[0]
     given = (
         {name: getattr(options, name) for name in ("contiguous", "compiled", "graphed")}
         if options.recipe == "stock"

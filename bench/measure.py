@@ -18,7 +18,7 @@ from bench.ours import default_dtype
 from bench.results import Results
 from bench.timing import Times, ceilings, interleave, once
 from rdn_fast import devices
-from rdn_fast.config import settings
+from rdn_fast.config import make_configs
 from rdn_fast.errors import UserError
 from rdn_fast.rdb import autotune
 from rdn_fast.weights.convert import load_model
@@ -185,7 +185,7 @@ class Bench:
     def end_to_end(self, plans: list[Plan], rounds: int) -> None:
         """Whole training runs in turn: reference, strongest stock and rdn_fast; with several numbers of ranks also how they scale from one."""
         preset, batch = plans[0].preset, plans[0].batch
-        config = settings({}, preset)[0]
+        config = make_configs({}, preset)[0]
         print(
             f"\nend to end, preset {preset}, batch {batch} a rank, ranks {', '.join(str(plan.ranks) for plan in plans)}"
         )

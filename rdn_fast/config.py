@@ -229,7 +229,7 @@ PRESETS = {
 }  # fmt: skip
 
 
-def settings(given: dict, preset: str | None = None) -> tuple[ModelConfig, TrainConfig]:
+def make_configs(given: dict, preset: str | None = None) -> tuple[ModelConfig, TrainConfig]:
     """Defaults, then the preset, then what was given, as the pair (ModelConfig, TrainConfig).
 
     Raises UserError for an unknown preset or a value that makes no sense.

@@ -12,6 +12,7 @@ from runs import ROOT, TINY, assert_user_error, cli, command, make_data
 
 from rdn_fast import RDN, ModelConfig
 from rdn_fast import cli as command_line
+from rdn_fast.cli_flags import make_parser
 from rdn_fast.config import PRESETS, TrainConfig
 
 
@@ -73,7 +74,7 @@ def test_legacy_flags(parsed, flag, name, value):
 def test_every_field_is_a_flag(parsed):
     names = [field.name for cls in (ModelConfig, TrainConfig) for field in dataclasses.fields(cls)]
     assert len(names) == len(set(names))
-    help_text = " ".join(command_line._parser()._subparsers._group_actions[0].choices["train"].format_help().split())
+    help_text = " ".join(make_parser()._subparsers._group_actions[0].choices["train"].format_help().split())
     for name in names:
         assert f"--{name.replace('_', '-')}" in help_text
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rdn_fast import cli
+from rdn_fast.cli_flags import make_parser, with_dashes
 
 ROOT = Path(__file__).resolve().parent.parent
 READMES = [ROOT / "README.md", ROOT / "README.zh-CN.md"]
@@ -99,9 +99,7 @@ def test_commands_are_those_of_the_command_line(page):
         path = ROOT / module.replace(".", "/")
         assert module == "pytest" or path.is_dir() or path.with_suffix(".py").is_file(), command
         if module == "rdn_fast":
-            cli._parser().parse_args(
-                [cli._dashed(word) for word in arguments]
-            )  # UserError for a flag that is not known
+            make_parser().parse_args(with_dashes(arguments))  # UserError for an unknown flag
 
 
 def test_the_examples_of_the_reference_run(tmp_path):

@@ -27,6 +27,7 @@ FLOORS = (
     ("distributed",),
     ("training",),
     ("commands",),
+    ("cli_flags",),
     ("cli",),
     ("__main__",),
 )

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from tolerance import assert_as_good_as_naive, assert_same_in_float64, relative_error
 from torch.utils.flop_counter import FlopCounterMode
 
-from rdn_fast.config import PRESETS, ModelConfig, settings
+from rdn_fast.config import PRESETS, ModelConfig, make_configs
 from rdn_fast.errors import UserError
 from rdn_fast.model import RDN, check_state, describe, infer_config
 from rdn_fast.precision import resolve
@@ -111,7 +111,7 @@ def test_state_dict_has_the_references_names_and_shapes(scale, upsample_channels
 
 @pytest.mark.parametrize(("scale", "millions"), [(2, 22.12), (3, 22.31), (4, 22.27)])
 def test_rdn_b_has_the_published_number_of_parameters(scale, millions):
-    model = on_meta(settings({"scale": scale}, "rdn-b")[0])
+    model = on_meta(make_configs({"scale": scale}, "rdn-b")[0])
     assert round(sum(p.numel() for p in model.parameters()) / 1e6, 2) == millions
 
 
@@ -126,7 +126,7 @@ def test_rdn_b_has_the_published_number_of_parameters(scale, millions):
     ],
 )
 def test_presets_build_the_model_that_they_name(preset, first, last):
-    config, _ = settings({}, preset)
+    config, _ = make_configs({}, preset)
     state = on_meta(config).state_dict()
     assert (tuple(state["upscale.0.weight"].shape), tuple(state["output.weight"].shape)) == (first, last)
     blocks, layers, g = {"rdn-a": (20, 6, 32), "rdn-a-edsr": (20, 6, 32), "demo": (4, 3, 32)}.get(preset, (16, 8, 64))
@@ -138,12 +138,12 @@ def test_presets_build_the_model_that_they_name(preset, first, last):
 
 def test_every_preset_builds():
     for preset in PRESETS:
-        config, _ = settings({}, preset)
+        config, _ = make_configs({}, preset)
         assert infer_config(on_meta(config).state_dict(), preset) == config
 
 
 def test_macs_of_rdn_b():
-    assert round(settings({}, "rdn-b")[0].macs(32, 32) / 1e9, 2) == 22.65
+    assert round(make_configs({}, "rdn-b")[0].macs(32, 32) / 1e9, 2) == 22.65
 
 
 @EVERY_TAIL
@@ -277,8 +277,8 @@ def test_a_state_that_fits_passes_its_check():
 
 
 def test_describe():
-    assert describe(settings({}, "rdn-b")[0]) == "RDN x2 D16 C8 G64 G0 64"
-    assert describe(settings({"scale": 4}, "rdn-a-edsr")[0]) == "RDN x4 D20 C6 G32 G0 64, 32 after up-sampling"
+    assert describe(make_configs({}, "rdn-b")[0]) == "RDN x2 D16 C8 G64 G0 64"
+    assert describe(make_configs({"scale": 4}, "rdn-a-edsr")[0]) == "RDN x4 D20 C6 G32 G0 64, 32 after up-sampling"
 
 
 def without(state, *keys):
@@ -334,4 +334,4 @@ def test_config_refuses_what_makes_no_model(field, value):
 
 def test_settings_refuse_an_unknown_preset_and_name_the_known():
     with pytest.raises(UserError, match=r"--preset rdn-z: .*rdn-b"):
-        settings({}, "rdn-z")
+        make_configs({}, "rdn-z")

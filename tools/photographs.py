@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from rdn_fast.config import settings
+from rdn_fast.config import make_configs
 from rdn_fast.data.h5_writer import write_pairs
 from rdn_fast.data.images import image_files, read_image
 from rdn_fast.data.pairs import Pair, degrade
@@ -140,7 +140,7 @@ def main(argv: list[str] | None = None) -> int:
         for path, evaluated in left_out.items():
             print(f"left out {path}: it shows what {evaluated} shows")
         kept = [path for path in paths if path not in left_out]
-        tiles = write_tiles(kept, options.output_path, settings({}, "full")[1].patch_size)
+        tiles = write_tiles(kept, options.output_path, make_configs({}, "full")[1].patch_size)
     except UserError as error:
         print(f"photographs: error: {error}", file=sys.stderr)
         return 2

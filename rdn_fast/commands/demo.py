@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rdn_fast.config import settings
+from rdn_fast.config import make_configs
 from rdn_fast.data.h5_writer import write_pairs
 from rdn_fast.data.images import read_image
 from rdn_fast.data.pairs import Pair, degrade
@@ -27,7 +27,7 @@ def demo(outputs_dir: str, device: str) -> None:
     outputs = Path(outputs_dir)
     train_file, eval_file = prepare(outputs)
     given = {"outputs_dir": str(outputs), "train_file": str(train_file), "eval_file": str(eval_file), "device": device}
-    model_config, config = settings(given, "demo")
+    model_config, config = make_configs(given, "demo")
     print(f"training on {', '.join(_TRAIN)}; held out: {', '.join(_HELD_OUT)}", flush=True)
     train(model_config, config)
 

@@ -23,7 +23,7 @@ from rich.table import Table
 
 from rdn_fast import __version__, ascend, native
 from rdn_fast.cache import cache_folder
-from rdn_fast.config import settings
+from rdn_fast.config import make_configs
 from rdn_fast.errors import UserError, one_line
 from rdn_fast.terminal import print_table
 
@@ -168,7 +168,7 @@ def _case(device: str):
     from rdn_fast.commands.tune_modes import cases_of
     from rdn_fast.rdb import autotune
 
-    case, _ = cases_of(*settings({"device": device}, "rdn-b"), devices.pick(device))
+    case, _ = cases_of(*make_configs({"device": device}, "rdn-b"), devices.pick(device))
     return dataclasses.replace(case, mode=autotune.fastest_mode(case))
 
 

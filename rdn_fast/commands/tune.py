@@ -13,7 +13,7 @@ from rdn_fast.rdb.autotune import renew
 from rdn_fast.terminal import print_table
 
 
-def show(config: ModelConfig, train: TrainConfig) -> None:
+def tune(config: ModelConfig, train: TrainConfig) -> None:
     """Time all rows anew for a training run, and for evaluation in float32, and print the tables."""
     device = devices.pick(train.device, train.device_id)
     if devices.modes(device):

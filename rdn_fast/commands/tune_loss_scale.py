@@ -30,7 +30,7 @@ _COLOURS = {"activations": "#5b8db8", "weights": "#d1622b"}
 _WIDTH, _LEFT, _RIGHT, _TOP, _FLOOR = 960, 60, 20, 100, 400  # of the picture and its axes
 
 
-def show(config: ModelConfig, train: TrainConfig) -> None:
+def tune_loss_scale(config: ModelConfig, train: TrainConfig) -> None:
     """Calibrate for a run with these settings, print why, and write loss_scale.csv and loss_scale.svg to outputs_dir. Raises UserError."""
     folder = Path(train.outputs_dir)
     try:

@@ -11,7 +11,7 @@ from test_rows import make_row
 
 from bench import report, trained
 from rdn_fast.cli import main
-from rdn_fast.config import settings
+from rdn_fast.config import make_configs
 from rdn_fast.weights.convert import SHIPPED
 
 FLAGS = (
@@ -223,8 +223,8 @@ def test_the_published_records_are_of_the_published_weights():
 
 def test_the_preset_is_the_seeds_recipe():
     """mission: 800 epochs of 4,000 patches, rdn-b, x2, batch 64, patches of 32, Adam at 4e-4."""
-    model, config = settings({}, "full")
-    seed_model, seed = settings({}, "train-full-1p")
+    model, config = make_configs({}, "full")
+    seed_model, seed = make_configs({}, "train-full-1p")
     assert (model, config.patch_size, config.lr, config.seed) == (seed_model, 32, seed.lr, seed.seed)
     assert config.drop_last
     assert config.max_steps * config.batch_size == seed.num_epochs * 4_000 == 3_200_000

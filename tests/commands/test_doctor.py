@@ -12,7 +12,7 @@ from test_ascend import NO_CANN, install
 
 from rdn_fast import ascend, native
 from rdn_fast.commands.tune_modes import cases_of
-from rdn_fast.config import settings
+from rdn_fast.config import make_configs
 from rdn_fast.rdb import IMPLS, autotune
 
 LABELS = [
@@ -42,7 +42,7 @@ def untouched(monkeypatch):
 def remembered(monkeypatch, tmp_path):
     """remembered(name): the only tuning result there is, of what doctor asks for on the CPU."""
     monkeypatch.setattr(autotune, "cache_folder", lambda: tmp_path)
-    case, _ = cases_of(*settings({"device": "cpu"}, "rdn-b"), torch.device("cpu"))
+    case, _ = cases_of(*make_configs({"device": "cpu"}, "rdn-b"), torch.device("cpu"))
     return lambda name: autotune.remember({case.key(): name})
 
 

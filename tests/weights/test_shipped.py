@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rdn_fast.commands.demo import photographs
-from rdn_fast.config import settings
+from rdn_fast.config import make_configs
 from rdn_fast.data.images import read_image
 from rdn_fast.data.pairs import degrade
 from rdn_fast.evaluation import metrics
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 def test_the_file_says_what_it_is():
     weights = read_weights(SHIPPED)
     assert SHIPPED.stat().st_size <= 3_000_000
-    assert weights.config == settings({}, "small")[0]
+    assert weights.config == make_configs({}, "small")[0]
     assert weights.metadata["licence"] == "MIT"
     assert "Kodak" in weights.metadata["training_data"]
     assert (weights.metadata["scale"], weights.metadata["value_range"]) == ("2", "0..1")
