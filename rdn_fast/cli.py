@@ -132,10 +132,11 @@ def _prepare(options: argparse.Namespace, arguments: list[str]) -> None:
     prepare(options.images_dir, options.output_path, options.scale, options.eval, options.yjn870_compat, options.strict)
 
 
-def _call(module: str, function: str, options: argparse.Namespace, _) -> int | None:
-    """Import the module and call its function with the flags as keyword arguments."""
+def _call(module: str, function: str, options: argparse.Namespace, _) -> int:
+    """Import the module and call its function with the flags as keyword arguments. Return its exit code, if it has one."""
     flags = {name: value for name, value in vars(options).items() if name != "command"}
-    return getattr(import_module(module), function)(**flags)
+    result = getattr(import_module(module), function)(**flags)
+    return result if isinstance(result, int) else 0
 
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], int | None]] = {
