@@ -15,6 +15,7 @@ from rdn_fast.config import ModelConfig, TrainConfig
 from rdn_fast.errors import UserError
 from rdn_fast.files import atomic_write
 from rdn_fast.training import loss_scale
+from rdn_fast.training.inputs import initial_model, open_inputs
 from rdn_fast.training.loss_scale import (
     EXPONENT_BIAS,
     FP16_MAX,
@@ -24,7 +25,6 @@ from rdn_fast.training.loss_scale import (
     GradientHistogram,
     ResolvedScale,
 )
-from rdn_fast.training.run import initial_model, open_inputs
 
 _COLOURS = {"activations": "#5b8db8", "weights": "#d1622b"}
 _WIDTH, _LEFT, _RIGHT, _TOP, _FLOOR = 960, 60, 20, 100, 400  # of the picture and its axes

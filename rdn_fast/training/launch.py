@@ -29,7 +29,7 @@ from rdn_fast.distributed.elastic_agent import ElasticAgent, rank_name, root_fai
 from rdn_fast.distributed.process_group import LAUNCH_VARIABLE
 from rdn_fast.distributed.rendezvous import Nodes
 from rdn_fast.errors import RETRY, Failure, UserError
-from rdn_fast.training.run import open_inputs
+from rdn_fast.training.inputs import open_inputs
 
 
 def launch(

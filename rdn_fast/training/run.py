@@ -11,11 +11,9 @@ import dataclasses
 import math
 import signal
 import time
-from collections.abc import Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,28 +21,23 @@ from torch.nn.parallel import DistributedDataParallel
 
 from rdn_fast import __version__, devices, precision
 from rdn_fast.config import ModelConfig, TrainConfig
-from rdn_fast.data.from_folder import training_pairs
-from rdn_fast.data.h5 import PairedH5
-from rdn_fast.data.pairs import Pair
 from rdn_fast.data.patches import to_float
-from rdn_fast.data.prefetch import Batch, PrefetchLoader, check_mode
-from rdn_fast.data.sampler import PatchSampler
+from rdn_fast.data.prefetch import Batch, PrefetchLoader
 from rdn_fast.distributed.process_group import Ranks
 from rdn_fast.errors import Failure, LostContact, Stopped, UserError
 from rdn_fast.evaluation import metrics
-from rdn_fast.evaluation.datasets import load_pairs
-from rdn_fast.model import RDN, check_state
+from rdn_fast.model import RDN
 from rdn_fast.rdb import able
 from rdn_fast.rdb.autotune import Case, choose, fastest_mode
 from rdn_fast.terminal import Bar, clock
 from rdn_fast.training import apex, loss_scale
 from rdn_fast.training.checkpoint import CheckpointWriter, checkpoint_path, host_copy, load_checkpoint
+from rdn_fast.training.inputs import Inputs, check_same, initial_model, open_inputs, shared_flags
 from rdn_fast.training.metrics_log import MetricsLog
 from rdn_fast.training.optimizer_step import HALVE_AFTER, make_optimizer_step
 from rdn_fast.training.run_folder import claim, locked, resumable_batch, set_aside
 from rdn_fast.training.step import TrainStep
 from rdn_fast.training.throughput import WARM_UP, ThroughputMeter, per_second
-from rdn_fast.weights.convert import read_weights
 
 MAX_SKIPS = (
     2 * HALVE_AFTER
@@ -75,32 +68,6 @@ class RunState:
     ended: int | None = None  # the step at which the last epoch's end was done
 
 
-class Inputs(NamedTuple):
-    """What a run reads, opened and checked."""
-
-    sampler: PatchSampler
-    validation: Sequence[Pair]
-    weights: dict[str, torch.Tensor] | None
-
-
-def open_inputs(
-    model_config: ModelConfig, config: TrainConfig, rank: int = 0, world: int = 1, device: torch.device | None = None
-) -> Inputs:
-    """Everything that can be wrong with files is found here, before anything is written or started. Raises UserError."""
-    scale = model_config.scale
-    train_file, eval_file = config.files(scale)
-    pairs = training_pairs(train_file, scale) if config.train_dir else PairedH5(train_file, scale)
-    if config.data_mode == "h5py":
-        pairs.read_by_name()
-    sampler = PatchSampler(pairs, config.patch_size, config.batch_size, config.seed, rank, world, config.drop_last)
-    check_mode(config.data_mode, sampler, device)
-    validation = load_pairs(eval_file, scale) if eval_file is not None else []
-    weights = read_weights(config.weights_file).state if config.weights_file is not None else None
-    if weights is not None:
-        check_state(model_config, weights, config.weights_file)
-    return Inputs(sampler, validation, weights)
-
-
 def train(model_config: ModelConfig, config: TrainConfig) -> None:
     """Train as `config` says; returns when the run is complete.
 
@@ -112,7 +79,7 @@ def train(model_config: ModelConfig, config: TrainConfig) -> None:
         inputs = open_inputs(model_config, config, ranks.rank, ranks.world, device)
         ranks.connect(device)
         with locked(outputs, ranks), _signals(ranks) as signals:
-            ranks.on_rank0(_check_same, ranks.gather(_shared(model_config, config, inputs)))
+            ranks.on_rank0(check_same, ranks.gather(shared_flags(model_config, config, inputs)))
             launches = ranks.launch_ids()
             if (
                 batch := ranks.on_rank0(resumable_batch, outputs, launches)
@@ -137,32 +104,6 @@ def train(model_config: ModelConfig, config: TrainConfig) -> None:
         if (what := ranks.describe_lost_rank(error)) is None:
             raise
         raise LostContact(f"{what}; go on with --resume auto") from None
-
-
-def initial_model(config: ModelConfig, seed: int, weights: dict[str, torch.Tensor] | None) -> RDN:
-    """What a run begins with, on the host: these weights, or those of the seed."""
-    torch.manual_seed(seed)
-    model = RDN(config)
-    if weights is not None:
-        model.load_state_dict(weights)
-    return model
-
-
-def _shared(model_config: ModelConfig, config: TrainConfig, inputs: Inputs) -> dict:
-    """What must be the same for all ranks; paths may differ from node to node."""
-    given = dataclasses.asdict(model_config) | dataclasses.asdict(config)
-    return {name: value for name, value in given.items() if not name.endswith(("_path", "_file", "_dir"))} | {
-        "images": len(inputs.sampler)
-    }
-
-
-def _check_same(of_ranks: list[dict]) -> None:
-    for rank, theirs in enumerate(of_ranks):
-        for name, value in of_ranks[0].items():
-            if theirs[name] != value:
-                raise UserError(
-                    f"{name.replace('_', '-')} is {value} for rank 0 and {theirs[name]} for rank {rank}; give every node the same flags and data"
-                )
 
 
 class _Run:

@@ -18,7 +18,7 @@ import rdn_fast
 from rdn_fast.config import ModelConfig, TrainConfig
 from rdn_fast.errors import UserError
 from rdn_fast.model import RDN
-from rdn_fast.training.run import open_inputs
+from rdn_fast.training.inputs import open_inputs
 from rdn_fast.weights import convert as converting
 from rdn_fast.weights.convert import load_model, read_weights
 

@@ -1,0 +1,81 @@
+"""What a run is given: flags that are the same on all ranks, files that are opened and checked, initial weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from rdn_fast.config import ModelConfig, TrainConfig
+from rdn_fast.data.from_folder import training_pairs
+from rdn_fast.data.h5 import PairedH5
+from rdn_fast.data.pairs import Pair
+from rdn_fast.data.prefetch import check_mode
+from rdn_fast.data.sampler import PatchSampler
+from rdn_fast.errors import UserError
+from rdn_fast.evaluation.datasets import load_pairs
+from rdn_fast.model import RDN, check_state
+from rdn_fast.weights.convert import read_weights
+
+
+class Inputs(NamedTuple):
+    """The opened files of a run."""
+
+    sampler: PatchSampler
+    validation: Sequence[Pair]  # empty: nothing is validated
+    weights: dict[str, torch.Tensor] | None  # to start from; None: random ones
+
+
+def open_inputs(
+    model_config: ModelConfig,
+    train_config: TrainConfig,
+    rank: int = 0,
+    world: int = 1,
+    device: torch.device | None = None,
+) -> Inputs:
+    """Open and check every file of a run before anything is written or started. Raises UserError.
+
+    device: None if it is not known yet; then the checks that depend on it are left out.
+    """
+    c, scale = train_config, model_config.scale
+    train_file, eval_file = c.files(scale)
+    pairs = training_pairs(train_file, scale) if c.train_dir else PairedH5(train_file, scale)
+    if c.data_mode == "h5py":
+        pairs.read_by_name()
+    sampler = PatchSampler(pairs, c.patch_size, c.batch_size, c.seed, rank, world, c.drop_last)
+    check_mode(c.data_mode, sampler, device)
+    validation = load_pairs(eval_file, scale) if eval_file is not None else []
+    weights = read_weights(c.weights_file).state if c.weights_file is not None else None
+    if weights is not None:
+        check_state(model_config, weights, c.weights_file)
+    return Inputs(sampler, validation, weights)
+
+
+def initial_model(model_config: ModelConfig, seed: int, weights: dict[str, torch.Tensor] | None) -> RDN:
+    """Return the model on the host with these weights, or with random ones that depend on the seed alone."""
+    torch.manual_seed(seed)
+    model = RDN(model_config)
+    if weights is not None:
+        model.load_state_dict(weights)
+    return model
+
+
+def shared_flags(model_config: ModelConfig, train_config: TrainConfig, inputs: Inputs) -> dict:
+    """Return what must be the same on all ranks. Paths may differ from node to node."""
+    flags = dataclasses.asdict(model_config) | dataclasses.asdict(train_config)
+    flags = {name: value for name, value in flags.items() if not name.endswith(("_path", "_file", "_dir"))}
+    return flags | {"images": len(inputs.sampler)}
+
+
+def check_same(of_ranks: list[dict]) -> None:
+    """Raise UserError if the shared_flags of a rank are not those of rank 0."""
+    for rank, theirs in enumerate(of_ranks):
+        for name, value in of_ranks[0].items():
+            if theirs[name] != value:
+                flag = name.replace("_", "-")
+                raise UserError(
+                    f"{flag} is {value} for rank 0 and {theirs[name]} for rank {rank}; "
+                    "give every node the same flags and data"
+                )
