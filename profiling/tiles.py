@@ -135,13 +135,13 @@ class _Window:
 def speeds(model: RDN, _, device: torch.device) -> Iterator[dict]:
     """With the default padding; medians of ROUNDS in turn."""
     upscaler = Upscaler(model, tile=0)
-    pad = upscaler._pad
+    pad = upscaler.grid.pad
     windows = {edge: _Window(upscaler, edge + 2 * pad) for edge in EDGES}
     for window in windows.values():
         timing.once(window, device)
     for edge, times in timing.interleave(windows, device, ROUNDS).items():
         seconds = [second / edge**2 * 1e6 for second in times.rounds]
-        dtype = str(upscaler._precision.compute).removeprefix("torch.")
+        dtype = str(upscaler.precision.compute).removeprefix("torch.")
         spread = {"seconds_mpixel": float(np.median(seconds)), "seconds_min": min(seconds), "seconds_max": max(seconds)}
         yield {"dtype": dtype, "tile": edge, "tile_pad": pad, **spread}
 

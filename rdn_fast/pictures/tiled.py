@@ -1,51 +1,52 @@
-"""Pictures of any size through a model, in tiles.
+"""Pictures of any size through a model: in tiles (tile_grid.py), with fallbacks for too little memory and for overflow.
 
-A picture is cut into windows of one size. Each is computed by itself, and of its result is kept what lies at least `tile_pad` LR
-pixels from the edges that cutting made. No window reaches beyond the picture: those at its border lie further inside, so the model
-pads with zeros where it does so without tiles, too. Picture and result stay on the host as they are stored; only the windows that are
-being computed are on the device, as floats, however large the picture is.
+Picture and result stay on the host in their own dtype. Only the windows being computed are on the device, as floats,
+so device memory does not grow with the picture. On an accelerator a batch's result is copied back on a side stream
+while the next batch is computed.
 """
 
 from __future__ import annotations
 
-import copy
+import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from itertools import groupby, pairwise
-from math import isqrt
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from rdn_fast import devices, precision
+from rdn_fast import devices
 from rdn_fast.config import ModelConfig
 from rdn_fast.errors import UserError
 from rdn_fast.model import RDN
+from rdn_fast.pictures.tile_grid import SMALLEST, TileGrid, Window, bytes_per_pixel, receptive_radius
+from rdn_fast.precision import Precision
 
-SMALLEST = 16  # LR pixels: where less memory than tiles of this edge need is left, nothing helps
-_HOST_TILE, _TILE = (
-    192,
-    1024,
-)  # LR pixels: two cores are no faster with others (profiling/tiles.csv); fills any accelerator, with little overlap
-_PADS = 4  # a tile is at least this many times its pad, where memory allows: it then computes 2.25 times its own pixels at most
+_HOST_TILE = 192  # LR pixels: two cores are no faster with other sizes (profiling/tiles.csv)
+_TILE = 1024  # LR pixels: fills any accelerator, with little overlap
+_PADS = 4  # a default tile is at least so many times its pad: it then computes at most 2.25 times its own pixels
+_FLOAT32 = Precision("O0", torch.float32, torch.float32)
+_FP16 = Precision("O1", torch.float16, torch.float32)
 
 
 class Upscaler:
-    """A model made ready for pictures: upscaler(image) for pixels as they are stored, upscaler.exactly(image) for measuring.
+    """A model made ready for pictures: upscaler(image) for stored pixels, upscaler.exactly(image) for measuring.
 
-    `model` is computed on the device that it is on; it is not altered.
-    `tile`: edge in LR pixels of what a window gives to the result, less where that shares a picture out evenly; 0: the whole picture at
-    once (with an exact pad: when it fits in the free memory, since the result is the same); None: what suits the device, its free memory
-    and the pad.
-    `tile_pad`: LR pixels that a window sees beyond its tile; "exact": as many as the model does (receptive_radius), so that the result is
-    that of the whole picture but for rounding. 10 is not exact; with the small x2 model it looks so: at most 1 of 255 levels, like rounding,
-    and less than 0.0001 dB of PSNR-Y (Set5, tiles of 32 to 128), where 5 loses up to 0.0015 dB, and 0 has seams and loses up to 0.18 dB.
-    `fp32`: compute in float32; else in fp16 with the last convolution in float32, on devices that are faster so, and for pictures of 8 bits
-    (fp16 has 11). Where that overflows, float32 takes its place.
-    `self_ensemble`: the mean over the picture's eight turns and mirror images, eight times the work (the paper's RDN+).
-    `say`: told in one line when memory ran out, and the tiles are smaller from now on, and when fp16 overflowed.
-    `progress`, an attribute: called with the share of the present picture that is done, up to 1.
+    model: computed on the device that it is on. Its precision is set while a picture is computed, and restored.
+    tile: edge in LR pixels of what a window adds to the result; less where that divides a picture evenly. 0: the whole
+        picture at once; with tile_pad "exact" only when it fits in the free memory, since tiles give the same result.
+        None: by the device, its free memory and the pad.
+    tile_pad: LR pixels that a window sees beyond its tile. "exact": the receptive radius, so that the result is that
+        of the whole picture but for rounding. 10 is not exact. With the small x2 model it differs by at most 1 of 255
+        levels, like rounding, and by less than 0.0001 dB of PSNR-Y (Set5, tiles of 32 to 128). 5 loses up to 0.0015
+        dB. 0 has seams and loses up to 0.18 dB.
+    fp32: compute in float32. Otherwise compute 8-bit pictures in fp16, the last convolution in float32, on devices
+        where that is faster, until fp16 overflows. 16-bit pictures are computed in float32: fp16 has 11 bits.
+    self_ensemble: take the mean over the picture's eight rotations and reflections, at eight times the cost (RDN+ in
+        the paper).
+    say: called with one line when memory ran out and tiles are smaller from then on, and when fp16 overflowed.
+    progress: an attribute; called with the share of the present picture that is done, up to 1.
+
     Raises UserError for other values. Not for several threads at a time.
     """
 
@@ -66,251 +67,180 @@ class Upscaler:
             )
         if tile_pad != "exact" and not (isinstance(tile_pad, int) and tile_pad >= 0):
             raise UserError(f'tile_pad {tile_pad}: give a number of LR pixels, or "exact"')
-        self.model, self.scale = (
-            copy.copy(model),
-            model.config.scale,
-        )  # the same parameters; the dtypes that it computes in are its own
+        self.model, self.scale = model, model.config.scale
+        self._self_ensemble, self._say = self_ensemble, say
         self._device = device = next(model.parameters()).device
-        self._pad = receptive_radius(model.config) if tile_pad == "exact" else tile_pad
-        # bf16 lies 61 to 64 dB from float32, too near to 0.01 dB of PSNR (profiling/LOG.md) for a speed that is not measured; fp16 78 to 81.
-        self._low = not fp32 and devices.low_precision_pays(device) and devices.low_precision(device) == torch.float16
-        self._use_precision(self._low)
-        self._ensemble, self._say = self_ensemble, say
-        host = devices.is_host(device)
-        self._fitting = fitting = (
-            devices.free_memory(device) // 2 // bytes_per_pixel(model.config, self._precision.compute)
-        )  # LR pixels
-        wanted = max(_HOST_TILE if host else _TILE, _PADS * self._pad)
-        default = max(SMALLEST, min(wanted, isqrt(fitting) - 2 * self._pad))
-        self._tile, self._default, self._exact = default if tile is None else tile, default, tile_pad == "exact"
-        self._at_once = (
-            0 if host else (default + 2 * self._pad) ** 2
-        )  # LR pixels that small windows may add up to; one window fills a CPU
-        self._lane = devices.side_stream(device)
-        self._ahead = (
-            1 if self._lane is None else 2
-        )  # batches on the device: one is computed while another's result comes back
+        self._precision_of_8_bits = _FLOAT32 if fp32 or not _fp16_pays(device) else _FP16
+        self.precision = self._precision_of_8_bits  # of the latest picture
+        self.grid = _grid(model.config, device, self.precision.compute, tile, tile_pad)
+        self._side_stream = devices.side_stream(device)
+        self._max_in_flight = 1 if self._side_stream is None else 2  # batches: one computed, one copied back
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
-        """image: uint8 or uint16 [H, W, 3], RGB, H and W at least 1 -> the same dtype, [scale*H, scale*W, 3], rounded and clipped."""
-        top = np.iinfo(_checked(image).dtype).max
-        dtype = _on_device(image.dtype)
-        return self._run(image, image.dtype, lambda y: y.mul_(top).round_().clamp_(0, top).to(dtype))
+        """image: uint8 or uint16 [H, W, 3], RGB, not empty -> the same dtype, [s*H, s*W, 3], rounded and clipped.
+
+        Raises UserError for other arrays, and where the model's output is not finite in float32. Raises the device's
+        RuntimeError where there is not memory enough for the smallest tiles.
+        """
+        white = np.iinfo(_checked(image).dtype).max
+        dtype = _device_dtype(image.dtype)
+        return self._run(image, image.dtype, lambda y: y.mul_(white).round_().clamp_(0, white).to(dtype))
 
     def exactly(self, image: np.ndarray) -> np.ndarray:
-        """image: as above -> float32 [scale*H, scale*W, 3], 255 being white whatever the image's dtype; neither rounded nor clipped."""
+        """As __call__, but float32 [s*H, s*W, 3], neither rounded nor clipped; 255 is white for 16 bits, too."""
         return self._run(_checked(image), np.float32, lambda y: y.mul_(255))
 
     @torch.inference_mode()
     def _run(self, image: np.ndarray, dtype: np.dtype | type, finish: Callable) -> np.ndarray:
+        """Compute all windows of a picture; finish(y) turns their results, y in 0..1, into what is stored."""
         height, width = image.shape[:2]
         devices.make_current(self._device)
-        self._use_precision(self._low and image.dtype == np.uint8)
+        self.precision = self._precision_of_8_bits if image.dtype == np.uint8 else _FLOAT32
         out = np.empty((self.scale * height, self.scale * width, 3), dtype)
-        whole = _Window(_Span(0, height, 0, height), _Span(0, width, 0, width))
-        todo = deque(self._batches(self._cut([whole], image)))
-        flying: deque[_Flight] = deque()
-        fewer, done = False, 0
-        while todo or flying:
-            if not todo or len(flying) == self._ahead:
-                landed = flying.popleft()
-                if again := self._land(landed, out):
-                    todo.appendleft(again)
+        waiting = deque(self.grid.batches(self.grid.windows(height, width)))
+        in_flight: deque[_InFlight] = deque()
+        shrunk, done = False, 0
+        while waiting or in_flight:
+            if waiting and len(in_flight) < self._max_in_flight:
+                try:
+                    in_flight.append(self._enqueue(image, waiting[0], finish))
+                except RuntimeError as error:
+                    waiting, shrunk = self._smaller_batches(waiting, height, width, error), True
+                    continue
+                waiting.popleft()
+                if shrunk:
+                    most = self.grid.tile or max(height, width)
+                    self._say(f"out of memory: from now on tiles of {most} LR pixels at most, and fewer at a time")
+                    shrunk = False
+            else:
+                batch = in_flight.popleft()
+                if not self._store(batch, out):
+                    waiting.appendleft(batch.windows)
                 elif self.progress:
-                    done += sum(window.kept for window in landed.windows)
+                    done += sum(window.kept_pixels for window in batch.windows)
                     self.progress(done / (height * width))
-                continue
-            try:
-                flying.append(self._launch(image, todo[0], finish))
-            except RuntimeError as error:
-                if not devices.is_out_of_memory(error) or not self._do_with_less(todo[0]):
-                    raise
-                left = [window for batch in todo for window in batch]
-                todo = deque(self._batches(left if len(todo[0]) > 1 else self._cut(left, image)))
-                fewer = True
-                continue
-            todo.popleft()
-            if fewer:
-                self._say(
-                    f"out of memory: from now on tiles of {self._tile or max(height, width)} LR pixels at most, and fewer at a time"
-                )
-                fewer = False
         return out
 
-    def _cut(self, windows: Iterable[_Window], image: np.ndarray) -> Iterator[_Window]:
-        """Windows of the present tile that give what these do."""
-        height, width = image.shape[:2]
-        too_large = self._exact and height * width > self._fitting
-        tile = self._tile or (self._default if too_large else max(height, width))
-        for window in windows:
-            columns = spans(window.columns.first, window.columns.last, width, tile, self._pad)
-            for rows in spans(window.rows.first, window.rows.last, height, tile, self._pad):
-                yield from (_Window(rows, span) for span in columns)
+    def _smaller_batches(
+        self, waiting: deque[list[Window]], height: int, width: int, error: RuntimeError
+    ) -> deque[list[Window]]:
+        """Return what is waiting in batches for less memory; self.grid needs less from now on, for all pictures.
 
-    def _batches(self, windows: Iterable[_Window]) -> Iterator[list[_Window]]:
-        """Windows of one size that are computed together, shared out evenly."""
-        for (height, width), group in groupby(windows, lambda window: window.shape):
-            alike = list(group)
-            number = -(-len(alike) // max(1, self._at_once // (height * width)))
-            size = -(-len(alike) // number)
-            yield from (alike[i : i + size] for i in range(0, len(alike), size))
+        Raises the error when it is not for lack of memory, or when the tiles would be too small.
+        """
+        smaller = self.grid.smaller(waiting[0]) if devices.is_out_of_memory(error) else None
+        if smaller is None:
+            raise error
+        windows = [window for batch in waiting for window in batch]
+        if len(waiting[0]) == 1:
+            windows = smaller.recut(windows, height, width)
+        self.grid = smaller
+        return deque(smaller.batches(windows))
 
-    def _launch(self, image: np.ndarray, windows: list[_Window], finish: Callable) -> _Flight:
-        device, top = self._device, np.iinfo(image.dtype).max
-        sent = devices.pinned_empty((len(windows), *windows[0].shape, 3), _on_device(image.dtype), device)
+    def _enqueue(self, image: np.ndarray, windows: list[Window], finish: Callable) -> _InFlight:
+        """Queue a batch: copy it to the device, compute it, copy the result back. The host does not wait."""
+        device = self._device
+        sent = devices.pinned_empty((len(windows), *windows[0].shape, 3), _device_dtype(image.dtype), device)
         for slot, window in zip(sent.numpy(), windows, strict=True):
-            slot[...] = image[window.rows.start : window.rows.stop, window.columns.start : window.columns.stop]
-        low = self._precision.scaled
+            slot[...] = image[window.inputs]
         x = sent.to(device, non_blocking=True).permute(0, 3, 1, 2)
-        x = x.to(torch.float32, memory_format=devices.memory_format(device)).div_(top)  # [B, 3, h, w] in 0..1
-        if low:
+        x = x.to(torch.float32, memory_format=devices.memory_format(device))
+        x.div_(np.iinfo(image.dtype).max)  # [B, 3, h, w] in 0..1
+        fp16 = self.precision.scaled
+        if fp16:
             devices.clear_overflow(device)
-        y = self._computed(x)  # [B, 3, s*h, s*w]
-        sound = y.isfinite().all()
-        if low and devices.overflowed(device):
-            sound.zero_()
-        results = finish(y).permute(0, 2, 3, 1).contiguous(), sound
-        if self._lane is None:
-            return _Flight(windows, low, results)
+        with self.model.computing(self.precision):
+            y = _mean_of_eight(self.model, x) if self._self_ensemble else self.model(x)  # [B, 3, s*h, s*w]
+        finite = y.isfinite().all()
+        if fp16 and devices.overflowed(device):
+            finite.zero_()
+        results = finish(y).permute(0, 2, 3, 1).contiguous(), finite
+        if self._side_stream is None:
+            return _InFlight(windows, fp16, results)
         received = tuple(devices.pinned_empty(result.shape, result.dtype, device) for result in results)
 
-        def fetch() -> None:
+        def copy_back() -> None:
             for host, result in zip(received, results, strict=True):
                 host.copy_(result, non_blocking=True)
 
-        return _Flight(windows, low, received, self._lane.run(fetch), (sent, results))
+        return _InFlight(windows, fp16, received, self._side_stream.run(copy_back), (sent, results))
 
-    def _land(self, flight: _Flight, out: np.ndarray) -> list[_Window] | None:
-        """Write the result to `out` once it is there; the windows when they must be computed again, in float32."""
-        if flight.done is not None:
-            flight.done.synchronize()
-        pixels, sound = flight.results
-        if sound:
-            for window, of_window in zip(flight.windows, pixels.numpy(), strict=True):
-                window.keep(of_window, out, self.scale)
-            return None
-        if not flight.low:
-            raise UserError(
-                "the model's output is not finite, in float32 either: its weights are damaged, or their training diverged; give others"
-            )
-        if self._precision.scaled:
-            self._say("fp16 overflowed: computing in float32 from now on")
-            self._low = False
-            self._use_precision(False)
-        return flight.windows
+    def _store(self, batch: _InFlight, out: np.ndarray) -> bool:
+        """Wait for the batch and copy what its windows keep to `out` [s*H, s*W, 3].
 
-    def _computed(self, x):
-        if not self._ensemble:
-            return self.model(x)
-        layout, total = devices.memory_format(self._device), 0
-        for turns in range(4):
-            for mirrored in (False, True):
-                turned = torch.rot90(x.flip(3) if mirrored else x, turns, (2, 3))
-                y = torch.rot90(self.model(turned.contiguous(memory_format=layout)), -turns, (2, 3))
-                total = total + (y.flip(3) if mirrored else y)
-        return total / 8
-
-    def _do_with_less(self, windows: list[_Window]) -> bool:
-        """After these were too much: half as many at a time, or else tiles of half the edge; False when they would be too small."""
-        area = windows[0].shape[0] * windows[0].shape[1]
-        self._at_once = len(windows) // 2 * area
-        if len(windows) > 1:
+        False when fp16 overflowed: the batch must be computed again, and from now on everything is in float32.
+        """
+        if batch.done is not None:
+            batch.done.synchronize()
+        pixels, finite = batch.results
+        if finite:
+            for window, of_window in zip(batch.windows, pixels.numpy(), strict=True):
+                out[window.kept_of_picture(self.scale)] = of_window[window.kept_of_window(self.scale)]
             return True
-        edge = max(windows[0].shape)
-        half = min(self._tile or edge, edge) // 2
-        if half >= SMALLEST:
-            self._tile = half
-        return half >= SMALLEST
-
-    def _use_precision(self, low: bool) -> None:
-        self._precision = precision.resolve("O1" if low else "O0", "auto", self._device)
-        self._precision.apply(self.model)
+        if not batch.fp16:
+            remedy = "its weights are damaged, or their training diverged; give others"
+            raise UserError(f"the model's output is not finite, in float32 either: {remedy}")
+        if self.precision.scaled:
+            self._say("fp16 overflowed: computing in float32 from now on")
+            self.precision = self._precision_of_8_bits = _FLOAT32
+        return False
 
 
-def receptive_radius(config: ModelConfig) -> int:
-    """How many LR pixels around its own place a pixel of the result depends on.
+class _InFlight(NamedTuple):
+    """A batch that is queued. Its results are on the host, and valid, when `done` is over."""
 
-    Each 3x3 convolution looks one pixel further, at its own resolution: two for shallow features, C in each of D blocks, one of the global
-    fusion, and the first of up-sampling at the input's. The last is at the output's, 1/s of an LR pixel, and x4 has one at twice the input's
-    before it, 1/2 + 1/4: one LR pixel when rounded up.
-    """
-    return config.num_blocks * config.num_layers + 5
-
-
-def bytes_per_pixel(config: ModelConfig, dtype: torch.dtype) -> int:
-    """Device memory for each LR pixel that is computed, at most: all blocks' outputs and their concatenation, one block's maps twice, and
-    those of the up-sampling twice in `dtype` and once in float32. They are not all there at a time, which leaves room for workspaces."""
-    c = config
-    trunk = 2 * c.num_blocks * c.num_features + 2 * (c.num_features + c.num_layers * c.growth_rate)
-    tail = c.scale**2 * c.tail_channels
-    return dtype.itemsize * (trunk + 2 * tail) + 4 * tail
-
-
-class _Span(NamedTuple):
-    """A window along one axis, in LR pixels: from `start` to `stop` is computed, from `first` to `last` is kept."""
-
-    start: int
-    stop: int
-    first: int
-    last: int
-
-
-class _Window(NamedTuple):
-    rows: _Span
-    columns: _Span
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.rows.stop - self.rows.start, self.columns.stop - self.columns.start
-
-    @property
-    def kept(self) -> int:
-        """LR pixels."""
-        return (self.rows.last - self.rows.first) * (self.columns.last - self.columns.first)
-
-    def keep(self, pixels: np.ndarray, out: np.ndarray, scale: int) -> None:
-        """Copy to `out` [s*H, s*W, 3] what is kept of this window's `pixels` [s*h, s*w, 3]."""
-        place, part = zip(*((_part(span, 0, scale), _part(span, span.start, scale)) for span in self), strict=True)
-        out[place] = pixels[part]
-
-
-def _part(span: _Span, origin: int, scale: int) -> slice:
-    return slice(scale * (span.first - origin), scale * (span.last - origin))
-
-
-class _Flight(NamedTuple):
-    """Windows that are computed, in low precision or not, and (result [B, s*h, s*w, 3], bool []: are all of it numbers) on the host when `done`."""
-
-    windows: list[_Window]
-    low: bool
-    results: tuple[torch.Tensor, torch.Tensor]
+    windows: list[Window]
+    fp16: bool
+    results: tuple[torch.Tensor, torch.Tensor]  # [B, s*h, s*w, 3]; bool []: whether they are finite
     done: torch.Event | None = None
-    used: tuple = ()  # memory that must not be used for anything else until then
+    held: tuple = ()  # tensors whose memory must not be reused until then
 
 
-def spans(first: int, last: int, side: int, tile: int, pad: int) -> list[_Span]:
-    """Windows of one size, tile + 2*pad at most, evenly spaced, that keep first..last of an axis of `side` pixels."""
-    low, high = max(0, first - pad), min(side, last + pad)
-    inner = high - low - 2 * pad  # what inner tiles would have to make up: the outermost ones need no pad outside
-    count = max(1, -(-inner // tile))
-    size = -(-inner // count) + 2 * pad
-    starts = [low + i * (high - low - size) // max(1, count - 1) for i in range(count)]
-    cuts = [
-        first,
-        *((a + size + b) // 2 for a, b in pairwise(starts)),
-        last,
-    ]  # in the middle of where two overlap, by 2*pad or more
-    return [_Span(start, start + size, a, b) for start, (a, b) in zip(starts, pairwise(cuts), strict=True)]
+def _fp16_pays(device: torch.device) -> bool:
+    """Return whether fp16 is the device's low precision and faster than float32.
+
+    bf16 lies 61 to 64 dB from float32 (fp16: 78 to 81), too near to 0.01 dB of PSNR (profiling/LOG.md) for a gain in
+    speed that is not measured.
+    """
+    return devices.low_precision_pays(device) and devices.low_precision(device) == torch.float16
+
+
+def _grid(
+    model_config: ModelConfig, device: torch.device, dtype: torch.dtype, tile: int | None, tile_pad: int | str
+) -> TileGrid:
+    """Return the TileGrid for the Upscaler's parameters; half of the device's free memory is counted on."""
+    exact, host = tile_pad == "exact", devices.is_host(device)
+    pad = receptive_radius(model_config) if exact else tile_pad
+    fitting = devices.free_memory(device) // 2 // bytes_per_pixel(model_config, dtype)  # LR pixels
+    wanted = max(_HOST_TILE if host else _TILE, _PADS * pad)
+    default = max(SMALLEST, min(wanted, math.isqrt(fitting) - 2 * pad))
+    return TileGrid(
+        tile=default if tile is None else tile,
+        pad=pad,
+        batch_pixels=0 if host else (default + 2 * pad) ** 2,  # one window is enough for a CPU
+        whole_pixels=fitting if exact else math.inf,
+        tile_of_larger=default,
+    )
+
+
+def _mean_of_eight(model: RDN, x: torch.Tensor) -> torch.Tensor:
+    """Return the mean of the model's results over the eight rotations and reflections of x [B, 3, h, w]."""
+    memory_format, total = devices.memory_format(x.device), 0
+    for quarter_turns in range(4):
+        for mirrored in (False, True):
+            turned = torch.rot90(x.flip(3) if mirrored else x, quarter_turns, (2, 3))
+            y = torch.rot90(model(turned.contiguous(memory_format=memory_format)), -quarter_turns, (2, 3))
+            total = total + (y.flip(3) if mirrored else y)
+    return total / 8
 
 
 def _checked(image: np.ndarray) -> np.ndarray:
     if image.dtype not in (np.uint8, np.uint16) or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise UserError(
-            f"a picture must be uint8 or uint16 [H, W, 3] and not empty; this array is {image.dtype} {list(image.shape)}"
-        )
+        given = f"this array is {image.dtype} {list(image.shape)}"
+        raise UserError(f"a picture must be uint8 or uint16 [H, W, 3] and not empty; {given}")
     return image
 
 
-def _on_device(dtype: np.dtype) -> torch.dtype:
-    """torch can do next to nothing with uint16."""
+def _device_dtype(dtype: np.dtype) -> torch.dtype:
+    """Return what pixels of `dtype` are on the device: torch has hardly any operation for uint16."""
     return torch.uint8 if dtype == np.uint8 else torch.int32

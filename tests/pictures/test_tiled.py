@@ -21,7 +21,8 @@ from rdn_fast.config import ModelConfig
 from rdn_fast.errors import UserError
 from rdn_fast.model import RDN
 from rdn_fast.pictures import tiled
-from rdn_fast.pictures.tiled import SMALLEST, Upscaler, bytes_per_pixel, receptive_radius, spans
+from rdn_fast.pictures.tile_grid import SMALLEST, bytes_per_pixel, receptive_radius, spans
+from rdn_fast.pictures.tiled import Upscaler
 
 CPU = torch.device("cpu")
 SMALL = 1e-5  # of float results in 0..1
@@ -98,13 +99,13 @@ def test_windows_of_an_axis(axis):
     found = spans(*axis)
     assert len({span.stop - span.start for span in found}) == 1
     assert found[0].stop - found[0].start <= tile + 2 * pad
-    edges = [first, *(span.last for span in found)]
-    assert [span.first for span in found] == edges[:-1]
+    edges = [first, *(span.keep_stop for span in found)]
+    assert [span.keep_start for span in found] == edges[:-1]
     assert edges[-1] == last
     for span in found:
-        assert 0 <= span.start <= span.first < span.last <= span.stop <= side
-        assert span.start == 0 or span.first - span.start >= pad
-        assert span.stop == side or span.stop - span.last >= pad
+        assert 0 <= span.start <= span.keep_start < span.keep_stop <= span.stop <= side
+        assert span.start == 0 or span.keep_start - span.start >= pad
+        assert span.stop == side or span.stop - span.keep_stop >= pad
     needed = min(side, last + pad) - max(0, first - pad)
     assert (
         sum(span.stop - span.start for span in found) <= needed + (len(found) - 1) * 2 * pad + len(found) - 1
@@ -282,7 +283,7 @@ def test_default_tile_suits_the_device_and_the_pad(monkeypatch, host, pad, gigab
 
     def windows() -> int:
         upscaler = Upscaler(made, tile_pad=pad, fp32=True)
-        return upscaler._tile + 2 * upscaler._pad
+        return upscaler.grid.tile + 2 * upscaler.grid.pad
 
     assert windows() == window
     free //= 50

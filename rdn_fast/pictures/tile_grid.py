@@ -1,0 +1,159 @@
+"""How a picture is cut into overlapping windows: arithmetic on sizes, without pixels or devices.
+
+All lengths are LR pixels. The windows of a picture have one size, so that they can be computed in batches. No window
+reaches beyond the picture: those at its border lie further inside, so the model's zero padding applies where it does
+for the whole picture. Each window keeps the part of its result that lies at least `pad` pixels from the edges that
+cutting made; the kept parts tile the picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from itertools import groupby, pairwise
+from typing import NamedTuple
+
+import torch
+
+from rdn_fast.config import ModelConfig
+
+SMALLEST = 16  # tile edge. Where there is not memory enough for this one, smaller ones would not help.
+
+
+class Span(NamedTuple):
+    """A window along one axis: start..stop is computed, keep_start..keep_stop is kept."""
+
+    start: int
+    stop: int
+    keep_start: int
+    keep_stop: int
+
+    def kept_slice(self, origin: int, scale: int) -> slice:
+        """Return what is kept as a slice of the result's pixels, counted from LR pixel `origin`."""
+        return slice(scale * (self.keep_start - origin), scale * (self.keep_stop - origin))
+
+
+class Window(NamedTuple):
+    rows: Span
+    columns: Span
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of what is computed."""
+        return self.rows.stop - self.rows.start, self.columns.stop - self.columns.start
+
+    @property
+    def kept_pixels(self) -> int:
+        return (self.rows.keep_stop - self.rows.keep_start) * (self.columns.keep_stop - self.columns.keep_start)
+
+    @property
+    def inputs(self) -> tuple[slice, slice]:
+        """Where the window lies in the LR picture [H, W, ...]."""
+        return slice(self.rows.start, self.rows.stop), slice(self.columns.start, self.columns.stop)
+
+    def kept_of_picture(self, scale: int) -> tuple[slice, slice]:
+        """Return where the kept part lies in the whole result [s*H, s*W, ...]."""
+        return self.rows.kept_slice(0, scale), self.columns.kept_slice(0, scale)
+
+    def kept_of_window(self, scale: int) -> tuple[slice, slice]:
+        """Return where the kept part lies in the window's own result [s*h, s*w, ...]."""
+        return self.rows.kept_slice(self.rows.start, scale), self.columns.kept_slice(self.columns.start, scale)
+
+
+@dataclass(frozen=True)
+class TileGrid:
+    """Cuts pictures into windows, and groups windows into batches.
+
+    A window is at most tile + 2*pad on a side. With tile 0 a picture of at most `whole_pixels` is one window, and a
+    larger one is cut with `tile_of_larger`. The windows of a batch have at most `batch_pixels` together, but a batch
+    has at least one window.
+    """
+
+    tile: int
+    pad: int
+    batch_pixels: int
+    whole_pixels: float
+    tile_of_larger: int
+
+    def windows(self, height: int, width: int) -> list[Window]:
+        """Return the windows of a picture, row by row."""
+        whole = Window(Span(0, height, 0, height), Span(0, width, 0, width))
+        return self.recut([whole], height, width)
+
+    def recut(self, windows: Iterable[Window], height: int, width: int) -> list[Window]:
+        """Return windows of this grid that together keep what `windows`, of a picture of this size, keep."""
+        tile = self.tile
+        if not tile:
+            tile = max(height, width) if height * width <= self.whole_pixels else self.tile_of_larger
+        cut = []
+        for rows, columns in windows:
+            column_spans = spans(columns.keep_start, columns.keep_stop, width, tile, self.pad)
+            for row_span in spans(rows.keep_start, rows.keep_stop, height, tile, self.pad):
+                cut += [Window(row_span, column_span) for column_span in column_spans]
+        return cut
+
+    def batches(self, windows: Iterable[Window]) -> list[list[Window]]:
+        """Split runs of windows of one shape into as few batches as allowed, of nearly equal length."""
+        batches = []
+        for (height, width), group in groupby(windows, lambda window: window.shape):
+            equal = list(group)
+            count = _ceil_div(len(equal), max(1, self.batch_pixels // (height * width)))
+            length = _ceil_div(len(equal), count)
+            batches += [equal[i : i + length] for i in range(0, len(equal), length)]
+        return batches
+
+    def smaller(self, batch: list[Window]) -> TileGrid | None:
+        """Return a grid for less memory than `batch` needs: half as many windows at a time, or half the tile of a
+        single one.
+
+        None when that tile would be smaller than SMALLEST.
+        """
+        height, width = batch[0].shape
+        fewer = replace(self, batch_pixels=len(batch) // 2 * height * width)
+        if len(batch) > 1:
+            return fewer
+        edge = max(height, width)
+        half = min(self.tile or edge, edge) // 2
+        return replace(fewer, tile=half) if half >= SMALLEST else None
+
+
+def spans(keep_start: int, keep_stop: int, side: int, tile: int, pad: int) -> list[Span]:
+    """Return the spans that together keep keep_start..keep_stop of an axis of `side` pixels.
+
+    They are evenly spaced and of one length, at most tile + 2*pad. Neighbours overlap by 2*pad or more. The cut
+    between what they keep lies in the middle of the overlap.
+    """
+    low, high = max(0, keep_start - pad), min(side, keep_stop + pad)
+    inner = high - low - 2 * pad  # what tiles inside the picture make up: the outermost need no pad on the outside
+    count = max(1, _ceil_div(inner, tile))
+    length = _ceil_div(inner, count) + 2 * pad
+    starts = [low + i * (high - low - length) // max(1, count - 1) for i in range(count)]
+    cuts = [keep_start, *((a + length + b) // 2 for a, b in pairwise(starts)), keep_stop]
+    return [Span(start, start + length, a, b) for start, (a, b) in zip(starts, pairwise(cuts), strict=True)]
+
+
+def receptive_radius(model_config: ModelConfig) -> int:
+    """Return how many LR pixels around its own place a pixel of the result depends on.
+
+    Each 3x3 convolution adds one pixel of its own resolution: two for shallow features, C in each of D blocks, one of
+    the global fusion, one before the first pixel shuffle. The last is at the output's resolution, 1/s of an LR pixel,
+    and x4 has one at twice the input's before it, 1/2 + 1/4: one LR pixel when rounded up.
+    """
+    return model_config.num_blocks * model_config.num_layers + 5
+
+
+def bytes_per_pixel(model_config: ModelConfig, dtype: torch.dtype) -> int:
+    """Return an upper bound of the device memory for each LR pixel of a window, computed in `dtype`.
+
+    It counts the outputs of all blocks and their concatenation, the maps of one block twice, and those of the
+    up-sampling twice in `dtype` and once in float32. They do not all exist at one time, which leaves room for
+    workspaces.
+    """
+    c = model_config
+    trunk = 2 * c.num_blocks * c.num_features + 2 * (c.num_features + c.num_layers * c.growth_rate)
+    tail = c.scale**2 * c.tail_channels
+    return dtype.itemsize * (trunk + 2 * tail) + 4 * tail
+
+
+def _ceil_div(a: int, b: int) -> int:
+    return -(-a // b)
