@@ -29,6 +29,10 @@ _FLOAT32 = Precision("O0", torch.float32, torch.float32)
 _FP16 = Precision("O1", torch.float16, torch.float32)
 
 
+class NotFinite(UserError):
+    """A model's output holds inf or NaN, even in float32."""
+
+
 class Upscaler:
     """A model made ready for pictures: upscaler(image) for stored pixels, upscaler.exactly(image) for measuring.
 
@@ -179,7 +183,7 @@ class Upscaler:
             return True
         if not batch.fp16:
             remedy = "its weights are damaged, or their training diverged; give others"
-            raise UserError(f"the model's output is not finite, in float32 either: {remedy}")
+            raise NotFinite(f"the model's output is not finite, in float32 either: {remedy}")
         if self.precision.scaled:
             self._say("fp16 overflowed: computing in float32 from now on")
             self.precision = self._precision_of_8_bits = _FLOAT32
