@@ -141,9 +141,9 @@ def _devices() -> Line:
 
 
 def _apex() -> Line:
-    from rdn_fast.training import apex
+    from rdn_fast.training.apex import missing_apex
 
-    return Line("no", reason) if (reason := apex.missing()) is not None else Line("apex.amp is here")
+    return Line("no", reason) if (reason := missing_apex()) is not None else Line("apex.amp is here")
 
 
 def _triton() -> Line:
