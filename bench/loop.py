@@ -1,13 +1,8 @@
-"""The baselines' training loop over an h5 file: for every patch the file is opened and the whole image read, by DataLoader's workers.
-
-`python -m bench.loop FILE.h5 --recipe reference --dtype float32 --batch-size 8`, or under torchrun; prints one line of JSON with both
-speeds, counted as rdn_fast counts its own (rdn_fast/training/throughput.py).
-"""
+"""The baselines' training loop over an h5 file: DataLoader's workers open it and read a whole image for every patch."""
 
 from __future__ import annotations
 
-import argparse
-import json
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -16,15 +11,39 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from bench import baseline
-from bench.cases import PATCH
+from bench.models import PATCH
 from rdn_fast import devices
 from rdn_fast.config import make_configs
 from rdn_fast.distributed.process_group import Ranks
 from rdn_fast.training.throughput import ThroughputMeter, per_second
 
+LR_SIZE = 351, 510  # height and width of DIV2K's five crops at x2, at most
+DIFFERENT = 16  # images unless asked for more; the others are hard links to them
+
+
+def noise(_: int, height: int, width: int) -> np.ndarray:
+    return np.random.default_rng().integers(0, 256, (height, width, 3), np.uint8)
+
+
+def write_h5(
+    path: Path, images: int, scale: int, different: int = DIFFERENT, lr_size: tuple | None = None, image=noise
+) -> None:
+    """Write a file as the reference's prepare.py does, of `images` pairs, `different` of them distinct.
+
+    `lr_size`: height and width of the LR images; None: LR_SIZE. image(i, height, width): uint8 [height, width, 3].
+    """
+    height, width = lr_size or LR_SIZE
+    with h5py.File(path, "w") as file:
+        for name, factor in (("lr", 1), ("hr", scale)):
+            group = file.create_group(name)
+            for i in range(min(images, different)):
+                group[str(i)] = image(i, factor * height, factor * width)
+            for i in range(different, images):
+                group[str(i)] = group[str(i % different)]
+
 
 class TrainDataset(Dataset):
-    """lr float32 [3, p, p] and hr float32 [3, s*p, s*p] in 0..1 of image `index`: cut at random, flipped and rotated."""
+    """lr float32 [3, p, p] and hr [3, s*p, s*p] in 0..1 of image `index`, cropped, flipped and rotated at random."""
 
     def __init__(self, path: str, scale: int):
         self._path, self._scale = path, scale
@@ -38,10 +57,8 @@ class TrainDataset(Dataset):
         with h5py.File(self._path, "r") as file:
             lr, hr = file["lr"][str(index)][:], file["hr"][str(index)][:]
         s, (top, left) = self._scale, (np.random.randint(size - PATCH + 1) for size in lr.shape[:2])
-        pair = (
-            lr[top : top + PATCH, left : left + PATCH],
-            hr[s * top : s * (top + PATCH), s * left : s * (left + PATCH)],
-        )
+        y, x, size = s * top, s * left, s * PATCH
+        pair = lr[top : top + PATCH, left : left + PATCH], hr[y : y + size, x : x + size]
         for axis in (0, 1):
             if np.random.random() < 0.5:
                 pair = [np.flip(image, axis) for image in pair]
@@ -50,62 +67,30 @@ class TrainDataset(Dataset):
         return tuple(image.astype(np.float32).transpose(2, 0, 1) / 255.0 for image in pair)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("file")
-    parser.add_argument("--preset", default="rdn-b")
-    parser.add_argument("--recipe", choices=("reference", "stock"), default="reference")
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--contiguous", action="store_true")
-    parser.add_argument("--compiled", action="store_true")
-    parser.add_argument("--graphed", action="store_true")
-    options = parser.parse_args()
+def train(path: str, preset: str, recipe: str, dtype: str, batch: int, device: str, options: dict) -> list | None:
+    """Train one epoch by `recipe` of baseline.py with these options, on one rank or, under torchrun, on several.
 
+    Return on rank 0 the two speeds as rdn_fast counts its own (training/throughput.py), in images per second over all
+    ranks: end to end, and in the seed window.
+    """
     ranks = Ranks()
-    device = devices.pick(options.device, None, ranks.local_rank)
+    device = devices.pick(device, None, ranks.local_rank)
     ranks.connect(device)
     devices.enable_autotuning(device)  # as the reference's train.py does
-    config = make_configs({}, options.preset)[0]
-    given = (
-        {name: getattr(options, name) for name in ("contiguous", "compiled", "graphed")}
-        if options.recipe == "stock"
-        else {}
-    )
+    model_config = make_configs({}, preset)[0]
     wrap = DistributedDataParallel if ranks.world > 1 else lambda model: model
-    recipe = {"reference": baseline.Reference, "stock": baseline.Stock}[options.recipe](
-        config, device, getattr(torch, options.dtype), wrap, **given
-    )
-
-    dataset = TrainDataset(options.file, config.scale)
+    made = getattr(baseline, recipe)(model_config, device, getattr(torch, dtype), wrap, **options)
+    dataset = TrainDataset(path, model_config.scale)
     sampler = DistributedSampler(dataset) if ranks.world > 1 else None
+    how = {"shuffle": sampler is None, "sampler": sampler, "pin_memory": device.type != "cpu", "drop_last": True}
     workers = min(16, max(1, devices.count("cpu") // ranks.world))  # 16 in the seed system
-    loader = DataLoader(
-        dataset,
-        options.batch_size,
-        shuffle=sampler is None,
-        sampler=sampler,
-        num_workers=workers,
-        pin_memory=device.type != "cpu",
-        drop_last=True,
-    )
-    speed = ThroughputMeter(device)
-    for lr, hr in loader:
-        speed.start_step()
-        recipe.step(
-            *(
-                batch.to(device, non_blocking=options.recipe == "stock", memory_format=recipe.memory_format)
-                for batch in (lr, hr)
-            )
-        )
-        speed.end_step(len(lr) * ranks.world)
-    speed.synchronize()
-    images, seconds, window = speed.measured()
-    if ranks.is_rank0:
-        print(json.dumps({"images_s": per_second(images, seconds), "seed_images_s": per_second(images, window)}))
+    to = {"non_blocking": recipe == "stock", "memory_format": made.memory_format}
+    meter = ThroughputMeter(device)
+    for lr, hr in DataLoader(dataset, batch, num_workers=workers, **how):
+        meter.start_step()
+        made.step(lr.to(device, **to), hr.to(device, **to))
+        meter.end_step(len(lr) * ranks.world)
+    meter.synchronize()
+    images, seconds, window = meter.measured()
     ranks.close()
-
-
-if __name__ == "__main__":
-    main()
+    return [per_second(images, seconds), per_second(images, window)] if ranks.is_rank0 else None

@@ -1,4 +1,4 @@
-"""Result rows: one CSV file per run, its name says the conditions, every row is on disk as soon as it is measured."""
+"""Result rows: one CSV file a run, named by its conditions. Every row is on disk as soon as it is measured."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import re
 import shlex
 import subprocess
 import sys
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, field
+from datetime import date, datetime
 from pathlib import Path
 
 import torch
@@ -18,12 +18,16 @@ import torch
 from rdn_fast import __version__, devices
 
 HERE = Path(__file__).resolve().parent
-KINDS = ("measured", "published", "simulated", "not measured")
+
+
+def _figure(form: str) -> float | None:
+    """A column that is empty unless it is measured, and how it is printed."""
+    return field(default=None, metadata={"form": form})
 
 
 @dataclass(frozen=True)
 class Row:
-    """One recipe in one case. Speeds are GFLOP/s of the direct convolutions' arithmetic, whatever the algorithm; empty = not known."""
+    """One recipe in one case. GFLOP/s are those of direct convolutions, whatever the algorithm; empty = unknown."""
 
     # the run
     date: str
@@ -47,146 +51,141 @@ class Row:
     seconds: float | None = None
     seconds_min: float | None = None
     seconds_max: float | None = None
-    images_s: float | None = None  # end-to-end where the case is
-    seed_images_s: float | None = None  # seed window
-    gflops: float | None = None
-    ceiling_share: float | None = None  # of the ceiling measured in the same run, in the same dtype
-    vs_reference: float | None = None  # how many times as fast as the reference recipe, in the same run
-    vs_stock: float | None = None  # as the fastest stock recipe, in the same dtype unless the case is end to end
-    peak_mb: float | None = (
-        None  # 10^6 bytes: of a step, less what was resident before it; of pictures: what the note says
-    )
-    vs_naive: float | None = None  # that, as a share of the naive row's
-    efficiency: float | None = None  # images/s over (ranks x images/s of one rank)
-    waited: float | None = None  # share of the time in which a steady consumer, or the model, waited for data
-    kind: str = "measured"
+    images_s: float | None = _figure("{:.4g} img/s")  # end-to-end where the case is
+    seed_images_s: float | None = _figure("{:.4g} img/s in the seed window")
+    gflops: float | None = _figure("{:.0f} GFLOP/s")
+    ceiling_share: float | None = _figure("{:.0%} of the ceiling")  # measured in the same run, in the same dtype
+    vs_reference: float | None = _figure("{:.2f}x reference")  # as fast as the reference recipe, in the same run
+    vs_stock: float | None = _figure("{:.2f}x stock")  # the fastest; of the same dtype unless the case is end to end
+    peak_mb: float | None = _figure("{:.0f} MB")  # 10^6 bytes: of a step, less what was resident before; or see note
+    vs_naive: float | None = _figure("{:.1%} of naive")  # peak_mb as a share of naive's
+    efficiency: float | None = _figure("{:.1%} scaling efficiency")  # images/s over (ranks x images/s of one rank)
+    waited: float | None = _figure("{:.2%} of the time waited")  # by a steady consumer, or the model, for data
+    kind: str = "measured"  # or "published", "simulated", "not measured"
     note: str = ""
 
     def line(self) -> str:
-        """The row as it is printed while the run goes on."""
+        """Return the row as it is printed while the run goes on."""
         head = f"{self.recipe:<24} {self.dtype:<9}"
         if self.kind == "not measured":
             return f"{head} not measured: {self.note}"
         words = [f"{self.ranks} ranks"] if self.ranks > 1 else []
         if self.seconds is not None:
             words.append(f"{self.seconds:.4g} s ({self.seconds_min:.4g} to {self.seconds_max:.4g})")
-        for column, form in (
-            ("images_s", "{:.4g} img/s"),
-            ("seed_images_s", "{:.4g} img/s in the seed window"),
-            ("gflops", "{:.0f} GFLOP/s"),
-            ("ceiling_share", "{:.0%} of the ceiling"),
-            ("vs_reference", "{:.2f}x reference"),
-            ("vs_stock", "{:.2f}x stock"),
-            ("peak_mb", "{:.0f} MB"),
-            ("vs_naive", "{:.1%} of naive"),
-            ("efficiency", "{:.1%} scaling efficiency"),
-            ("waited", "{:.2%} of the time waited"),
-        ):
-            if getattr(self, column) is not None:
-                words.append(form.format(getattr(self, column)))
+        figures = ((column.metadata["form"], getattr(self, column.name)) for column in COLUMNS if column.metadata)
+        words += [form.format(value) for form, value in figures if value is not None]
         return f"{head} {', '.join(words)}" + (f" [{self.note}]" if self.note else "")
 
 
+COLUMNS = dataclasses.fields(Row)
+NAMES = [column.name for column in COLUMNS]
+
+
 def read(path: Path) -> list[Row]:
-    """The rows of a file, numbers as numbers. ValueError names the file when its columns are others."""
+    """Parse a file, numbers as numbers. ValueError names the file if its columns are others."""
     with path.open(encoding="utf-8", newline="") as file:
         lines = csv.DictReader(file)
-        names = [field.name for field in dataclasses.fields(Row)]
-        if lines.fieldnames != names:
-            raise ValueError(
-                f"{path}: has other columns than bench/results.py; run the benchmark again or remove the file"
-            )
-        return [
-            Row(**{field.name: _value(field, line[field.name]) for field in dataclasses.fields(Row)}) for line in lines
-        ]
+        if lines.fieldnames != NAMES:
+            remedy = "run the benchmark again or remove the file"
+            raise ValueError(f"{path}: has other columns than bench/results.py; {remedy}")
+        return [Row(**{column.name: _value(column.type, line[column.name]) for column in COLUMNS}) for line in lines]
 
 
-def _value(field: dataclasses.Field, text: str):
-    if field.type == "str":
+def _value(kind: str, text: str) -> str | float | None:
+    if kind == "str":
         return text
-    if not text:
-        return None
-    return int(text) if field.type.startswith("int") else float(text)
+    return (int if kind.startswith("int") else float)(text) if text else None
+
+
+def read_all(folder: Path) -> list[list[Row]]:
+    """Return the rows of every run whose file is in the folder, oldest run first."""
+    runs = [rows for path in sorted(folder.glob("*.csv")) if (rows := read(path))]
+    return sorted(runs, key=lambda rows: rows[0].date)
+
+
+def newest(runs: list[list[Row]]) -> list[list[Row]]:
+    """Return groups of rows that were timed against each other, each from the newest run that has it.
+
+    A group is of one device, torch, case and shape, and of one batch or several numbers of ranks.
+    """
+    groups: dict[tuple, list[Row]] = {}
+    for rows in runs:
+        mine: dict[tuple, list[Row]] = {}
+        several = max(row.ranks for row in rows) > 1
+        for row in rows:
+            key = row.device, row.torch, row.case, row.shape, "ranks" if several else row.batch
+            mine.setdefault(key, []).append(row)
+        groups |= mine
+    return list(groups.values())
 
 
 class Results:
     """The file of one run, in $OUT where that is set, else in bench/results."""
 
     def __init__(self, command: str, device: torch.device):
-        now = datetime.now()
-        self.rows: list[Row] = []
-        self._run = {
-            "date": now.isoformat(timespec="seconds"),
-            "commit": commit(),
-            "command": command_line(),
-            "place": place(device),
-            "device": name(device),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "rdn_fast": __version__,
-        }
+        now, self.rows = datetime.now(), []
+        self._run = conditions(device) | {"date": now.isoformat(timespec="seconds")}
+        self._run |= {"place": place(device), "threads": torch.get_num_threads()}
         folder = Path(os.environ.get("OUT") or HERE / "results")
         folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / f"{command}_{_slug(name(device))}_torch-{_slug(torch.__version__)}_{now:%Y-%m-%d}.csv"
+        machine = f"{slug(device_words(device))}_torch-{slug(torch.__version__)}"
+        self.path = folder / f"{command}_{machine}_{now:%Y-%m-%d}.csv"
         self._file = self.path.open("w", encoding="utf-8", newline="")
-        self._csv = csv.DictWriter(self._file, [field.name for field in dataclasses.fields(Row)], lineterminator="\n")
+        self._csv = csv.DictWriter(self._file, NAMES, lineterminator="\n")
         self._csv.writeheader()
 
     def add(self, **values) -> Row:
-        row = Row(
-            **self._run,
-            **{key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in values.items()},
-        )
+        rounded = {key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in values.items()}
+        row = Row(**self._run, **rounded)
         self.rows.append(row)
         self._csv.writerow(dataclasses.asdict(row))
         self._file.flush()
         return row
 
 
-def command_line() -> str:
-    """What was typed to get here."""
-    return shlex.join(["python", *sys.orig_argv[1:]])
+def conditions(device: torch.device) -> dict[str, str]:
+    """Return what every record says of its run: date, commit, command, device and versions."""
+    typed = shlex.join(["python", *sys.orig_argv[1:]])
+    run = {"date": date.today().isoformat(), "commit": commit(), "command": typed, "device": device_words(device)}
+    return run | {"torch": torch.__version__, "rdn_fast": __version__}
 
 
 def place(device: torch.device) -> str:
-    """The class of machine that gates speak of: cpu, cpu+bf16 (with bf16 instructions), h100, or another accelerator's kind."""
+    """Return the class of machine that gates name: cpu, cpu+bf16 (with bf16 instructions), h100, or a device type."""
     if device.type == "cpu":
         return "cpu+bf16" if has_bf16(device) else "cpu"
     return "h100" if "H100" in devices.describe(device) else device.type
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether a CPU has bf16 instructions; without them bf16 is emulated, 10 to 100 times slower."""
-    capabilities = (
-        getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
-    )  # older torch cannot tell
+    """Return whether a CPU has bf16 instructions; without them bf16 is emulated, 10 to 100 times slower."""
+    on_cpu = device.type == "cpu"
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)() if on_cpu else {}  # older torch cannot tell
     return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
-def name(device: torch.device) -> str:
-    """The device in words that tell machines apart: its model, and a CPU's family, threads and instructions."""
+def device_words(device: torch.device) -> str:
+    """Return words that tell machines apart: the device's model, and a CPU's family, threads and instructions."""
     words = re.search(r"\((.*)\)", devices.describe(device))[1]
     if device.type != "cpu":
         return words
-    family = (
-        re.search(r"^cpu family\s*: (\d+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-        if Path("/proc/cpuinfo").is_file()
-        else None
-    )
+    info = Path("/proc/cpuinfo")
+    family = re.search(r"^cpu family\s*: (\d+)$", info.read_text(), re.MULTILINE) if info.is_file() else None
     return words + (", bf16" if has_bf16(device) else "") + (f", family {family[1]}" if family else "")
 
 
 def commit() -> str:
-    """The commit that is measured, with + where files were changed since; empty outside of git."""
+    """Return the commit that is measured, with + where files were changed since; "" outside of git."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=HERE, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        head, changes = (
-            subprocess.run(["git", *words], cwd=HERE, capture_output=True, text=True, check=True).stdout.strip()
-            for words in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
-        )
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return ""
-    return head + ("+" if changes else "")
 
 
-def _slug(words: str) -> str:
+def slug(words: str) -> str:
     return re.sub(r"[^A-Za-z0-9.]+", "-", words).strip("-")

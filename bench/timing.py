@@ -1,4 +1,4 @@
-"""Clocks: contenders are timed in turn (A B A B ...), so that a machine that drifts drifts for all of them alike."""
+"""Time contenders in turn (A B A B ...), so that a machine whose speed drifts drifts for all of them alike."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from bench.case import Contender
 from rdn_fast import devices
 
-SPAN = 0.2  # seconds; what takes less is run several times within one reading of the clock
+SPAN = 0.2  # seconds; shorter runs are repeated within one reading of the clock
 
 
 class Times(NamedTuple):
-    """Seconds of one run, in every round."""
+    """Seconds of one run, one value per round."""
 
     rounds: list[float]
 
@@ -25,12 +26,12 @@ class Times(NamedTuple):
         return statistics.median(self.rounds)
 
     def over(self, other: Times) -> float:
-        """How many times as fast as `other`: the median over rounds of the ratio within the round."""
+        """Return how many times as fast as `other`: the median over rounds of the ratio within the round."""
         return statistics.median(b / a for a, b in zip(self.rounds, other.rounds, strict=True))
 
 
 def interleave(contenders: dict, device: torch.device, rounds: int, span: float = SPAN) -> dict:
-    """{key: Times} for {key: contender}. A contender has fresh() (new random inputs, outside the clock) and run(); it has been warmed up by once()."""
+    """Time {key: Contender} in turn. Return {key: Times}. Each must have been warmed up by once()."""
     repeats: dict = {}
     times = {key: [] for key in contenders}
     for _ in range(rounds):
@@ -45,54 +46,34 @@ def interleave(contenders: dict, device: torch.device, rounds: int, span: float 
     return {key: Times(seconds) for key, seconds in times.items()}
 
 
-def once(contender, device: torch.device, repeats: int = 1) -> float:
-    """Seconds of one run on fresh inputs, as the mean of `repeats`; synchronized at both ends."""
-    contender.fresh()
+def once(contender: Contender, device: torch.device, repeats: int = 1) -> float:
+    """Return the mean seconds of `repeats` runs on one set of fresh inputs, synchronized at both ends."""
+    inputs = contender.fresh()
     devices.synchronize(device)
     start = time.perf_counter()
     for _ in range(repeats):
-        contender.run()
+        contender.run(*inputs)
     devices.synchronize(device)
     return (time.perf_counter() - start) / repeats
 
 
-class _Convolution:
-    """3x3, 256 -> 64 channels, channels-last: what a dense block consists of, at its best."""
+def ceilings(device: torch.device, dtypes: list[torch.dtype], rounds: int = 7) -> dict[torch.dtype, tuple]:
+    """Return {dtype: (what was run, its Times, the GFLOP/s of its fastest round)}.
 
-    def __init__(self, device: torch.device, dtype: torch.dtype):
-        self.flop = 2 * 8 * 32 * 32 * 9 * 256 * 64
-        self.w = torch.randn(64, 256, 3, 3).to(device, dtype, memory_format=torch.channels_last)
-        self._like = {"device": device, "dtype": dtype}
+    A plain convolution, channels-last, which is what a dense block consists of; on accelerators a large product.
+    """
+    on_cpu, size = device.type == "cpu", 8192
+    flop = 2 * 8 * 32 * 32 * 9 * 256 * 64 if on_cpu else 2 * size**3
 
-    def fresh(self) -> None:
-        self.x = torch.randn(8, 256, 32, 32, **self._like).contiguous(memory_format=torch.channels_last)
+    def fresh(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        sizes = ((8, 256, 32, 32), (64, 256, 3, 3)) if on_cpu else ((size, size), (size, size))
+        made = (torch.randn(size, device=device, dtype=dtype) for size in sizes)
+        return tuple(x.contiguous(memory_format=torch.channels_last) if on_cpu else x for x in made)
 
-    def run(self) -> None:
-        with torch.no_grad():
-            F.conv2d(self.x, self.w, padding=1)
-
-
-class _Product:
-    """8192 x 8192 x 8192 matrix product."""
-
-    def __init__(self, device: torch.device, dtype: torch.dtype):
-        self.flop = 2 * 8192**3
-        self._like = {"device": device, "dtype": dtype}
-
-    def fresh(self) -> None:
-        self.a, self.b = torch.randn(2, 8192, 8192, **self._like)
-
-    def run(self) -> None:
-        self.a @ self.b
-
-
-def ceilings(
-    device: torch.device, dtypes: list[torch.dtype], rounds: int = 7
-) -> dict[torch.dtype, tuple[str, Times, float]]:
-    """{dtype: (what was run, its Times, the GFLOP/s of its fastest round)}: a plain convolution on a CPU, a large matrix product elsewhere."""
-    kind, what = (_Convolution, "conv 3x3 256->64") if device.type == "cpu" else (_Product, "product 8192^3")
-    plain = {dtype: kind(device, dtype) for dtype in dtypes}
+    convolution = torch.no_grad()(lambda x, weight: F.conv2d(x, weight, padding=1))
+    run, what = (convolution, "conv 3x3 256->64") if on_cpu else (torch.mm, "product 8192^3")
+    plain = {dtype: Contender(run, lambda dtype=dtype: fresh(dtype)) for dtype in dtypes}
     for contender in plain.values():
         once(contender, device)
     times = interleave(plain, device, rounds)
-    return {dtype: (what, times[dtype], plain[dtype].flop / min(times[dtype].rounds) / 1e9) for dtype in dtypes}
+    return {dtype: (what, times[dtype], flop / min(times[dtype].rounds) / 1e9) for dtype in dtypes}

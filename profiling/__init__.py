@@ -1,1 +1,1 @@
-"""Where a training step's time goes: `python -m profiling.trace`, `profiling.roofline`, `profiling.flame`; LOG.md: experiments, newest first."""
+"""Where time goes: step, trace, roofline, flame, kernels. What scales and tiles cost: loss_scale, tiles. See LOG.md."""

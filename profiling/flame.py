@@ -1,6 +1,6 @@
-"""`python -m profiling.flame`: a flame graph of a real `rdn-fast train` run of a few seconds, sampled from outside by py-spy.
+"""`python -m profiling.flame`: a flame graph of a real `rdn-fast train` run of a few seconds, sampled by py-spy.
 
-It shows Python's frames, also those of the loader's thread: what the loop costs beside the kernels that it calls.
+It shows Python's frames, also those of the loader's threads: what the loop costs beside the kernels that it calls.
 """
 
 from __future__ import annotations
@@ -14,13 +14,11 @@ from pathlib import Path
 
 import torch
 
-from bench import end_to_end
-from bench.cases import PATCH, RDN_B
-from bench.ours import default_dtype
+from bench.loop import write_h5
+from bench.models import PATCH, RDN_B, default_dtype, resolve_impl
 from profiling.step import options
 from profiling.trace import FOLDER
 from rdn_fast.errors import UserError
-from rdn_fast.rdb import autotune
 
 STEPS = 6
 
@@ -30,34 +28,21 @@ class CannotSample(Exception):
 
 
 def flame(preset: str, batch: int, device: torch.device, picture: Path) -> None:
-    """Write the SVG of a run of STEPS steps of `preset`. Raises CannotSample."""
-    spy = shutil.which("py-spy", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
+    """Write the SVG of a run of STEPS steps of `preset`. CannotSample if py-spy is missing or fails."""
+    beside = str(Path(sys.executable).parent)
+    spy = shutil.which("py-spy", path=os.pathsep.join([beside, os.environ.get("PATH", "")]))
     if spy is None:
         raise CannotSample("needs py-spy: pip install py-spy, or use `make profile`")
     picture.parent.mkdir(parents=True, exist_ok=True)
     picture.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         data, out = Path(folder) / "data.h5", Path(folder) / "out"
-        end_to_end.write_data(data, batch * STEPS, RDN_B.scale)
-        flags = {
-            "preset": preset,
-            "train-file": data,
-            "outputs-dir": out,
-            "device": device,
-            "batch-size": batch,
-            "patch-size": PATCH,
-            "max-steps": STEPS,
-        }
-        train = [
-            sys.executable,
-            "-m",
-            "rdn_fast",
-            "train",
-            *(str(word) for name, value in flags.items() for word in (f"--{name}", value)),
-        ]
-        done = subprocess.run(
-            [spy, "record", "--output", picture, "--", *train], capture_output=True, text=True, check=False
-        )
+        write_h5(data, batch * STEPS, RDN_B.scale)
+        given = {"preset": preset, "train-file": data, "outputs-dir": out, "device": device, "batch-size": batch}
+        given |= {"patch-size": PATCH, "max-steps": STEPS}
+        train = [sys.executable, "-m", "rdn_fast", "train", *(f"--{name}={value}" for name, value in given.items())]
+        command = [spy, "record", "--output", picture, "--", *train]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         if not (out / "last.pth").is_file() or not picture.is_file():
             last = (done.stderr.strip().splitlines() or ["no word"])[-1]
             raise CannotSample(f"py-spy ended with {done.returncode}: {last}")
@@ -67,9 +52,8 @@ def main(argv: list[str] | None = None) -> int:
     picture = FOLDER / "flame.svg"
     try:
         device, batch = options(__doc__, argv)
-        autotune.choose(
-            "auto", autotune.Case.of(RDN_B, (batch, 3, PATCH, PATCH), device, default_dtype(device), True)
-        )  # remembered: no timing of rows in the picture
+        # The choice is remembered, so that autotuning is not in the picture.
+        resolve_impl("auto", RDN_B, (batch, 3, PATCH, PATCH), device, default_dtype(device), training=True)
         flame("rdn-b", batch, device, picture)
     except (UserError, CannotSample) as error:
         print(f"flame: error: {error}", file=sys.stderr)

@@ -1,10 +1,13 @@
-"""`python -m profiling.roofline`: the parts of a training step under the ceilings of the machine, as a table, roofline.csv and roofline.svg.
+"""`python -m profiling.roofline`: the parts of a training step under the ceilings of the machine.
 
-FLOP are those of the model's direct convolutions, backward counted twice forward, whatever the algorithm; the optimizer's are those of
-Adam. Bytes are what must cross memory at least: every map that a part takes, gives, or keeps for its backward pass, once in each pass
-that needs it, every parameter and gradient once; caches are taken to hold the rest. Seconds are those of each part by itself, timed in
-turn. Ceilings are measured in the same run: a plain convolution or a large product, and a large copy. The row `winograd` does a quarter
-of a 3x3 convolution's multiplications, so it may stand above the ceiling of direct convolutions, not above four times it.
+Prints a table and writes roofline.csv and roofline.svg.
+
+FLOP are those of the model's direct convolutions, backward counted twice forward, whatever the algorithm; the
+optimizer's are those of Adam. Bytes are what must cross memory at least: every map that a part takes, gives, or keeps
+for its backward pass, once in each pass that needs it, every parameter and gradient once; caches are taken to hold the
+rest. Seconds are those of each part by itself, timed in turn. Ceilings are measured in the same run: a plain
+convolution or a large product, and a large copy. The implementation `winograd` does a quarter of a 3x3 convolution's
+multiplications, so it may stand above the ceiling of direct convolutions, not above four times it.
 """
 
 from __future__ import annotations
@@ -14,21 +17,21 @@ import dataclasses
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from bench import results, timing
-from bench.bandwidth import bandwidth
-from bench.cases import PATCH, RDN_B, Contender, words
-from bench.ours import Ours
-from profiling.step import options, training_step
-from rdn_fast import __version__
+from bench import plots, results, timing
+from bench.case import Contender
+from bench.models import PATCH, RDN_B, words
+from bench.recipe import Recipe
+from profiling.bandwidth import bandwidth
+from profiling.step import options, profiled_step
 from rdn_fast.config import ModelConfig
 from rdn_fast.errors import UserError
 from rdn_fast.model import _conv
+from rdn_fast.precision import dtype_name
 from rdn_fast.rdb import select
 
 PICTURE = Path(__file__).with_name("roofline.svg")
@@ -60,123 +63,103 @@ class Part:
 
 @dataclass(frozen=True)
 class Roofline:
-    """Parts of a step, the whole step last, and the ceilings in GFLOP/s and GB/s; `conditions` say of what, where and how."""
+    """Parts of a step, the whole step last, and the ceilings in GFLOP/s and GB/s; `conditions` say what, where, how."""
 
     conditions: dict[str, str]
     parts: list[Part]
     ceiling: float
     bandwidth: float
-    winograd: bool
+
+    @property
+    def winograd(self) -> bool:
+        return self.conditions["rdb"] == "winograd"
 
     def bound(self, part: Part) -> float:
         """GFLOP/s that the part cannot exceed with direct convolutions."""
         return min(self.ceiling, part.intensity * self.bandwidth)
 
 
-class _Piece(Contender):
-    """function(*maps), timed forward, or forward and backward for all parameters and, where `of_maps`, for the maps."""
+def piece(recipe: Recipe, function: Callable, sizes: list, modules: list, backward=True, of_maps=True) -> Contender:
+    """Return function(*maps) as a contender: forward, or forward and backward for all parameters of `modules`.
 
-    def __init__(
-        self, ours: Ours, function: Callable, sizes: list, parameters: list, backward: bool, of_maps: bool = True
-    ):
-        self.ours, self.function, self.sizes, self.parameters, self.backward, self.of_maps = (
-            ours,
-            function,
-            sizes,
-            parameters,
-            backward,
-            of_maps,
-        )
+    `of_maps`: the backward pass computes the gradients of the maps, too.
+    """
+    parameters = [parameter for module in modules for parameter in module.parameters()]
 
-    def fresh(self) -> None:
-        self.maps = [torch.randn(size, device=self.ours.device, dtype=self.ours.dtype) for size in self.sizes]
-        self.maps = [
-            map.contiguous(memory_format=self.ours.memory_format).requires_grad_(self.of_maps) for map in self.maps
-        ]
+    def fresh() -> tuple[torch.Tensor, ...]:
+        maps = (torch.randn(size, device=recipe.device, dtype=recipe.dtype) for size in sizes)
+        return tuple(x.contiguous(memory_format=recipe.memory_format).requires_grad_(of_maps) for x in maps)
 
-    def run(self) -> None:
-        y = self.function(*self.maps)
-        if self.backward:
-            torch.autograd.grad(y, [*self.parameters, *(self.maps if self.of_maps else [])], y.detach())
+    def run(*maps: torch.Tensor) -> None:
+        y = function(*maps)
+        if backward:
+            torch.autograd.grad(y, [*parameters, *(maps if of_maps else ())], y.detach())
+
+    return Contender(run, fresh)
 
 
-class _Update(Contender):
-    """The optimizer's step on random gradients."""
+def update(recipe: Recipe) -> Contender:
+    """Return the optimizer's part of a step, on random gradients."""
 
-    def __init__(self, ours: Ours):
-        self.ours = ours
-
-    def fresh(self) -> None:
-        for parameter in self.ours.model.parameters():
+    def fresh() -> tuple:
+        for parameter in recipe.model.parameters():
             parameter.grad = torch.randn_like(parameter)
+        return ()
 
-    def run(self) -> None:
-        self.ours.update.step()
+    return Contender(recipe.update, fresh)
 
 
-def measure(config: ModelConfig, batch: int, device: torch.device, rounds: int = ROUNDS) -> Roofline:
-    """Time the parts of a step on `batch` patches in turn. AssertionError when the step's results are wrong: then nothing is timed."""
-    case, step = training_step(config, batch, device)
-    case.check(step, "rdn_fast")
-    ours, model = step.recipe, step.recipe.model
-    row = select(model.rdb, device, ours.dtype, True)
+def measure(model_config: ModelConfig, batch: int, device: torch.device, rounds: int = ROUNDS) -> Roofline:
+    """Time the parts of a step on `batch` patches in turn. AssertionError if the step's results are wrong."""
+    recipe, step = profiled_step(model_config, batch, device)
+    step.check()
+    model, dtype = recipe.model, recipe.dtype
+    impl = select(model.rdb, device, dtype, True)
+    block, wide = model.rdbs[0], (batch, model_config.num_features, PATCH, PATCH)
 
-    def tail(y):
-        for layer in model.upscale:
-            y = _conv(layer, y) if isinstance(layer, nn.Conv2d) else layer(y)
-        return _conv(model.output, y.to(ours.precision.output))
+    def head(x):
+        return _conv(model.sfe2, _conv(model.sfe1, x))
+
+    def rdb(x):
+        return block(x, impl)
 
     def fusion(shallow, *local):
         return _conv(model.gff[1], _conv(model.gff[0], torch.cat(local, dim=1))) + shallow
 
-    def parameters(*modules):
-        return [parameter for module in modules for parameter in module.parameters()]
+    def tail(y):
+        for layer in model.upscale:
+            y = _conv(layer, y) if isinstance(layer, nn.Conv2d) else layer(y)
+        return _conv(model.output, y.to(model.output_dtype or dtype))
 
-    block, wide = model.rdbs[0], (batch, config.num_features, PATCH, PATCH)
+    maps = [wide] * (model_config.num_blocks + 1)
     contenders = {
-        "head": _Piece(
-            ours,
-            lambda x: _conv(model.sfe2, _conv(model.sfe1, x)),
-            [(batch, 3, PATCH, PATCH)],
-            parameters(model.sfe1, model.sfe2),
-            True,
-            False,
-        ),
-        "RDB forward": _Piece(ours, lambda x: block(x, row), [wide], parameters(block), False),
-        "RDB": _Piece(ours, lambda x: block(x, row), [wide], parameters(block), True),
-        "GFF": _Piece(ours, fusion, [wide] * (config.num_blocks + 1), parameters(model.gff), True),
-        "tail": _Piece(ours, tail, [wide], parameters(model.upscale, model.output), True),
-        "optimizer": _Update(ours),
+        "head": piece(recipe, head, [(batch, 3, PATCH, PATCH)], [model.sfe1, model.sfe2], of_maps=False),
+        "RDB forward": piece(recipe, rdb, [wide], [block], backward=False),
+        "RDB": piece(recipe, rdb, [wide], [block]),
+        "GFF": piece(recipe, fusion, maps, [model.gff]),
+        "tail": piece(recipe, tail, [wide], [model.upscale, model.output]),
+        "optimizer": update(recipe),
         "step": step,
     }
     for contender in contenders.values():
         timing.once(contender, device)
-    _, _, roof = timing.ceilings(device, [ours.dtype])[ours.dtype]
+    _, _, roof = timing.ceilings(device, [dtype])[dtype]
     _, _, copied = bandwidth(device)
     times = timing.interleave(contenders, device, rounds)
     step.verify()
     seconds = {name: measured.median for name, measured in times.items()}
     seconds["RDB backward"] = seconds["RDB"] - seconds["RDB forward"]
-    conditions = {
-        "date": date.today().isoformat(),
-        "commit": results.commit(),
-        "command": results.command_line(),
-        "device": results.name(device),
-        "torch": torch.__version__,
-        "rdn_fast": __version__,
-        "model": words(config),
-        "batch": str(batch),
-        "dtype": str(ours.dtype).removeprefix("torch."),
-        "rdb": row.name,
-        "kind": "measured",
-    }
-    counted = work(config, batch, ours.dtype.itemsize)
+    what = {"model": words(model_config), "batch": str(batch), "dtype": dtype_name(dtype), "rdb": impl.name}
+    counted = work(model_config, batch, dtype.itemsize)
     parts = [Part(name, times, flop, bytes, seconds[name]) for name, (times, flop, bytes) in counted.items()]
-    return Roofline(conditions, parts, roof, copied, row.name == "winograd")
+    return Roofline(results.conditions(device) | what | {"kind": "measured"}, parts, roof, copied)
 
 
 def work(c: ModelConfig, batch: int, size: int) -> dict[str, tuple[int, float, float]]:
-    """{part: (how often in a step, FLOP, bytes that must move)}; `size`: bytes of a map's element. Parameters and gradients are float32."""
+    """Return {part: (how often in a step, FLOP, bytes that must move)}.
+
+    `size`: bytes of a map's element. Parameters and gradients are float32.
+    """
     pixels, s2 = batch * PATCH * PATCH, c.scale**2
     g0, d, u, kept = c.num_features, c.num_blocks, c.tail_channels, c.num_layers * c.growth_rate
 
@@ -216,99 +199,82 @@ def work(c: ModelConfig, batch: int, size: int) -> dict[str, tuple[int, float, f
 
 
 def table(r: Roofline) -> str:
-    """The parts in words."""
+    """Return the parts as text."""
+    domain = f" (in the Winograd domain {WINOGRAD * r.ceiling:.0f}, counted as direct)" if r.winograd else ""
     lines = [
         ", ".join(f"{name} {value}" for name, value in r.conditions.items()),
-        f"ceilings: {r.ceiling:.0f} GFLOP/s"
-        + (f" (in the Winograd domain {WINOGRAD * r.ceiling:.0f}, counted as direct)" if r.winograd else "")
-        + f", {r.bandwidth:.1f} GB/s",
-        f"{'part':<13} {'times':>5} {'GFLOP':>8} {'MB':>8} {'FLOP/B':>7} {'ms':>9} {'GFLOP/s':>8} {'bound':>7} {'share':>6}",
+        f"ceilings: {r.ceiling:.0f} GFLOP/s{domain}, {r.bandwidth:.1f} GB/s",
+        f"{'part':<13} {'times':>5} {'GFLOP':>8} {'MB':>8} {'FLOP/B':>7} {'ms':>9} {'GFLOP/s':>8} {'bound':>7} "
+        f"{'share':>6}",
     ]
     lines += [
-        f"{p.name:<13} {p.times:5d} {p.flop / 1e9:8.2f} {p.bytes / 1e6:8.1f} {p.intensity:7.1f} {p.seconds * 1e3:9.2f} {p.gflops:8.1f} {r.bound(p):7.0f} "
-        f"{p.gflops / r.bound(p):6.0%}"
+        f"{p.name:<13} {p.times:5d} {p.flop / 1e9:8.2f} {p.bytes / 1e6:8.1f} {p.intensity:7.1f} {p.seconds * 1e3:9.2f} "
+        f"{p.gflops:8.1f} {r.bound(p):7.0f} {p.gflops / r.bound(p):6.0%}"
         for p in r.parts
     ]
     *parts, step = r.parts
-    return "\n".join(
-        [
-            *lines,
-            f"the parts by themselves take {sum(p.times * p.seconds for p in parts) / step.seconds:.0%} of the step's time",
-        ]
-    )
+    share = sum(part.times * part.seconds for part in parts) / step.seconds
+    return "\n".join([*lines, f"the parts by themselves take {share:.0%} of the step's time"])
+
+
+_FIELDS = [field.name for field in dataclasses.fields(Part)]
 
 
 def write(r: Roofline, picture: Path) -> None:
-    """`picture` (SVG, or what its suffix says), and the table beside it as CSV."""
+    """Write `picture` (SVG, or what its suffix says), and the table beside it as CSV."""
     with picture.with_suffix(".csv").open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(
-            [
-                *r.conditions,
-                "ceiling_gflops",
-                "ceiling_gbytes",
-                *(field.name for field in dataclasses.fields(Part)),
-                "gflops",
-            ]
-        )
-        numbers = [f"{r.ceiling:.6g}", f"{r.bandwidth:.6g}"]
-        rows.writerows(
-            [*r.conditions.values(), *numbers, p.name, p.times, p.flop, p.bytes, f"{p.seconds:.6g}", f"{p.gflops:.6g}"]
-            for p in r.parts
-        )
+        rows.writerow([*r.conditions, "ceiling_gflops", "ceiling_gbytes", *_FIELDS, "gflops"])
+        for p in r.parts:
+            numbers = [f"{r.ceiling:.6g}", f"{r.bandwidth:.6g}", p.name, p.times, p.flop, p.bytes]
+            rows.writerow([*r.conditions.values(), *numbers, f"{p.seconds:.6g}", f"{p.gflops:.6g}"])
     draw(r, picture)
 
 
+def read(table: Path) -> Roofline:
+    """Parse a CSV file that write() wrote."""
+    with table.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    first, kinds = rows[0], {"name": str, "times": int}
+    parts = [Part(*(kinds.get(name, float)(row[name]) for name in _FIELDS)) for row in rows]
+    conditions = {name: value for name, value in first.items() if name not in (*_FIELDS, "gflops")}
+    return Roofline(conditions, parts, float(conditions.pop("ceiling_gflops")), float(conditions.pop("ceiling_gbytes")))
+
+
 def draw(r: Roofline, picture: Path) -> None:
-    """The same bytes for the same Roofline."""
-    import matplotlib as mpl
-
-    mpl.use("agg")
-    import matplotlib.pyplot as plt
-
-    mpl.rcParams.update({"svg.hashsalt": "rdn_fast", "font.family": "DejaVu Sans", "font.size": 9})
-    canvas, ax = plt.subplots(figsize=(8, 5), layout="constrained")
+    """Draw the same bytes for the same Roofline."""
+    canvas, axes = plots.canvas((8, 5))
+    ax = axes[0, 0]
     ax.set_xscale("log")
     ax.set_yscale("log")
-    intensities = [p.intensity for p in r.parts]
+    intensities = [part.intensity for part in r.parts]
     left, right = min(intensities) / 2, 4 * max(*intensities, r.ceiling / r.bandwidth)
-    roofs = {"direct convolutions": r.ceiling} | (
-        {f"F(4x4, 3x3): {WINOGRAD} times that": WINOGRAD * r.ceiling} if r.winograd else {}
-    )
+    roofs = {"direct convolutions": r.ceiling}
+    if r.winograd:
+        roofs[f"F(4x4, 3x3): {WINOGRAD} times that"] = WINOGRAD * r.ceiling
     for (what, roof), style in zip(roofs.items(), ("-", (0, (4, 3))), strict=False):
         ridge = roof / r.bandwidth
-        ax.plot([left, ridge, right], [left * r.bandwidth, roof, roof], color="#333333", linewidth=1.1, linestyle=style)
-        ax.text(2 * ridge, 1.07 * roof, f"{what}, {roof:,.0f} GFLOP/s", fontsize=8, color="#333333")
+        ax.plot([left, ridge, right], [left * r.bandwidth, roof, roof], color=plots.INK, linewidth=1.1, linestyle=style)
+        ax.text(2 * ridge, 1.07 * roof, f"{what}, {roof:,.0f} GFLOP/s", fontsize=8, color=plots.INK)
     slope = (left * r.ceiling / r.bandwidth) ** 0.5  # in the middle of the slope
-    ax.text(1.15 * slope, slope * r.bandwidth, f"copy, {r.bandwidth:.3g} GB/s", va="top", fontsize=8, color="#333333")
-    for p, colour in zip(r.parts, COLOURS, strict=True):
-        whole = p is r.parts[-1]
-        share = "" if whole else f", {p.times * p.seconds / r.parts[-1].seconds:.1%} of the step"
-        label = f"{p.name}: {p.gflops:.3g} GFLOP/s{share}"
-        ax.scatter(
-            p.intensity,
-            p.gflops,
-            s=130 if whole else 60,
-            marker="*" if whole else "o",
-            color=colour,
-            label=label,
-            zorder=3,
-        )
-    ax.legend(loc="lower right", frameon=False, fontsize=8.5)
+    ax.text(1.15 * slope, slope * r.bandwidth, f"copy, {r.bandwidth:.3g} GB/s", va="top", fontsize=8, color=plots.INK)
+    *parts, step = r.parts
+    for part, colour in zip(parts, COLOURS, strict=False):
+        share = part.times * part.seconds / step.seconds
+        label = f"{part.name}: {part.gflops:.3g} GFLOP/s, {share:.1%} of the step"
+        ax.scatter(part.intensity, part.gflops, s=60, color=colour, label=label, zorder=3)
+    label = f"{step.name}: {step.gflops:.3g} GFLOP/s"
+    ax.scatter(step.intensity, step.gflops, s=130, marker="*", color=COLOURS[-1], label=label, zorder=3)
+    ax.legend(loc="lower right")
     c = r.conditions
-    ax.set_title(
-        f"A training step of {c['model']}, batch {c['batch']}, {c['dtype']}, rdb {c['rdb']}",
-        fontsize=10.5,
-        loc="left",
-        weight="bold",
-    )
-    source = f"{c['kind']} {c['date']} on {c['device']}\ntorch {c['torch']}, rdn_fast {c['rdn_fast']}, commit {c['commit']}, {c['command']}"
-    ax.set_xlabel(f"FLOP per byte that must move\n{source}", fontsize=8.5)
+    title = f"A training step of {c['model']}, batch {c['batch']}, {c['dtype']}, rdb {c['rdb']}"
+    ax.set_title(title, fontsize=10.5, weight="bold")
+    where = f"{c['kind']} {c['date']} on {c['device']}"
+    source = f"torch {c['torch']}, rdn_fast {c['rdn_fast']}, commit {c['commit']}, {c['command']}"
+    ax.set_xlabel(f"FLOP per byte that must move\n{where}\n{source}", fontsize=8.5)
     ax.set_ylabel("GFLOP/s, counted as direct convolutions")
     ax.set_xlim(left, right)
-    ax.spines[["top", "right"]].set_visible(False)
-    canvas.savefig(picture, metadata={"Date": None} if picture.suffix == ".svg" else None, dpi=130)
-    plt.close(canvas)
+    plots.save(canvas, picture)
 
 
 def main(argv: list[str] | None = None) -> int:

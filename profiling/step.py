@@ -1,4 +1,4 @@
-"""What is profiled: one training step of rdn-b at its default precision, by the row that `--rdb auto` chooses."""
+"""What is profiled: one training step at its default precision, by the implementation that `--rdb auto` chooses."""
 
 from __future__ import annotations
 
@@ -6,22 +6,28 @@ import argparse
 
 import torch
 
-from bench import cases
-from bench.ours import default_dtype
+from bench.case import Contender
+from bench.cases import training_step
+from bench.models import PATCH, compare, default_dtype, ours, resolve_impl
+from bench.recipe import Recipe
 from rdn_fast import devices
 from rdn_fast.config import ModelConfig
 from rdn_fast.errors import UserError
 
 
-def training_step(config: ModelConfig, batch: int, device: torch.device) -> tuple[cases.Case, cases.Checked]:
-    """The case, and rdn_fast's contender of it: fresh() makes a batch of random patches, run() is the step."""
-    case = cases.training_step(config, batch, device, [default_dtype(device)], "auto")
-    return case, next(entry for entry in case.entries if entry.recipe == "rdn_fast").make()
+def profiled_step(model_config: ModelConfig, batch: int, device: torch.device) -> tuple[Recipe, Contender]:
+    """Return rdn_fast's recipe, and it as a contender: fresh() makes a batch of random patches, run() is the step."""
+    lr, dtype = (batch, 3, PATCH, PATCH), default_dtype(device)
+    recipe = ours(model_config, device, dtype, resolve_impl("auto", model_config, lr, device, dtype, training=True))
+    maker = "rdn_fast", dtype, lambda: recipe
+    (entry,) = compare(training_step.NAME, model_config, lr, device, True, [maker]).entries
+    return recipe, entry.build()
 
 
-def options(words: str | None, argv: list[str] | None) -> tuple[torch.device, int]:
-    """--device and --batch-size from the command line. Raises UserError for a device that is not there or no batch."""
-    parser = argparse.ArgumentParser(description=words, formatter_class=argparse.RawDescriptionHelpFormatter)
+def options(description: str | None, argv: list[str] | None) -> tuple[torch.device, int]:
+    """Return --device and --batch-size. UserError for a device that is not there or no batch."""
+    kind = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=description, formatter_class=kind)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda[:i] or npu[:i]")
     parser.add_argument("--batch-size", type=int, help="patches a step (default: 4 on a CPU, else 64)")
     given = parser.parse_args(argv)

@@ -1,9 +1,10 @@
-"""`python -m profiling.tiles pad|precision|speed`: what tiles and low precision cost in pictures, and how fast tiles are, as tiles.csv.
+"""`python -m profiling.tiles pad|precision|speed`: what tiles and low precision cost in pictures, as tiles.csv.
 
-pad: pictures in tiles with little padding against the whole ones, in uint8 levels, and the PSNR-Y that they lose against HR.
-precision: PSNR-Y in low precision, all of it (O2) or all but the last convolution (O1), against float32's. On a CPU low-precision convolutions
-are float32 ones of rounded inputs, rounded: what devices with float32 sums compute, without waiting for their emulation. Such rows say simulated.
-speed: seconds for a tile by itself, for each million of its own LR pixels: what its padding costs is counted, what a picture's edge saves is not.
+pad: pictures in tiles with little padding against the whole ones, in uint8 levels, and the PSNR-Y that they lose
+against HR. precision: PSNR-Y in low precision, all of it (O2) or all but the last convolution (O1), against float32's.
+On a CPU low-precision convolutions are float32 ones of rounded inputs, rounded: what devices with float32 sums compute,
+without waiting for their emulation. Such rows say simulated. speed: seconds for a tile by itself, for each million of
+its own LR pixels: what its padding costs is counted, what a picture's edge saves is not.
 A run replaces the rows of its kind in the file.
 """
 
@@ -14,7 +15,7 @@ import csv
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
-from datetime import date
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,9 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
 from bench import results, timing
-from bench.cases import words
-from rdn_fast import __version__, devices, precision
+from bench.case import Contender
+from bench.models import words
+from rdn_fast import devices, precision
 from rdn_fast.data.images import image_files, read_image
 from rdn_fast.data.pairs import Pair, degrade
 from rdn_fast.data.patches import to_float
@@ -32,66 +34,47 @@ from rdn_fast.errors import UserError
 from rdn_fast.evaluation import metrics
 from rdn_fast.model import RDN
 from rdn_fast.pictures.tiled import Upscaler
+from rdn_fast.precision import dtype_name
 from rdn_fast.weights.convert import SHIPPED, load_model
 
 FILE = Path(__file__).with_name("tiles.csv")
 COLUMNS = (
-    "date",
-    "commit",
-    "command",
-    "device",
-    "threads",
-    "torch",
-    "rdn_fast",
-    "model",
-    "weights",
-    "kind",
-    "what",
-    "set",
-    "dtype",
-    "level",
-    "tile",
-    "tile_pad",
-    "max_level",
-    "mean_level",
-    "psnr_whole",
-    "psnr_y",
-    "loss_y",
-    "seconds_mpixel",
-    "seconds_min",
-    "seconds_max",
+    *("date", "commit", "command", "device", "threads", "torch", "rdn_fast", "model", "weights", "kind", "what", "set"),
+    *("dtype", "level", "tile", "tile_pad", "max_level", "mean_level", "psnr_whole", "psnr_y", "loss_y"),
+    *("seconds_mpixel", "seconds_min", "seconds_max"),
 )
 TILES, PADS = (32, 64, 128), (0, 5, 10, 20, "exact")
 EDGES, ROUNDS = (48, 64, 96, 128, 160, 192, 256, 384, 512), 5
 
 
 def pads(model: RDN, pairs: list[Pair], _) -> Iterator[dict]:
-    """max_level: the largest difference from the whole picture; mean_level: the mean one; psnr_whole: PSNR in dB against it, over the set."""
+    """Yield rows of whole pictures against tiles in float32.
+
+    max_level, mean_level: largest and mean difference; psnr_whole: PSNR in dB against the whole, over the set.
+    """
     scale = model.config.scale
     whole = [Upscaler(model, tile=0, fp32=True)(pair.lr) for pair in pairs]
     at_best = _mean_psnr(whole, pairs, scale)
     for tile in TILES:
         for pad in PADS:
             tiled = [Upscaler(model, tile, pad, fp32=True)(pair.lr) for pair in pairs]
-            difference = np.concatenate(
-                [np.abs(a.astype(np.int16) - b).ravel() for a, b in zip(tiled, whole, strict=True)]
-            )
+            each = [np.abs(a.astype(np.int16) - b).ravel() for a, b in zip(tiled, whole, strict=True)]
+            difference, psnr = np.concatenate(each), _mean_psnr(tiled, pairs, scale)
             mse = np.mean(np.square(difference, dtype=np.float64))
-            psnr = _mean_psnr(tiled, pairs, scale)
+            levels = {"max_level": difference.max(), "mean_level": difference.mean()}
+            levels["psnr_whole"] = 10 * np.log10(255**2 / mse) if mse else ""
             yield {
                 "dtype": "float32",
                 "tile": tile,
                 "tile_pad": pad,
-                "max_level": difference.max(),
-                "mean_level": difference.mean(),
-                "psnr_whole": 10 * np.log10(255**2 / mse) if mse else "",
+                **levels,
                 "psnr_y": psnr,
                 "loss_y": at_best - psnr,
             }
 
 
 def precisions(model: RDN, pairs: list[Pair], device: torch.device) -> Iterator[dict]:
-    """Whole pictures; loss_y in dB."""
+    """Yield rows of whole pictures in each precision; loss_y in dB."""
     at_best, model.rdb = None, "naive"
     for level, dtype in (("O0", "auto"), ("O1", "fp16"), ("O1", "bf16"), ("O2", "fp16"), ("O2", "bf16")):
         chosen = precision.resolve(level, dtype, device)
@@ -102,14 +85,8 @@ def precisions(model: RDN, pairs: list[Pair], device: torch.device) -> Iterator[
             pictures = [output[0].permute(1, 2, 0).float().mul(255).cpu().numpy() for output in outputs]
         psnr = _mean_psnr(pictures, pairs, model.config.scale)
         at_best = psnr if at_best is None else at_best
-        yield {
-            "kind": "simulated" if simulated else "measured",
-            "dtype": str(chosen.compute).removeprefix("torch."),
-            "level": level,
-            "tile": 0,
-            "psnr_y": psnr,
-            "loss_y": at_best - psnr,
-        }
+        how = {"kind": "simulated" if simulated else "measured", "dtype": dtype_name(chosen.compute)}
+        yield {**how, "level": level, "tile": 0, "psnr_y": psnr, "loss_y": at_best - psnr}
 
 
 class _Rounded(TorchFunctionMode):
@@ -119,29 +96,20 @@ class _Rounded(TorchFunctionMode):
         return function(*(tensor.float() for tensor in arguments), **(options or {})).to(arguments[0].dtype)
 
 
-class _Window:
-    """A tile with its padding, as a picture of its own."""
-
-    def __init__(self, upscaler: Upscaler, edge: int):
-        self._upscaler, self._edge = upscaler, edge
-
-    def fresh(self) -> None:
-        self._picture = np.random.default_rng().integers(0, 256, (self._edge, self._edge, 3), np.uint8)
-
-    def run(self) -> None:
-        self._upscaler(self._picture)
-
-
 def speeds(model: RDN, _, device: torch.device) -> Iterator[dict]:
-    """With the default padding; medians of ROUNDS in turn."""
+    """Yield rows of tiles with the default padding; medians of ROUNDS in turn."""
     upscaler = Upscaler(model, tile=0)
-    pad = upscaler.grid.pad
-    windows = {edge: _Window(upscaler, edge + 2 * pad) for edge in EDGES}
+    pad, dtype = upscaler.grid.pad, dtype_name(upscaler.precision.compute)
+
+    def fresh(edge: int) -> tuple[np.ndarray]:
+        padded = edge + 2 * pad
+        return (np.random.default_rng().integers(0, 256, (padded, padded, 3), np.uint8),)
+
+    windows = {edge: Contender(upscaler, partial(fresh, edge)) for edge in EDGES}
     for window in windows.values():
         timing.once(window, device)
     for edge, times in timing.interleave(windows, device, ROUNDS).items():
         seconds = [second / edge**2 * 1e6 for second in times.rounds]
-        dtype = str(upscaler.precision.compute).removeprefix("torch.")
         spread = {"seconds_mpixel": float(np.median(seconds)), "seconds_min": min(seconds), "seconds_max": max(seconds)}
         yield {"dtype": dtype, "tile": edge, "tile_pad": pad, **spread}
 
@@ -150,22 +118,20 @@ KINDS = {"pad": pads, "precision": precisions, "speed": speeds}
 
 
 def _mean_psnr(pictures: list[np.ndarray], pairs: list[Pair], scale: int) -> float:
-    return float(
-        np.mean([metrics.psnr_y(picture, pair.hr, scale) for picture, pair in zip(pictures, pairs, strict=True)])
-    )
+    each = [metrics.psnr_y(picture, pair.hr, scale) for picture, pair in zip(pictures, pairs, strict=True)]
+    return float(np.mean(each))
 
 
 def write(rows: list[dict], file: Path) -> None:
-    """Replace the rows of their kind and model."""
+    """Replace the rows of their kind and model in the file."""
     kept = list(csv.DictReader(file.open(encoding="utf-8", newline=""))) if file.exists() else []
     ours = {(row["what"], row["model"]) for row in rows}
     with file.open("w", encoding="utf-8", newline="") as out:
         writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows([row for row in kept if (row["what"], row["model"]) not in ours])
-        writer.writerows(
-            {key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()} for row in rows
-        )
+        for row in rows:
+            writer.writerow({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()})
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -180,32 +146,18 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(f"--data DIR is missing, which {given.what} needs: a folder of HR pictures")
         device = devices.pick(given.device)
         model = load_model(given.weights_file, device)
-        pairs = (
-            [degrade(path.stem, read_image(path), model.config.scale) for path in image_files(given.data)]
-            if given.data
-            else []
-        )
-        run = {
-            "date": date.today().isoformat(),
-            "commit": results.commit(),
-            "command": f"python -m profiling.tiles {given.what}",
-            "device": results.name(device),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "rdn_fast": __version__,
-            "model": words(model.config),
-            "kind": "measured",
-            "weights": Path(given.weights_file or SHIPPED).name,
-            "what": given.what,
-            "set": Path(given.data).name if given.data else "",
-        }
+        files = image_files(given.data) if given.data else []
+        pairs = [degrade(path.stem, read_image(path), model.config.scale) for path in files]
+        run = results.conditions(device) | {"command": f"python -m profiling.tiles {given.what}"}
+        run |= {"threads": torch.get_num_threads(), "model": words(model.config), "kind": "measured"}
+        run |= {"weights": Path(given.weights_file or SHIPPED).name, "what": given.what}
+        run |= {"set": Path(given.data).name if given.data else ""}
         rows = []
         for row in KINDS[given.what](model, pairs, device):
-            print(
-                *(f"{key} {value:.5g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()),
-                sep="  ",
-                flush=True,
+            shown = (
+                f"{key} {value:.5g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()
             )
+            print(*shown, sep="  ", flush=True)
             rows.append(run | row)
     except UserError as error:
         print(f"tiles: error: {error}", file=sys.stderr)

@@ -5,9 +5,9 @@ from contextlib import nullcontext
 import pytest
 import torch
 import torch.nn.functional as F
-from tolerance import assert_as_good_as_naive, assert_same_in_float64, relative_error
 from torch.utils.flop_counter import FlopCounterMode
 
+from bench.parity import assert_as_good_as_naive, assert_same_in_float64, relative_error
 from rdn_fast.config import PRESETS, ModelConfig, make_configs
 from rdn_fast.errors import UserError
 from rdn_fast.model import RDN, check_state, describe, infer_config

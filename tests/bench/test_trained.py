@@ -1,4 +1,4 @@
-"""What is published of a model that was trained in full: its record, made of a real run and real evaluations, and README's block of it."""
+"""What is published of a model that was trained in full: its record, of a real run and evaluations, and its tables."""
 
 from __future__ import annotations
 
@@ -6,27 +6,16 @@ import hashlib
 import json
 
 import pytest
+from bench_rows import make_row, short
 from runs import ROOT, TINY, events, make_data
-from test_rows import make_row
 
-from bench import report, trained
+from bench import plots, report, trained
 from rdn_fast.cli import main
 from rdn_fast.config import make_configs
 from rdn_fast.weights.convert import SHIPPED
 
-FLAGS = (
-    *TINY,
-    "--batch-size",
-    "8",
-    "--eval-every",
-    "1",
-    "--opt-level",
-    "O0",
-    "--rdb",
-    "naive",
-    "--epochs",
-    "100",
-)  # 21 patches: 8 + 8 + 5
+# 21 patches: 8 + 8 + 5
+FLAGS = (*TINY, *["--batch-size", "8", "--eval-every", "1", "--opt-level", "O0", "--rdb", "naive", "--epochs", "100"])
 BLOCK = "<!-- bench:trained --><!-- /bench -->"
 
 
@@ -108,19 +97,15 @@ def test_patches_and_seconds_add_up_over_pieces(run):
     seconds = [epoch["seconds"] for epoch in epochs]
     assert seconds == sorted(seconds)
     assert seconds[0] > 0
-    # By the clock on the wall: from the first epoch's end to the second's; then from the first epoch's end after the resume on.
+    # Wall time: from the first epoch's end to the second's; then from the first epoch's end after the resume on.
     assert run.images_s == pytest.approx((29 - 21 + 71 - 42) / (seconds[1] - seconds[0] + seconds[4] - seconds[2]))
     assert run.images_s < run.in_steps  # there were validations
 
 
 def test_what_is_not_of_the_run_is_refused(made, tmp_path, capsys):
     def told(weights, evaluation, outputs="run"):
-        assert (
-            trained.main(
-                ["small_x2", "--outputs-dir", str(made / outputs), "--weights", str(weights), "--eval", str(evaluation)]
-            )
-            == 2
-        )
+        flags = ["--outputs-dir", str(made / outputs), "--weights", str(weights), "--eval", str(evaluation)]
+        assert trained.main(["small_x2", *flags]) == 2
         error = capsys.readouterr().err
         assert error.startswith("trained: error: ")
         assert error.count("\n") == 1
@@ -147,8 +132,8 @@ def test_the_speed_is_held_against_the_benchmark_of_the_same_training(run):
     }
     old, new = make_row(**given, images_s=5.0), make_row(**given, images_s=2 * run.images_s)
     assert run.benchmark([[old], [new]]) == 2 * run.images_s
-    assert "| not measured |" in report.trained_tables({"small_x2": run}, [], "en").splitlines()[2]
-    assert "| 50.0% |" in report.trained_tables({"small_x2": run}, [[new]], "en")
+    assert "| not measured |" in short(trained.tables({"small_x2": run}, [])).splitlines()[2]
+    assert "| 50.0% |" in short(trained.tables({"small_x2": run}, [[new]]))
     others = {
         "case": "long run",
         "recipe": "stock",
@@ -162,9 +147,8 @@ def test_the_speed_is_held_against_the_benchmark_of_the_same_training(run):
         assert run.benchmark([[make_row(**given | {"images_s": 5.0, name: value})]]) is None
 
 
-@pytest.mark.parametrize(("language", "words"), [("en", "| rdn_b_x2 | not measured |"), ("zh", "| rdn_b_x2 | 未测 |")])
-def test_readme_tells_of_the_run_and_of_what_was_not_run(run, language, words):
-    text = report.render(BLOCK, [], language, "bench/figures", {"small_x2": run})
+def test_the_page_tells_of_the_run_and_of_what_was_not_run(run):
+    text = short(report.render(BLOCK, [], {"small_x2": run}, "bench/figures"))
     mean, better = run.means(False)["Set5"], run.means(True)["Set5"]
     row = next(line for line in text.splitlines() if line.startswith("| small_x2 | Set5 |"))
     assert [cell.strip() for cell in row.split("|")[3:6]] == [
@@ -172,19 +156,21 @@ def test_readme_tells_of_the_run_and_of_what_was_not_run(run, language, words):
         f"**{mean['psnr_y']:.2f} ({mean['psnr_y_compat']:.2f}), {mean['ssim_y']:.4f}**",
         f"{better['psnr_y']:.2f} ({better['psnr_y_compat']:.2f}), {better['ssim_y']:.4f}",
     ]
-    assert words in text
+    assert "| rdn_b_x2 | not measured |" in text
     assert "bench/figures/training_small_x2.svg" in text
     assert "rdn_b_x2.svg" not in text
 
 
 def test_the_quality_table_has_a_line_for_every_set(run):
     mean, better = run.means(False)["Set5"], run.means(True)["Set5"]
-    values = f"{mean['bicubic_psnr_y']:.2f} | **{mean['psnr_y']:.2f}** | {better['psnr_y']:.2f} | {trained.PAPER['Set5'][0]:.2f}"
-    assert f"| small_x2 | Set5 | {values} |" in report.quality_table({"small_x2": run}, "en")
+    ours = f"**{mean['psnr_y']:.2f}** | {better['psnr_y']:.2f}"
+    line = f"| small_x2 | Set5 | {mean['bicubic_psnr_y']:.2f} | {ours} | {trained.PAPER['Set5'][0]:.2f} |"
+    assert line in short(trained.quality_table({"small_x2": run}, {}))
+    assert "| 模型 | 数据集 |" in short(trained.quality_table({"small_x2": run}, report.CHINESE))
 
 
 def test_the_curve_is_the_validation_over_patches_and_minutes(run):
-    (figure,) = report.training_charts({"small_x2": run}).values()
+    (figure,) = trained.charts({"small_x2": run}).values()
     patches, minutes = figure.panels
     epochs = run.of("epoch")
     assert patches.lines["canonical"] == (
@@ -198,18 +184,18 @@ def test_the_curve_is_the_validation_over_patches_and_minutes(run):
 
 
 def test_the_curve_is_the_same_bytes_every_time(run, tmp_path):
-    (figure,) = report.training_charts({"small_x2": run}).values()
+    (figure,) = trained.charts({"small_x2": run}).values()
     for name in ("a.svg", "b.svg"):
-        report.figures.draw(tmp_path / name, figure)
+        plots.draw(tmp_path / name, figure)
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
-    assert report.figures.is_current(tmp_path / "a.svg", figure)
+    assert plots.is_current(tmp_path / "a.svg", figure)
 
 
 def test_a_record_without_minutes_has_no_curve_over_them(run):
     for epoch in (old := trained.Run("small_x2", [dict(record) for record in run.records])).of("epoch"):
         del epoch["seconds"]
     assert old.images_s is None
-    (figure,) = report.training_charts({"small_x2": old}).values()
+    (figure,) = trained.charts({"small_x2": old}).values()
     assert [panel.x for panel in figure.panels] == ["thousands of patches"]
 
 

@@ -1,4 +1,4 @@
-"""The benchmark of `rdn-fast upscale`: its pictures, what is measured of the command, the rows, their gates, and the table in README."""
+"""The benchmark of `rdn-fast upscale`: its pictures, what is measured of the command, rows, gates and table."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from bench_rows import make_row, short
 from PIL import Image
-from test_rows import make_row
 
-from bench import cases, gates, measure, report, results, upscaling
-from bench.upscaling import Use
+from bench import process, report, results
+from bench.cases import upscaling
+from bench.cases.upscaling import Use
+from bench.measure import Bench
+from bench.models import words
 from rdn_fast.weights.convert import SHIPPED, read_weights
 
 CPU = torch.device("cpu")
@@ -34,8 +37,8 @@ def tiny(tmp_path_factory):
 @pytest.fixture(scope="module")
 def measured(tiny):
     """What a run of the case has left, by processes of its own."""
-    bench = measure.Bench("bench-test", CPU, "naive")
-    bench.upscaling()
+    bench = Bench("test", CPU, "naive")
+    upscaling.run(bench, "upscale")
     return bench
 
 
@@ -46,8 +49,8 @@ def told(monkeypatch):
     def run(*uses: Use) -> list[results.Row]:
         answers = iter(uses)
         monkeypatch.setattr(upscaling, "upscale", lambda *_: next(answers))
-        bench = measure.Bench("bench-test", CPU, "naive")
-        bench.upscaling()
+        bench = Bench("test", CPU, "naive")
+        upscaling.run(bench, "upscale")
         return bench.results.rows
 
     return run
@@ -91,7 +94,7 @@ def test_pictures_through_the_command_fill_what_the_gates_read(measured):
     rows = measured.results.rows
     assert measured.failures == []
     assert [(row.case, row.shape) for row in rows] == [
-        (case, f"{cases.words(SHIPPED_MODEL)}, {sizes}")
+        (case, f"{words(SHIPPED_MODEL)}, {sizes}")
         for case, sizes in (("photograph", "60x100"), ("small files", "16 to 24"))
     ]
     for row in rows:
@@ -100,7 +103,7 @@ def test_pictures_through_the_command_fill_what_the_gates_read(measured):
         assert 0 < row.waited < 1  # the model has computed, and not all the time
         assert 50 < row.peak_mb < 3000  # torch alone is more than the one
         assert row.note == "peak of the whole process"
-    judged = [verdict for verdict in gates.judge(rows, "upscale", "cpu") if verdict.gate.case != "inference"]
+    judged = [gate.judge(rows, "cpu") for gate in upscaling.CASE.gates]
     assert [(verdict.row, verdict.value) for verdict in judged] == [
         (rows[0], rows[0].peak_mb),
         (rows[1], rows[1].waited),
@@ -119,12 +122,12 @@ def test_figures_of_a_row_are_those_of_the_command(told):
 
 
 def test_peak_memory_of_an_accelerator_is_its_own(told, monkeypatch):
-    monkeypatch.setattr(measure.devices, "is_host", lambda device: False)
+    monkeypatch.setattr(upscaling.devices, "is_host", lambda device: False)
     row = told(Use(2.0, 1.5, 900_000_000, 300_000_000), Use(2.0, 1.5, 900_000_000, 300_000_000))[0]
     assert (row.peak_mb, row.note) == (300, "peak of the device; of the process 900 MB")
 
 
-def test_computing_is_the_models_share_of_the_seconds(monkeypatch, capsys):
+def test_computing_is_the_models_share_of_the_seconds(monkeypatch):
     now = [7.0]
 
     class Model:  # in the Upscaler's place
@@ -135,14 +138,12 @@ def test_computing_is_the_models_share_of_the_seconds(monkeypatch, capsys):
     def command(words: list[str]) -> int:
         assert words == ["upscale", "-i", "in", "-o", "out", "--device", "cpu"]
         now[0] += 1
-        print("out: 2 pictures made")
         return Model()(Model()(0))
 
     monkeypatch.setattr(upscaling, "Upscaler", Model)
     monkeypatch.setattr(upscaling, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     monkeypatch.setattr(upscaling, "main", command)
-    assert upscaling._use("cpu", "in", "out") == 0
-    use = Use(**json.loads(capsys.readouterr().out.splitlines()[-1]))
+    use = upscaling.measure("cpu", "in", "out")
     assert (use.seconds, use.computing, use.allocated) == (7, 6, 0)
     assert use.resident > 50e6
 
@@ -150,19 +151,18 @@ def test_computing_is_the_models_share_of_the_seconds(monkeypatch, capsys):
 def test_a_command_that_fails_is_told_with_its_last_words(tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "broken.png").write_bytes(b"no picture")
-    with pytest.raises(
-        RuntimeError, match=r"^upscale: 0 of 1 pictures made: rdn-fast: error: .*broken\.png: not a picture"
-    ):
+    last = r"^bench\.cases\.upscaling ended with 2: rdn-fast: error: .*broken\.png: not a picture"
+    with pytest.raises(RuntimeError, match=last):
         upscaling.upscale(tmp_path / "in", tmp_path / "out", CPU)
 
 
 def test_pictures_that_are_missing_are_noticed(tmp_path, monkeypatch):
-    done = SimpleNamespace(returncode=0, stdout=json.dumps(Use(1.0, 0.5, 1, 0)._asdict()), stderr="")
-    monkeypatch.setattr(upscaling.subprocess, "run", lambda *_, **__: done)
+    done = SimpleNamespace(returncode=0, stdout=json.dumps(Use(1.0, 0.5, 1, 0)), stderr="")
+    monkeypatch.setattr(process.subprocess, "run", lambda *_, **__: done)
     pictures, out = upscaling.small_files(tmp_path / "in").folder, tmp_path / "out"
     out.mkdir()
     for made in range(5):
-        with pytest.raises(RuntimeError, match=f"^upscale: {made} of 5 pictures made: no word$"):
+        with pytest.raises(RuntimeError, match=f"^upscale: {made} of 5 pictures made$"):
             upscaling.upscale(pictures, out, CPU)
         (out / str(made)).touch()
     assert upscaling.upscale(pictures, out, CPU) == Use(1.0, 0.5, 1, 0)
@@ -175,29 +175,27 @@ def test_a_photograph_that_fails_leaves_the_small_files_and_fails_the_run(monkey
         return Use(4.0, 3.9, 800_000_000, 0)
 
     monkeypatch.setattr(upscaling, "upscale", upscale)
-    bench = measure.Bench("bench-test", CPU, "naive")
-    bench.upscaling()
+    bench = Bench("test", CPU, "naive")
+    upscaling.run(bench, "upscale")
     assert [row.case for row in bench.results.rows] == ["small files"]
-    assert bench.conclude("upscale", 1, 0.0) == 1
+    assert bench.conclude("upscale", 0.0) == 1
     printed = capsys.readouterr().out
     assert "FAILED  upscale: 0 of 1 pictures made: Killed\n" in printed
     assert "FAILED  photograph of 12 megapixels, peak memory, MB: not measured\n" in printed
-    assert (
-        "held             1,000 small files: share of time without work for the model: 0.025, gate at most 0.1\n"
-        in printed
-    )
+    idle = "1,000 small files: share of time without work for the model"
+    assert f"held             {idle}: 0.025, gate at most 0.1\n" in printed
 
 
 @pytest.mark.parametrize("place", ["cpu", "cpu+bf16", "h100", "npu"])
 def test_pictures_are_judged_on_every_device(told, place):
     photograph, small = told(Use(2.0, 1.5, 900_000_000, 0), Use(4.0, 3.9, 800_000_000, 0))
-    for row, column, words in (
+    for row, column, verdicts in (
         (photograph, "peak_mb", {3 * 2**30 / 1e6: "held", 3222.0: "missed", None: "not measured"}),
         (small, "waited", {0.1: "held", 0.101: "missed", None: "not measured"}),
     ):
-        for value, word in words.items():
-            verdicts = gates.judge([dataclasses.replace(row, **{column: value})], "upscale", place)
-            assert [verdict.word for verdict in verdicts if verdict.gate.case == row.case] == [word]
+        for value, word in verdicts.items():
+            (gate,) = (gate for gate in upscaling.CASE.gates if gate.case == row.case)
+            assert gate.judge([dataclasses.replace(row, **{column: value})], place).word == word
 
 
 # ---- the table
@@ -220,8 +218,12 @@ def rows(told):
 HEADER = "**Some CPU, 2 threads**, torch 2.13.0, rdn_fast 0.1.0, 2026-01-02, `python -m bench.run upscale`:\n\n"
 
 
-def test_the_table_has_the_figures_in_both_languages(rows):
-    assert report.upscaling_tables([rows], "en") == HEADER + "\n".join(
+def table(*runs) -> str:
+    return short(report.block_tables("upscaling", list(runs)))
+
+
+def test_the_table_has_the_figures(rows):
+    assert table(rows) == HEADER + "\n".join(
         [
             "| case | LR pixels | seconds | images/s | GFLOP/s | peak memory | model without work |",
             "| --- | --- | --- | --- | --- | --- | --- |",
@@ -229,20 +231,12 @@ def test_the_table_has_the_figures_in_both_languages(rows):
             "| small files | 16 to 24 | 40.0 | 0.125 | 171 | 800 MB | 5.0% |",
         ]
     )
-    assert report.upscaling_tables([rows], "zh") == HEADER + "\n".join(
-        [
-            "| 用例 | LR 像素 | 秒 | 图像/秒 | GFLOP/s | 峰值内存 | 模型空闲占比 |",
-            "| --- | --- | --- | --- | --- | --- | --- |",
-            "| 照片 | 60x100 | 12.3 | 0.081 | 171 | 1,234 MB | 2.8% |",
-            "| 1,000 个小文件 | 16 to 24 | 40.0 | 0.125 | 171 | 800 MB | 5.0% |",
-        ]
-    )
 
 
 def test_the_table_shows_the_newest_run_of_every_device(rows):
     newer = [dataclasses.replace(row, date="2026-02-02T00:00:00", seconds=9.0) for row in rows]
     other = [dataclasses.replace(row, device="Other") for row in rows]
-    text = report.upscaling_tables([rows, other, newer], "en")
+    text = table(rows, other, newer)
     first, second = (part for part in text.split("\n\n") if part.startswith("|"))
     assert text.count("torch 2.13.0") == 2
     assert [line.split(" | ")[2] for line in first.splitlines()[2:]] == ["9.0", "9.0"]
@@ -250,18 +244,15 @@ def test_the_table_shows_the_newest_run_of_every_device(rows):
     assert "2026-01-02" not in text.partition("**Other**")[0]
 
 
-@pytest.mark.parametrize(("language", "words"), [("en", "not measured"), ("zh", "未测")])
-def test_without_pictures_the_block_says_not_measured(rows, language, words):
+def test_without_pictures_the_block_says_not_measured(rows):
     refused = [dataclasses.replace(row, kind="not measured") for row in rows]
     for runs in ([], [[make_row()]], [refused]):
-        assert report.upscaling_tables(runs, language) == words
+        assert table(*runs) == "not measured"
     block = "<!-- bench:upscaling -->\n\n{}\n\n<!-- /bench -->"
     before = block.format("old")
-    empty = report.render(before, [], language, "bench/figures", {})
-    assert empty == block.format(words)
-    assert report.render(empty, [[make_row()], rows], language, "bench/figures", {}) == block.format(
-        report.upscaling_tables([rows], language)
-    )
+    empty = report.render(before, [], {}, "bench/figures")
+    assert empty == block.format("not measured")
+    assert short(report.render(empty, [[make_row()], rows], {}, "bench/figures")) == block.format(table(rows))
 
 
 def test_thousands_are_written_without_an_exponent(rows):
@@ -274,10 +265,10 @@ def test_thousands_are_written_without_an_exponent(rows):
         images_s=4337.2,
         seed_images_s=12345.6,
     )
-    assert "| 4337 (seed window 12346) |" in report.speeds_tables([[fast]], "en")
-    assert "| 3200 | 4337 | **4337** | H100 |" in report.gates_table([[fast]], "en")
+    assert "| 4337 (seed window 12346) |" in short(report.block_tables("speeds", [[fast]]))
+    assert "| 3200 | 4337 | **4337** | H100 |" in short(report.gates_table([[fast]]))
     small = [dataclasses.replace(rows[1], images_s=speed) for speed in (999.4, 999.6, 1234.4)]
-    assert [line.split(" | ")[3] for line in report.upscaling_tables([small], "en").splitlines()[4:]] == [
+    assert [line.split(" | ")[3] for line in table(small).splitlines()[4:]] == [
         "999",
         "1000",
         "1234",
@@ -285,11 +276,8 @@ def test_thousands_are_written_without_an_exponent(rows):
 
 
 def test_the_gates_of_pictures_are_in_the_gates_table(rows):
-    table = report.gates_table([rows], "en")
-    assert (
-        "| photograph of 12 megapixels, peak memory, MB | at most 3221 |  | **1234** | Some CPU, 2 threads |" in table
-    )
-    assert (
-        "| 1,000 small files: share of time without work for the model | at most 0.1 |  | **0.05** | Some CPU, 2 threads |"
-        in table
-    )
+    gates = short(report.gates_table([rows]))
+    where = "Some CPU, 2 threads |"
+    assert f"| photograph of 12 megapixels, peak memory, MB | at most 3221 |  | **1234** | {where}" in gates
+    idle = "1,000 small files: share of time without work for the model"
+    assert f"| {idle} | at most 0.1 |  | **0.05** | {where}" in gates

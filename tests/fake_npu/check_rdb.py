@@ -7,8 +7,8 @@ import torch
 import torch_npu  # noqa: F401
 from runs import TINY, make_data
 from test_rdb import SHAPES, block, check, in_float64, problem, solve
-from tolerance import assert_as_good_as_naive
 
+from bench.parity import assert_as_good_as_naive
 from rdn_fast import devices
 from rdn_fast.cli import main
 from rdn_fast.errors import UserError

@@ -12,11 +12,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench import bandwidth
-from profiling import flame, loss_scale, roofline, trace
+from profiling import bandwidth, flame, loss_scale, roofline, trace
 from profiling.loss_scale import Edges, Run
 from profiling.roofline import Part, Roofline
-from profiling.step import options, training_step
+from profiling.step import options, profiled_step
 from rdn_fast import rdb
 from rdn_fast.config import ModelConfig
 from rdn_fast.errors import UserError
@@ -29,12 +28,12 @@ CONFIGS = [TINY, ModelConfig(3, 6, 4, 2, 3, 5), ModelConfig(4, 6, 4, 2, 3)]
 
 
 @pytest.fixture
-def only_row(monkeypatch):
-    """only_row(function): the RDB table holds nothing else."""
+def only_impl(monkeypatch):
+    """only_impl(function): the RDB table holds nothing else."""
 
     def put(function) -> None:
-        row = Impl("only", SimpleNamespace(rdb=function), ("cpu",), (torch.float32,), "any", True, "for tests")
-        monkeypatch.setattr(rdb, "IMPLS", {"only": row})
+        impl = Impl("only", SimpleNamespace(rdb=function), ("cpu",), (torch.float32,), "any", True, "for tests")
+        monkeypatch.setattr(rdb, "IMPLS", {"only": impl})
 
     return put
 
@@ -48,12 +47,12 @@ def ceilings(monkeypatch):
     monkeypatch.setattr(roofline, "bandwidth", lambda device: ("stub", None, 10.0))
 
 
-def some(**changes) -> Roofline:
+def some(impl: str = "<&>") -> Roofline:
     parts = [Part(name, times, 2e9, bytes, 0.05) for name, (times, _, bytes) in roofline.work(TINY, 1, 4).items()]
     conditions = dict.fromkeys(
         ("date", "commit", "command", "device", "torch", "rdn_fast", "model", "batch", "dtype", "rdb", "kind"), "<&>"
     )
-    return Roofline(conditions, **{"parts": parts, "ceiling": 100.0, "bandwidth": 10.0, "winograd": False} | changes)
+    return Roofline(conditions | {"rdb": impl}, parts, ceiling=100.0, bandwidth=10.0)
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
@@ -89,8 +88,8 @@ def test_bound_is_the_lower_of_both_ceilings():
 
 
 @pytest.mark.usefixtures("ceilings")
-def test_every_part_is_timed(only_row):
-    only_row(naive.rdb)
+def test_every_part_is_timed(only_impl):
+    only_impl(naive.rdb)
     measured = roofline.measure(TINY, 1, CPU, rounds=1)
     assert [part.name for part in measured.parts] == [
         "head",
@@ -110,15 +109,15 @@ def test_every_part_is_timed(only_row):
 
 
 @pytest.mark.usefixtures("ceilings")
-def test_a_wrong_step_is_not_timed(only_row, monkeypatch, capsys):
-    only_row(lambda *arguments, out=None: 1.03 * naive.rdb(*arguments))
+def test_a_wrong_step_is_not_timed(only_impl, monkeypatch, capsys):
+    only_impl(lambda *arguments, out=None: 1.03 * naive.rdb(*arguments))
     monkeypatch.setattr(roofline, "RDN_B", TINY)
     assert roofline.main(["--device", "cpu", "--batch-size", "1"]) == 1
     assert "relative error" in capsys.readouterr().err
 
 
 def test_picture_and_table_hold_what_was_measured(tmp_path):
-    measured = some(winograd=True)
+    measured = some("winograd")
     for name in ("a.svg", "b.svg"):
         roofline.write(measured, tmp_path / name)
     picture = (tmp_path / "a.svg").read_bytes()
@@ -129,6 +128,7 @@ def test_picture_and_table_hold_what_was_measured(tmp_path):
     rows = list(csv.DictReader((tmp_path / "a.csv").open(encoding="utf-8")))
     assert [row["name"] for row in rows] == [part.name for part in measured.parts]
     assert {(row["device"], row["gflops"], row["ceiling_gflops"]) for row in rows} == {("<&>", "40", "100")}
+    assert roofline.read(tmp_path / "a.csv") == measured
 
 
 def _drawn(measured, folder) -> bytes:
@@ -137,15 +137,14 @@ def _drawn(measured, folder) -> bytes:
 
 
 def test_copy_copies_all_bytes():
-    copy = bandwidth.Copy(CPU, 4096)
-    copy.fresh()
-    copy.run()
-    assert torch.equal(copy._to, copy._from)
-    assert copy.moved == 8192
+    contender, moved = bandwidth.copy(CPU, 4096)
+    (source,) = contender.fresh()
+    assert torch.equal(contender.run(source), source)
+    assert moved == 8192
 
 
-def test_trace_holds_the_step(tmp_path, only_row):
-    only_row(naive.rdb)
+def test_trace_holds_the_step(tmp_path, only_impl):
+    only_impl(naive.rdb)
     kernels = trace.trace(TINY, 1, CPU, tmp_path / "new")
     calls = {kernel.name: kernel.calls for kernel in kernels}
     assert calls["aten::convolution_backward"] == 2 * (3 + 1) + 6  # of blocks; of sfe1, sfe2, gff, upscale and output
@@ -161,8 +160,9 @@ def test_trace_holds_the_step(tmp_path, only_row):
 
 
 def test_the_profiled_step_is_that_of_training_at_its_default_precision():
-    case, step = training_step(TINY, 2, CPU)
-    assert (case.name, case.batch, step.dtype) == ("training step", 2, torch.float32)
+    recipe, step = profiled_step(TINY, 2, CPU)
+    assert (step.run, recipe.dtype) == (recipe.step, torch.float32)
+    assert [x.shape for x in step.fresh()] == [(2, 3, 32, 32), (2, 3, 64, 64)]
 
 
 def test_what_cannot_be_is_a_users_error(capsys):
@@ -186,7 +186,7 @@ def test_flame_graph_shows_the_training_loop(tmp_path):
 
 def test_without_py_spy_flame_says_so(monkeypatch, capsys):
     monkeypatch.setattr(flame.shutil, "which", lambda *_, **__: None)
-    monkeypatch.setattr(flame.autotune, "choose", lambda *_: "naive")
+    monkeypatch.setattr(flame, "resolve_impl", lambda *_, **__: "naive")
     assert flame.main(["--device", "cpu"]) == 1
     assert re.fullmatch("flame: error: needs py-spy: .*\n", capsys.readouterr().err)
 
@@ -271,11 +271,10 @@ def test_picture_and_table_hold_the_runs(tmp_path, monkeypatch):
     rows = list(csv.DictReader((tmp_path / "a.csv").open(encoding="utf-8")))
     assert [row["exponent"] for row in rows] == [""] * 6 + ["-8", "0", "16"]
     assert {row["device"] for row in rows} == {"<&>"}
+    assert loss_scale.read(tmp_path / "a.csv") == (runs, conditions)
     words = loss_scale.table(runs)
-    assert (
-        "underflow hurts at 2^-8 and below (50.0% of the first batches' gradients are lost), overflow begins at 2^16"
-        in words
-    )
+    lost = "(50.0% of the first batches' gradients are lost)"
+    assert f"underflow hurts at 2^-8 and below {lost}, overflow begins at 2^16" in words
     assert "grew 2.50 times" in words
     assert "tuned 2^0: loss 0.12000" in words
 

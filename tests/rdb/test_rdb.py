@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from tolerance import SLACK, assert_as_good_as_naive, assert_same_in_float64, relative_error
 
+from bench.parity import SLACK, assert_as_good_as_naive, assert_same_in_float64, relative_error
 from rdn_fast import devices, rdb
 from rdn_fast.config import ModelConfig
 from rdn_fast.errors import UserError

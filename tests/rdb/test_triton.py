@@ -12,8 +12,8 @@ import pytest
 import torch
 from runs import ROOT
 from test_rdb import SHAPES, _poisoned_memory, block, check, in_float64, problem, solve  # noqa: F401
-from tolerance import assert_as_good_as_naive
 
+from bench.parity import assert_as_good_as_naive
 from rdn_fast.errors import UserError
 from rdn_fast.rdb import IMPLS, naive, triton_planes
 

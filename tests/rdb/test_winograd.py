@@ -10,8 +10,8 @@ import pytest
 import runs
 import torch
 from test_rdb import SHAPES, block, in_float64, problem, solve
-from tolerance import assert_as_good_as_naive
 
+from bench.parity import assert_as_good_as_naive
 from rdn_fast import native
 from rdn_fast.rdb import naive, winograd
 

@@ -8,7 +8,6 @@ import torch
 from rdn_fast import files
 from rdn_fast.errors import Failure, UserError
 from rdn_fast.training import checkpoint
-from rdn_fast.weights.load import load_tensors
 
 
 def save(folder, step):
@@ -136,8 +135,8 @@ def test_weights_with_code_are_refused(tmp_path):
     path = tmp_path / "evil.pth"
     path.write_bytes(pickle.dumps({"w": Evil()}))
     with pytest.raises(UserError, match=r"evil\.pth"):
-        load_tensors(path)
+        checkpoint.load(path)
     torch.save({"w": Evil()}, path)
     with pytest.raises(UserError, match=r"evil\.pth"):
-        load_tensors(path)
+        checkpoint.load(path)
     assert not (tmp_path / "created").exists()

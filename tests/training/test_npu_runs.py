@@ -11,7 +11,8 @@ import pytest
 import torch
 from runs import TINY, cli, command, events, make_data, weights
 from test_launchers import GREPPED, LAUNCHERS, launch
-from tolerance import SLACK, relative_error
+
+from bench.parity import SLACK, relative_error
 
 pytestmark = pytest.mark.slow  # two processes with forty runs each
 

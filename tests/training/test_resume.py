@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from runs import TINY, cli, command, events, make_data, weights
-from tolerance import SLACK, relative_error
 
+from bench.parity import SLACK, relative_error
 from rdn_fast.cli import main
 from rdn_fast.rdb import able
 

@@ -12,9 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
-from tolerance import FLOAT64, SLACK, relative_error
 
 import rdn_fast
+from bench.parity import FLOAT64, SLACK, relative_error
 from rdn_fast.config import ModelConfig, TrainConfig
 from rdn_fast.errors import UserError
 from rdn_fast.model import RDN

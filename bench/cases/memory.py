@@ -1,0 +1,99 @@
+"""Peak memory of one rdn-b training step, less what was resident before it (weights, optimizer state).
+
+Each is measured in a process of its own. On an accelerator it is what torch has allocated there. On a CPU it is the
+kernel's: the peak of the resident set (VmHWM, reset through /proc/self/clear_refs) less the resident set before the
+step, with every large block mapped by itself, so that what is freed leaves the resident set at once.
+"""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+
+import torch
+
+from bench import process, tables
+from bench.case import Case, Column, Gate
+from bench.measure import Bench
+from bench.models import PATCH, RDN_B, ours, resolve_impl, words
+from bench.results import Row
+from rdn_fast import devices
+from rdn_fast.precision import dtype_name
+from rdn_fast.rdb import winograd
+
+NAME, BATCH = "memory", 16
+
+
+def run(bench: Bench, command: str) -> None:
+    """Compare rdn_fast with `naive`, in the default dtype."""
+    print(f"\n{NAME} of a training step, batch {BATCH}, rdn-b")
+    how, shape = "kernel's VmHWM less VmRSS" if bench.on_cpu else "torch's allocator", words(RDN_B, PATCH, PATCH)
+    lr = BATCH, 3, PATCH, PATCH
+    impl = resolve_impl(bench.impl, RDN_B, lr, bench.device, bench.default, True)
+    first = None
+    for recipe, name in (("naive", "naive"), ("rdn_fast", impl)):
+        try:
+            bytes = peak(name, bench.default, BATCH, bench.device)
+        except RuntimeError as error:
+            bench.fail(f"{NAME} of {name}: {error}")
+            return
+        first = first or bytes
+        figures = {"rounds": 1, "peak_mb": bytes / 1e6, "vs_naive": bytes / first, "note": f"rdb {name}; {how}"}
+        bench.row(NAME, recipe, bench.default, BATCH, shape, **figures)
+
+
+def peak(impl: str, dtype: torch.dtype, batch: int, device: torch.device) -> int:
+    """Return bytes, measured in a new process. RuntimeError if it fails."""
+    apart = {"MALLOC_MMAP_THRESHOLD_": str(1 << 16), "MALLOC_TRIM_THRESHOLD_": "0"}
+    return process.call(measure, impl, dtype_name(dtype), batch, str(device), **apart)
+
+
+def measure(impl: str, dtype: str, batch: int, device: str) -> int:
+    """Return the peak of a step in this process, in bytes."""
+    device = devices.pick(device)
+    recipe = ours(RDN_B, device, getattr(torch, dtype), impl)
+
+    def step(batch: int) -> int:
+        inputs = recipe.random((batch, 3, PATCH, PATCH), (batch, 3, 2 * PATCH, 2 * PATCH))
+        before = _reset_peak(device)
+        recipe.step(*inputs)
+        return _peak(device) - before
+
+    step(1)  # optimizer state, code and first-time allocations are resident before the step that counts
+    recipe.model.zero_grad()
+    vars(winograd._kept).clear()  # scratch that lives on after a step is memory of the step all the same
+    gc.collect()
+    return step(batch)
+
+
+def _reset_peak(device: torch.device) -> int:
+    """Return the bytes in use now; the peak starts anew from here."""
+    if device.type != "cpu":
+        devices.synchronize(device)
+        torch.accelerator.reset_peak_memory_stats()
+        return torch.accelerator.memory_allocated()
+    Path("/proc/self/clear_refs").write_text("5")
+    return process.memory("VmRSS")
+
+
+def _peak(device: torch.device) -> int:
+    if device.type != "cpu":
+        devices.synchronize(device)
+        return torch.accelerator.max_memory_allocated()
+    return process.memory("VmHWM")
+
+
+def _share(row: Row) -> str:
+    return "" if row.peak_mb is None else f"{row.peak_mb / 1e3:.2f} GB, {row.vs_naive:.0%}"
+
+
+CASE = Case(
+    order=30,
+    rows=(NAME,),
+    commands=("1p", "all"),
+    run=run,
+    gates=(Gate("memory of a training step / naive", NAME, "vs_naive", 0.40, 0.25, batch=BATCH, at_most=True),),
+    block="speeds",
+    columns=(tables.BATCH, tables.RECIPE, tables.DTYPE, Column("peak memory", _share)),
+    shows=tables.is_rdn_b,
+)

@@ -1,0 +1,95 @@
+"""Recipes of whole models: rdn_fast, the very step of `rdn-fast train`, beside the baselines."""
+
+from __future__ import annotations
+
+from functools import cache, partial
+
+import torch
+
+from bench import baseline
+from bench.case import Comparison
+from bench.parity import Parity, Problem, distinct_images
+from bench.recipe import Maker, Recipe, comparison
+from rdn_fast import devices, precision, rdb
+from rdn_fast.config import ModelConfig, make_configs
+from rdn_fast.model import RDN
+from rdn_fast.rdb import autotune
+from rdn_fast.training.optimizer_step import make_optimizer_step
+from rdn_fast.training.step import TrainStep
+
+PATCH = 32  # LR pixels, the reference's
+RDN_A, RDN_B = (make_configs({}, preset)[0] for preset in ("rdn-a", "rdn-b"))
+LEVELS = {torch.float32: ("O0", "auto"), torch.float16: ("O1", "fp16"), torch.bfloat16: ("O1", "bf16")}
+
+
+def words(c: ModelConfig, height: int | None = None, width: int | None = None) -> str:
+    """Return the shape of a model, and of its input, as rows have it."""
+    model = f"x{c.scale} D{c.num_blocks} C{c.num_layers} G{c.growth_rate} G0 {c.num_features}"
+    return model if height is None else f"{model}, {height}x{width}"
+
+
+def default_dtype(device: torch.device) -> torch.dtype:
+    """Return what `--opt-level auto` computes in."""
+    return precision.resolve("auto", "auto", device).compute
+
+
+def resolve_impl(impl: str, model_config: ModelConfig, lr: tuple, device, dtype: torch.dtype, training: bool) -> str:
+    """Return the RDB implementation that `--rdb impl` stands for, on inputs of the size `lr`, [B, 3, H, W]."""
+    return autotune.choose(impl, autotune.Case.of(model_config, lr, device, dtype, training))
+
+
+def ours(model_config: ModelConfig, device: torch.device, dtype: torch.dtype, impl: str) -> Recipe:
+    """The model with an RDB implementation, channels-last if the device takes it, fused Adam with its skip flag."""
+    memory_format, chosen = devices.memory_format(device), precision.resolve(*LEVELS[dtype], device)
+    model = RDN(model_config, impl).to(device, memory_format=memory_format)
+    chosen.apply(model)
+    optimizer = devices.adam(model.parameters(), device, baseline.LR, weight_decay=0.0, captured=True)
+    update = make_optimizer_step(optimizer, device, 1.0 if dtype == torch.float32 else baseline.LOSS_SCALE)
+    train_step = TrainStep(model, optimizer, update, device)
+
+    @torch.inference_mode()
+    def infer(lr: torch.Tensor) -> torch.Tensor:
+        model.eval()
+        return model(lr)
+
+    def step(lr: torch.Tensor, hr: torch.Tensor) -> None:
+        train_step(lr, hr, torch.full((), 1 / hr.numel(), device=device))
+
+    return Recipe(model, device, dtype, memory_format, infer, step, model, update.step, f"rdb {impl}")
+
+
+def makers(
+    model_config: ModelConfig, lr: tuple, device: torch.device, training: bool, dtypes: list, impl: str, every: bool
+) -> list[Maker]:
+    """Return reference, stock, rdn_fast with `impl` (auto: the fastest), and with `every` all RDB implementations."""
+    low = torch.float32 if device.type == "cpu" else devices.low_precision(device)  # elsewhere: under AMP
+    found = [("reference", low, partial(baseline.reference, model_config, device, low))]
+    for dtype in dtypes:
+        where = model_config, device, dtype
+        for suffix, options in baseline.stock_variants(device, dtype, training).items():
+            found.append((f"stock{suffix}", dtype, partial(baseline.stock, *where, **options)))
+        resolve = partial(resolve_impl, impl, model_config, lr, device, dtype, training)
+        found.append(("rdn_fast", dtype, lambda where=where, resolve=resolve: ours(*where, resolve())))
+        able = rdb.able(device, dtype, training) if every else []
+        found += [(f"impl {one.name}", dtype, partial(ours, *where, one.name)) for one in able]
+    return found
+
+
+def compare(
+    case: str, model_config: ModelConfig, lr: tuple, device: torch.device, training: bool, makers: list[Maker]
+) -> Comparison:
+    """Return recipes on random inputs of the size `lr`, [B, 3, H, W], checked on float32 parameters and inputs."""
+    batch, channels, height, width = lr
+    hr = batch, channels, model_config.scale * height, model_config.scale * width
+
+    @cache
+    def problem() -> Problem:
+        x = torch.rand(distinct_images(batch), *lr[1:])
+        return Problem(baseline.RDN(model_config), x, torch.float32, batch, training)
+
+    def naive(dtype: torch.dtype):
+        return partial(baseline.reference(model_config, device, dtype).solve, training)
+
+    flop = 2 * batch * model_config.macs(height, width) * (3 if training else 1)
+    shape, sizes = words(model_config, height, width), [lr, hr] if training else [lr]
+    return comparison(case, shape, sizes, flop, training, Parity(lambda _: problem(), naive), makers)

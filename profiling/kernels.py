@@ -1,0 +1,143 @@
+"""`python -m profiling.kernels convolutions|triton [--device cuda]`: single kernels, as rows in bench/results or $OUT.
+
+convolutions: what cuDNN makes of each layer of a dense block by itself. triton: each configuration of triton_planes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import torch
+
+from bench.case import Contender
+from bench.cases import rdb
+from bench.measure import Bench
+from bench.models import PATCH, RDN_B, words
+from bench.timing import Times, interleave, once
+from profiling.bandwidth import bandwidth
+from profiling.trace import profiler, self_time
+from rdn_fast import devices
+from rdn_fast.config import ModelConfig
+from rdn_fast.errors import UserError
+from rdn_fast.rdb import IMPLS, refusal, triton_planes
+
+BATCH = 64
+RUNS = 10  # of a block under the profiler
+PASSES = ("forward", "data gradient", "weight gradient")
+
+
+def convolution(what: str, channels: int, outputs: int, batch: int, device: torch.device, dtype: torch.dtype):
+    """Return (Contender, FLOP) of one of PASSES of a 3x3 convolution `channels` -> `outputs`, channels-last."""
+
+    def normal(*size: int) -> torch.Tensor:
+        return torch.randn(size, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
+
+    def forward(x: torch.Tensor, _) -> None:
+        torch.nn.functional.conv2d(x, weight, padding=1)
+
+    def backward(x: torch.Tensor, dy: torch.Tensor) -> None:
+        mask = [what == "data gradient", what == "weight gradient", False]
+        ones = [1, 1]
+        torch.ops.aten.convolution_backward(dy, x, weight, None, ones, ones, ones, False, [0, 0], 1, mask)
+
+    weight = normal(outputs, channels, 3, 3)
+    fresh = lambda: (normal(batch, channels, PATCH, PATCH), normal(batch, outputs, PATCH, PATCH))  # noqa: E731
+    run = forward if what == "forward" else backward
+    return Contender(run, fresh), 2 * batch * PATCH**2 * 9 * channels * outputs
+
+
+def convolutions(bench: Bench, model_config: ModelConfig, batch: int, dtypes: list[torch.dtype]) -> None:
+    """Write ceilings, then each layer in each dtype. Stock PyTorch is the oracle's yardstick, so nothing is checked."""
+    bench.ceilings()
+    what, times, gbytes = bandwidth(bench.device)
+    bench.row("copy", what, torch.uint8, 0, "", times, note=f"{gbytes:.0f} GB/s")
+    growth = model_config.growth_rate
+    for dtype in dtypes:
+        for layer in range(model_config.num_layers):
+            channels = model_config.num_features + layer * growth
+            for kind in PASSES:
+                contender, flop = convolution(kind, channels, growth, batch, bench.device, dtype)
+                once(contender, bench.device)
+                times = interleave({0: contender}, bench.device, rounds=5, span=0.02)[0]
+                shape, gflops = f"{channels} -> {growth}, {PATCH}x{PATCH}", flop / times.median / 1e9
+                bench.row(f"convolution {kind}", "stock", dtype, batch, shape, times, gflops=gflops)
+
+
+def triton(bench: Bench, model_config: ModelConfig, batch: int) -> None:
+    """Write the device time of each kernel of triton_planes in one training run of a block, by configuration.
+
+    UserError if the implementation cannot run. It is left with the last configuration: the process ends here.
+    """
+    impl, dtype = IMPLS["triton_planes"], bench.default
+    if reason := refusal(impl, bench.device, dtype, training=True):
+        raise UserError(f"{impl.name} {reason}")
+    comparison = rdb.comparison(True, model_config, (batch, PATCH, PATCH), bench.device, dtype)
+    entry = next(entry for entry in comparison.entries if entry.recipe == f"impl {impl.name}")
+    bench.ceilings()
+    every, flop = triton_planes.CONFIGS, kernel_flop(model_config, batch)
+    for number in range(max(map(len, every.values()))):
+        triton_planes.CONFIGS = {name: configs[number : number + 1] or configs[:1] for name, configs in every.items()}
+        triton_planes._chosen.clear()
+        contender = entry.build()
+        try:
+            contender.check()
+        except AssertionError as error:
+            bench.fail(f"kernels, configuration {number}, wrong: {error}")
+            continue
+        seconds = kernel_times(contender, bench.device, list(every))
+        for name, configs in every.items():
+            if number < len(configs):
+                note = ", ".join(f"{key} {value}" for key, value in configs[number].items())
+                figures = {"gflops": flop[name] / seconds[name] / 1e9, "note": note}
+                times, shape = Times([seconds[name]]), words(model_config, PATCH, PATCH)
+                bench.row("kernel", f"{impl.name} {name}", dtype, batch, shape, times, **figures)
+
+
+def kernel_times(contender: Contender, device: torch.device, names: list[str]) -> dict[str, float]:
+    """Return the seconds that the device spends in the kernels of these names in one run.
+
+    RuntimeError if the profiler saw none of a name.
+    """
+    once(contender, device)
+    inputs = contender.fresh()
+    with profiler(device) as profile:
+        for _ in range(RUNS):
+            contender.run(*inputs)
+        devices.synchronize(device)
+    events = {event.key: event for event in profile.key_averages()}
+    if missing := [name for name in names if name not in events]:
+        seen = ", ".join(list(events)[:8])
+        raise RuntimeError(f"the profiler has seen no kernel {', '.join(missing)}, but {seen}")
+    return {name: self_time(events[name], device) / 1e6 / RUNS for name in names}
+
+
+def kernel_flop(c: ModelConfig, batch: int) -> dict[str, int]:
+    """Return the FLOP of each kernel in one training run of a block, over all its launches."""
+    fusion = (c.num_features + c.num_layers * c.growth_rate) * c.num_features
+    macs = {"layer": c.block_macs - fusion, "data_gradient": c.block_macs, "weight_gradient": c.block_macs}
+    return {name: 2 * batch * PATCH**2 * n for name, n in (macs | {"fusion": fusion}).items()}
+
+
+def main(argv: list[str] | None = None) -> int:
+    kind = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="python -m profiling.kernels", description=__doc__, formatter_class=kind)
+    parser.add_argument("what", choices=("convolutions", "triton"))
+    parser.add_argument("--device", default="cuda", help="auto, cpu, cuda[:i] or npu[:i] (default: %(default)s)")
+    options = parser.parse_args(argv)
+    try:
+        bench = Bench(options.what, devices.pick(options.device), "auto")
+        if options.what == "convolutions":
+            convolutions(bench, RDN_B, BATCH, [torch.float16, torch.bfloat16])
+        else:
+            triton(bench, RDN_B, BATCH)
+    except UserError as error:
+        print(f"kernels: error: {error}", file=sys.stderr)
+        return 2
+    for failure in bench.failures:
+        print(f"FAILED  {failure}")
+    return 1 if bench.failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

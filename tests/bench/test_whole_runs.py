@@ -1,0 +1,102 @@
+"""End-to-end runs, and the memory of a step, in processes of their own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from bench import loop
+from bench.cases import end_to_end, memory
+from bench.measure import Bench
+from bench.models import PATCH
+from rdn_fast.config import ModelConfig
+from rdn_fast.data.h5 import PairedH5
+from rdn_fast.rdb import winograd
+
+CPU = torch.device("cpu")
+TINY = ModelConfig(num_features=24, growth_rate=16, num_blocks=2, num_layers=2)
+
+
+def test_the_made_up_data_is_what_both_loops_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "LR_SIZE", (34, 37))
+    path = tmp_path / "data.h5"
+    loop.write_h5(path, loop.DIFFERENT + 3, 2)
+    pairs = PairedH5(path, 2)
+    assert len(pairs) == loop.DIFFERENT + 3
+    assert not np.array_equal(pairs.lr[0], pairs.lr[1])
+    assert np.array_equal(pairs.lr[1], pairs.lr[loop.DIFFERENT + 1])
+    # HR whose every pixel is its LR pixel, so that a patch tells where it came from.
+    with h5py.File(path, "r+") as file:
+        file["hr/0"][:] = file["lr/0"][:].repeat(2, axis=0).repeat(2, axis=1)
+    dataset = loop.TrainDataset(str(path), 2)
+    assert len(dataset) == len(pairs)
+    for _ in range(20):
+        lr, hr = dataset[0]
+        assert lr.shape == (3, PATCH, PATCH)
+        assert lr.dtype == hr.dtype == np.float32
+        assert 0 <= lr.min() < lr.max() <= 1
+        assert np.array_equal(lr.repeat(2, axis=1).repeat(2, axis=2), hr)
+
+
+@pytest.mark.slow
+def test_end_to_end_on_one_rank_and_two(out, monkeypatch):
+    monkeypatch.setattr(loop, "LR_SIZE", (40, 40))
+    bench = Bench("test", CPU, "naive")
+    end_to_end.compare(bench, [end_to_end.Plan("demo", 2, 2, ranks, "cpu", 1) for ranks in (1, 2)], rounds=1)
+    rows = {(row.recipe, row.ranks): row for row in bench.results.rows}
+    assert not bench.failures
+    assert rows.keys() == {(recipe, ranks) for recipe in ("reference", "stock", "rdn_fast") for ranks in (1, 2)}
+    for (recipe, ranks), row in rows.items():
+        assert 0 < row.images_s <= 1.1 * row.seed_images_s, recipe  # its window leaves out the waiting for data
+        assert row.batch == 2 * ranks
+        assert (row.efficiency is None) == (ranks == 1)
+        assert "not comparable" in row.note
+    assert rows["reference", 1].vs_reference == 1
+
+
+@pytest.mark.skipif(winograd.missing() is not None, reason="no C compiler")
+def test_memory_that_an_implementation_keeps_is_counted(monkeypatch):
+    kept = []
+    monkeypatch.setattr(memory, "RDN_B", TINY)
+    monkeypatch.setattr(memory, "_reset_peak", lambda _: kept.append(set(vars(winograd._kept))) or 0)
+    monkeypatch.setattr(memory, "_peak", lambda _: len(vars(winograd._kept)))
+    assert memory.measure("winograd", "float32", 2, "cpu") > 0  # it does keep some
+    assert kept[-1] == set()  # and has none before the step that counts
+
+
+@pytest.mark.slow
+def test_memory_grows_with_the_batch_and_naive_takes_most():
+    naive_1, naive_3 = (memory.peak("naive", torch.float32, batch, CPU) for batch in (1, 3))
+    per_patch = 4 * PATCH**2 * 16 * (2816 + 512)  # every concatenation and every ReLU of 16 blocks, float32
+    assert naive_3 - naive_1 == pytest.approx(2 * per_patch, rel=0.2)
+    assert memory.peak("sliced", torch.float32, 3, CPU) < 0.6 * naive_3
+
+
+def test_speeds_of_rdn_fast_are_read_from_its_metrics(monkeypatch, tmp_path):
+    def train(_, module, **environment):
+        (folder,) = (Path(word.partition("=")[2]) for word in module if str(word).startswith("--outputs-dir="))
+        records = [{"event": "start"}, {"event": "epoch", "fps_end_to_end": 3.0, "fps_seed_window": 4.0}]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        assert module[:2] == ["rdn_fast", "train"]
+        assert "--nproc=2" in module
+        assert environment == {"OMP_NUM_THREADS": "1"}
+
+    monkeypatch.setattr(end_to_end.process, "run_module", train)
+    plan = end_to_end.Plan("demo", 2, 2, 2, "cpu", 1)
+    assert plan.images == 2 * 2 * (2 + 3)
+    assert end_to_end.run_rdn_fast(tmp_path / "data.h5", plan, "auto") == (3.0, 4.0)
+
+
+@pytest.mark.slow
+def test_a_long_run_is_a_real_run(out):
+    bench = Bench("test", CPU, "naive")
+    end_to_end.long_run(bench, "demo", 2, 2)
+    (row,) = bench.results.rows
+    assert (row.case, row.recipe, row.note) == ("long run", "rdn_fast", "2 steps")
+    assert row.seconds == pytest.approx(2 / row.images_s, rel=1e-4)
+    assert row.seed_images_s >= row.images_s > 0

@@ -1,0 +1,109 @@
+"""profiling/kernels.py, as far as a CPU can tell."""
+
+from __future__ import annotations
+
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from bench.cases import rdb
+from bench.measure import Bench
+from profiling import kernels
+from rdn_fast.config import ModelConfig
+from rdn_fast.rdb import IMPLS, Impl, naive, triton_planes
+
+CPU = torch.device("cpu")
+TINY = ModelConfig(num_features=6, growth_rate=4, num_blocks=2, num_layers=2)
+
+
+@pytest.fixture
+def bench(tmp_path, monkeypatch):
+    """A run on the CPU whose ceilings cost no time."""
+    monkeypatch.setenv("OUT", str(tmp_path))
+    monkeypatch.setattr(Bench, "ceilings", lambda self: self._ceilings.update(float32=100.0))
+    return Bench("test", CPU, "naive")
+
+
+@pytest.mark.parametrize("kind", ["forward", "data gradient", "weight gradient"])
+def test_flop_of_a_convolution_are_those_that_torch_counts(kind):
+    contender, flop = kernels.convolution(kind, 5, 3, 2, CPU, torch.float32)
+    inputs = contender.fresh()
+    with FlopCounterMode(display=False) as counted:
+        contender.run(*inputs)
+    assert counted.get_total_flops() == flop
+
+
+def test_every_layer_is_measured(bench, monkeypatch):
+    monkeypatch.setattr(kernels, "bandwidth", lambda device: ("copy", kernels.Times([1.0]), 7.0))
+    kernels.convolutions(bench, TINY, 2, [torch.float32])
+    copy, *rows = bench.results.rows
+    assert copy.note == "7 GB/s"
+    assert [(row.case, row.shape) for row in rows] == [
+        (f"convolution {kind}", f"{channels} -> 4, 32x32")
+        for channels in (6, 10)
+        for kind in ("forward", "data gradient", "weight gradient")
+    ]
+    assert all(row.gflops > 0 and row.ceiling_share == pytest.approx(row.gflops / 100) for row in rows)
+    assert len(bench.results.path.read_text().splitlines()) == 1 + len(bench.results.rows)
+
+
+def test_kernels_need_a_card(bench, capsys):
+    assert kernels.main(["triton", "--device", "cpu"]) == 2
+    assert capsys.readouterr().err == "kernels: error: triton_planes runs on cuda only\n"
+
+
+@pytest.fixture
+def planes(monkeypatch):
+    """planes(function): make triton_planes this function on the CPU. Return the configurations that get timed."""
+
+    def put(function) -> list:
+        timed = []
+
+        def times(contender, device, names):
+            timed.append(triton_planes.CONFIGS)
+            return dict.fromkeys(names, 0.5)
+
+        impl = Impl(
+            "triton_planes", SimpleNamespace(rdb=function), ("cpu",), (torch.float32,), "any", True, "for tests"
+        )
+        monkeypatch.setitem(IMPLS, "triton_planes", impl)
+        monkeypatch.setattr(triton_planes, "CONFIGS", {"layer": ({"A": 1}, {"A": 2}), "fusion": ({"B": 3},)})
+        monkeypatch.setattr(kernels, "kernel_times", times)
+        return timed
+
+    return put
+
+
+def test_every_configuration_of_a_kernel_is_timed_once(bench, planes):
+    timed = planes(naive.rdb)
+    kernels.triton(bench, TINY, 1)
+    assert timed == [{"layer": ({"A": 1},), "fusion": ({"B": 3},)}, {"layer": ({"A": 2},), "fusion": ({"B": 3},)}]
+    assert [(row.recipe, row.note) for row in bench.results.rows] == [
+        ("triton_planes layer", "A 1"),
+        ("triton_planes fusion", "B 3"),
+        ("triton_planes layer", "A 2"),
+    ]
+
+
+def test_a_wrong_configuration_is_not_timed(bench, planes):
+    timed = planes(lambda *arguments, out=None: 1.03 * naive.rdb(*arguments))
+    kernels.triton(bench, TINY, 1)
+    assert timed == bench.results.rows == []
+    assert ["configuration 0" in bench.failures[0], "configuration 1" in bench.failures[1]] == [True, True]
+
+
+def test_times_of_kernels_are_those_of_one_run():
+    comparison = rdb.comparison(True, TINY, (1, 8, 8), CPU, torch.float32)
+    contender = next(entry for entry in comparison.entries if entry.recipe == "impl naive").build()
+    began = time.perf_counter()
+    times = kernels.kernel_times(contender, CPU, ["aten::convolution_backward", "aten::cat"])
+    assert 0 < sum(times.values()) < (time.perf_counter() - began) / kernels.RUNS
+    with pytest.raises(RuntimeError, match="no kernel layer"):
+        kernels.kernel_times(contender, CPU, ["layer"])
+
+
+def test_kernels_of_a_training_run_compute_three_times_the_forward_pass():
+    assert sum(kernels.kernel_flop(TINY, 3).values()) == 3 * 2 * 3 * 32 * 32 * TINY.block_macs
