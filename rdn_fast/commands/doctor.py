@@ -1,6 +1,6 @@
-"""`rdn-fast doctor`: one screen about this machine: what is here for training, and what brings the rest.
+"""`rdn-fast doctor`: one screen about what this machine has for training, and how to get the rest.
 
-Nothing is timed or compiled, and each line guards itself: whatever is broken, the others are told.
+Nothing is timed or compiled. Each check catches its own errors, so a broken part does not hide the others.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from rdn_fast import __version__, ascend, native
 from rdn_fast.cache import cache_folder
 from rdn_fast.config import make_configs
 from rdn_fast.errors import UserError, one_line
-from rdn_fast.terminal import print_table
+from rdn_fast.terminal import bytes_in_words, print_table
 
-# What the drivers' own tools are asked, and where they answer with a version.
+# The drivers' own tools: their arguments, and where their output has the version.
 _TOOLS = {
     "npu-smi": (("info",), r"Version:\s*(\S+)"),
     "nvidia-smi": (("--query-gpu=driver_version", "--format=csv,noheader"), r"(\S+)"),
@@ -35,17 +35,20 @@ _TOOLS = {
 
 
 class Line(NamedTuple):
-    """What is here of one thing; `mend`: what is wrong with it and the remedy, "" for nothing."""
+    """A line of the table. `remedy`: what is wrong and how to mend it; "" when nothing is."""
 
     state: str
-    mend: str = ""
+    remedy: str = ""
 
 
 def doctor(device: str = "auto") -> int:
-    """Print the screen, seen from the device that `device` names; returns 0 when training can run there, else 1. UserError for a name of no device."""
+    """Print the table for training on `device`. Return 0 when training can run there, else 1.
+
+    Raises UserError when `device` is not a device name on any machine.
+    """
     autoload = os.environ.get(ascend.AUTOLOAD)
-    os.environ[ascend.AUTOLOAD] = "0"  # torch is to be imported for the other lines, whatever torch_npu does
-    with suppress(ImportError, OSError, RuntimeError):  # of a broken torch, which is to be told below
+    os.environ[ascend.AUTOLOAD] = "0"  # a torch_npu that fails must not keep torch from being imported
+    with suppress(ImportError, OSError, RuntimeError):  # a broken torch is reported by its own check
         import_module("rdn_fast.devices").check_name(device)
     checks: dict[str, Callable[[], Line]] = {
         "python": _python,
@@ -58,31 +61,31 @@ def doctor(device: str = "auto") -> int:
         "triton": _triton,
         "h5py": _h5py,
         "C compiler": _compiler,
-        "rdb": partial(_rows, device),
+        "rdb": partial(_impls, device),
         "rdb auto": partial(_auto, device),
         "cache folder": _cache,
         "training": partial(_training, device),
     }
-    lines = {name: _guarded(check) for name, check in checks.items()}
+    lines = {name: _run(check) for name, check in checks.items()}
     table = Table(title=f"rdn-fast {__version__}", title_justify="left", show_header=False)
     for name, line in lines.items():
         table.add_row(name, escape(line.state))
     print_table(table)
-    if mends := list(dict.fromkeys(line.mend for line in lines.values() if line.mend)):
+    if remedies := list(dict.fromkeys(line.remedy for line in lines.values() if line.remedy)):
         print("What is not here, and what brings it:")
-    for mend in mends:
-        print(f"- {', '.join(name for name, line in lines.items() if line.mend == mend)}: {mend}")
-    return 1 if lines["training"].mend else 0
+    for remedy in remedies:
+        print(f"- {', '.join(name for name, line in lines.items() if line.remedy == remedy)}: {remedy}")
+    return 1 if lines["training"].remedy else 0
 
 
-def _guarded(check: Callable[[], Line]) -> Line:
+def _run(check: Callable[[], Line]) -> Line:
     try:
         return check()
     except UserError as error:
         return Line("no", str(error))
     except ModuleNotFoundError as error:
         return Line("no", f"{error}; `pip install rdn-fast` brings what it needs")
-    except Exception as error:  # it is here to find what is broken
+    except Exception as error:  # whatever is broken, doctor is there to find it
         return Line("cannot be told", one_line(error))
 
 
@@ -95,18 +98,22 @@ def _torch() -> Line:
 
     from rdn_fast import devices
 
-    return Line(
-        f"{torch.__version__}, built for {devices.torch_build()}; {torch.get_num_threads()} threads, {devices.cores()} cores"
-    )
+    here = f"{torch.get_num_threads()} threads, {devices.cores()} cores"
+    return Line(f"{torch.__version__}, built for {devices.torch_build()}; {here}")
 
 
 def _torch_npu(autoload: bool) -> Line:
     if not ascend.installed():
         return Line("not installed", ascend.load())
     if (reason := ascend.load()) is not None:
-        every = f"{ascend.AUTOLOAD}=1 makes the other commands fail, too: unset it"
-        torchrun = f"a torchrun of your own imports torch, and so torch_npu, before rdn_fast does: export {ascend.AUTOLOAD}=0 for it"
-        return Line("does not load", f"{reason}. {every if autoload else torchrun}")
+        if autoload:
+            remedy = f"{ascend.AUTOLOAD}=1 makes the other commands fail, too: unset it"
+        else:
+            remedy = (
+                "a torchrun of your own imports torch, and so torch_npu, before rdn_fast does: "
+                f"export {ascend.AUTOLOAD}=0 for it"
+            )
+        return Line("does not load", f"{reason}. {remedy}")
     from rdn_fast import devices
 
     here = not all(map(devices.is_host, devices.all_devices()))
@@ -114,18 +121,19 @@ def _torch_npu(autoload: bool) -> Line:
 
 
 def _drivers() -> Line:
-    tools = [tool for tool in _TOOLS if shutil.which(tool)]
-    versions, wrong = [], []
-    for tool in tools:
-        arguments, pattern = _TOOLS[tool]
+    versions, remedies = [], []
+    for tool, (arguments, pattern) in _TOOLS.items():
+        if not shutil.which(tool):
+            continue
         done = subprocess.run([tool, *arguments], capture_output=True, text=True, timeout=10, check=False)
         version = re.search(pattern, done.stdout)
         versions.append(f"{version[1]} ({tool})" if version and not done.returncode else f"unknown ({tool})")
         if done.returncode:
-            wrong.append(
-                f"`{tool} {arguments[0]}` ends with {done.returncode}; install the driver, or give the container its devices"
+            remedies.append(
+                f"`{tool} {arguments[0]}` ends with {done.returncode}; "
+                "install the driver, or give the container its devices"
             )
-    return Line(", ".join(versions) or f"neither {' nor '.join(_TOOLS)} is here", "; ".join(wrong))
+    return Line(", ".join(versions) or f"neither {' nor '.join(_TOOLS)} is here", "; ".join(remedies))
 
 
 def _devices() -> Line:
@@ -134,16 +142,16 @@ def _devices() -> Line:
     states = []
     for device in devices.all_devices():
         try:
-            states.append(f"{devices.describe(device)}, {devices.free_memory(device) / 2**30:.1f} GiB free")
-        except RuntimeError as error:  # held by another, or broken
+            states.append(f"{devices.describe(device)}, {bytes_in_words(devices.free_memory(device))} free")
+        except RuntimeError as error:  # another process holds it, or it is broken
             states.append(f"{device}: {one_line(error)}")
     return Line("\n".join(states))
 
 
 def _apex() -> Line:
-    from rdn_fast.training import apex
+    from rdn_fast.training.apex import missing_apex
 
-    return Line("no", reason) if (reason := apex.missing()) is not None else Line("apex.amp is here")
+    return Line("no", reason) if (reason := missing_apex()) is not None else Line("apex.amp is here")
 
 
 def _triton() -> Line:
@@ -163,7 +171,7 @@ def _compiler() -> Line:
 
 
 def _case(device: str):
-    """The case of rdn-b's usual training, in the mode of the device that it would run in."""
+    """Return the Case of rdn-b's usual training, in the mode that it would run in."""
     from rdn_fast import devices
     from rdn_fast.commands.tune_modes import cases_of
     from rdn_fast.rdb import autotune
@@ -172,35 +180,37 @@ def _case(device: str):
     return dataclasses.replace(case, mode=autotune.fastest_mode(case))
 
 
-def _reasons(case) -> dict[str, str | None]:
-    """Why each row of the table cannot run the case; a row of C counts as compiled where there is a compiler."""
+def _refusals(case) -> dict[str, str | None]:
+    """Return why each impl cannot run the case; None if it can. One in C counts as built where a compiler is."""
     from rdn_fast.rdb import IMPLS, refusal
 
-    reasons = {}
-    for row in IMPLS.values():
-        unbuilt = hasattr(row.module, "SOURCE") and native.compiler()
-        reasons[row.name] = refusal(
-            dataclasses.replace(row, module=None) if unbuilt else row, case.device, case.dtype, case.training
-        )
-    return reasons
+    refusals = {}
+    for impl in IMPLS.values():
+        buildable = hasattr(impl.module, "SOURCE") and native.compiler()
+        checked = dataclasses.replace(impl, module=None) if buildable else impl  # missing() would compile it
+        refusals[impl.name] = refusal(checked, case.device, case.dtype, case.training)
+    return refusals
 
 
-def _rows(device: str) -> Line:
-    reasons = _reasons(_case(device))
-    able = ", ".join(name for name, reason in reasons.items() if reason is None)
-    return Line(
-        "\n".join([f"{able} can run", *(f"{name} {reason}" for name, reason in reasons.items() if reason is not None)])
-    )
+def _able(refusals: dict[str, str | None]) -> list[str]:
+    return [name for name, reason in refusals.items() if reason is None]
+
+
+def _impls(device: str) -> Line:
+    refusals = _refusals(_case(device))
+    others = (f"{name} {reason}" for name, reason in refusals.items() if reason is not None)
+    return Line("\n".join([f"{', '.join(_able(refusals))} can run", *others]))
 
 
 def _auto(device: str) -> Line:
+    from rdn_fast.precision import dtype_name
     from rdn_fast.rdb import autotune
 
     case = _case(device)
-    shape = f"{case.batch} patches of {case.height}x{case.width} in {str(case.dtype).removeprefix('torch.')}" + (
-        f", mode {case.mode}" if case.mode else ""
-    )
-    able = [name for name, reason in _reasons(case).items() if reason is None]
+    shape = f"{case.batch} patches of {case.height}x{case.width} in {dtype_name(case.dtype)}"
+    if case.mode:
+        shape += f", mode {case.mode}"
+    able = _able(_refusals(case))
     known = autotune.remembered().get(case.key())
     if known in able:
         return Line(f"{known}: the fastest when {shape} were timed")
@@ -211,10 +221,9 @@ def _auto(device: str) -> Line:
 
 def _cache() -> Line:
     folder = cache_folder()
-    files = [file.stat().st_size for file in folder.rglob("*") if file.is_file()]
-    state = f"{folder}, {len(files)} files, {sum(files) / 2**20:.1f} MiB"
     if folder.name == "rdn_fast":
-        return Line(state)
+        sizes = [file.stat().st_size for file in folder.rglob("*") if file.is_file()]
+        return Line(f"{folder}, {len(sizes)} files, {bytes_in_words(sum(sizes))}")
     return Line(
         f"{folder}, for this process",
         "it cannot be written, so each run compiles and times anew; set XDG_CACHE_HOME to a folder that can",
@@ -224,6 +233,6 @@ def _cache() -> Line:
 def _training(device: str) -> Line:
     import_module("rdn_fast.training.run")
     case = _case(device)
-    if None not in _reasons(case).values():
+    if not _able(_refusals(case)):
         return Line("cannot run", f"no implementation of the block can run on {case.device}")
     return Line(f"can run on {case.device}")

@@ -1,4 +1,4 @@
-"""`rdn-fast tune --loss-scale`: the loss scale that a run would choose, and the gradients it is chosen from as a table and a picture."""
+"""`rdn-fast tune --loss-scale`: the loss scale that a run would choose, and the histogram of gradients behind it."""
 
 from __future__ import annotations
 
@@ -27,121 +27,142 @@ from rdn_fast.training.loss_scale import (
 )
 
 _COLOURS = {"activations": "#5b8db8", "weights": "#d1622b"}
-_WIDTH, _LEFT, _RIGHT, _TOP, _FLOOR = 960, 60, 20, 100, 400  # of the picture and its axes
+_WIDTH, _LEFT, _RIGHT, _TOP, _FLOOR = 960, 60, 20, 100, 400  # pixels of the figure and of its axes
 
 
-def tune_loss_scale(config: ModelConfig, train: TrainConfig) -> None:
-    """Calibrate for a run with these settings, print why, and write loss_scale.csv and loss_scale.svg to outputs_dir. Raises UserError."""
-    folder = Path(train.outputs_dir)
+def tune_loss_scale(model_config: ModelConfig, train_config: TrainConfig) -> None:
+    """Calibrate the loss scale of a run, print why, and write loss_scale.csv and loss_scale.svg to outputs_dir.
+
+    Raises UserError.
+    """
+    folder = Path(train_config.outputs_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _calibrate(config, train, folder)
+        _calibrate(model_config, train_config, folder)
     except OSError as error:
         raise UserError(
             f"--outputs-dir {folder}: cannot be written ({error.strerror}); choose another folder"
         ) from None
 
 
-def _calibrate(config: ModelConfig, train: TrainConfig, folder: Path) -> None:
-    device = devices.pick(train.device, train.device_id)
-    inputs = open_inputs(config, train, device=device)
-    model = initial_model(config, train.seed, inputs.weights)
-    model.rdb = train.rdb
+def _calibrate(model_config: ModelConfig, train_config: TrainConfig, folder: Path) -> None:
+    device = devices.pick(train_config.device, train_config.device_id)
+    inputs = open_inputs(model_config, train_config, device=device)
+    model = initial_model(model_config, train_config.seed, inputs.weights)
+    model.rdb = train_config.rdb
     model.to(device, memory_format=devices.memory_format(device))
-    chosen = precision.resolve(train.opt_level, train.amp_dtype, device)
-    choice = loss_scale.resolve(model, chosen, lambda: loss_scale.sample_batches(inputs.sampler, device))
-    print("\n".join(choice.lines))
-    if choice.histogram is None:
+    run_precision = precision.resolve(train_config.opt_level, train_config.amp_dtype, device)
+    resolved = loss_scale.resolve(model, run_precision, lambda: loss_scale.sample_batches(inputs.sampler, device))
+    print("\n".join(resolved.lines))
+    if resolved.histogram is None:
         return
+    m, patch, batches = model_config, train_config.patch_size, resolved.histogram.batches
     title = (
-        f"Gradients of RDN x{config.scale} D{config.num_blocks} C{config.num_layers} G{config.growth_rate} G0 {config.num_features} at {chosen.level}, "
-        f"{choice.histogram.batches} batches of {train.batch_size} patches of {train.patch_size}x{train.patch_size}",
+        f"Gradients of RDN x{m.scale} D{m.num_blocks} C{m.num_layers} G{m.growth_rate} G0 {m.num_features} "
+        f"at {run_precision.level}, {batches} batches of {train_config.batch_size} patches of {patch}x{patch}",
         f"measured in float32 on {devices.describe(device)}; torch {torch.__version__}, rdn_fast {__version__}",
     )
-    atomic_write(folder / "loss_scale.csv", lambda file: file.write(table(choice.histogram).encode()))
-    atomic_write(folder / "loss_scale.svg", lambda file: file.write(picture(choice, title).encode()))
+    for name, text in (
+        ("loss_scale.csv", histogram_csv(resolved.histogram)),
+        ("loss_scale.svg", histogram_svg(resolved, title)),
+    ):
+        atomic_write(folder / name, lambda file, text=text: file.write(text.encode()))
     print(f"written: {folder / 'loss_scale.csv'}, {folder / 'loss_scale.svg'}")
 
 
-def table(evidence: GradientHistogram) -> str:
-    """CSV: for each kind and exponent e how many magnitudes lie in 2^e up to 2^(e+1), and as a share of the kind's; `zero` for zeros."""
+def histogram_csv(histogram: GradientHistogram) -> str:
+    """Return CSV with a line per kind and exponent e: how many magnitudes lie in 2^e up to 2^(e+1), and their share.
+
+    The share is of all magnitudes of the kind. The exponent of zeros is `zero`.
+    """
     text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["of", "exponent", "count", "share"])
-    for kind, counts in evidence.counts.items():
-        for place, count in enumerate(counts):
+    lines = csv.writer(text, lineterminator="\n")
+    lines.writerow(["of", "exponent", "count", "share"])
+    for kind, counts in histogram.counts.items():
+        for i, count in enumerate(counts):
             if count:
-                rows.writerow([kind, place - EXPONENT_BIAS if place else "zero", count, f"{count / sum(counts):.6g}"])
+                lines.writerow([kind, i - EXPONENT_BIAS if i else "zero", count, f"{count / sum(counts):.6g}"])
     return text.getvalue()
 
 
-def picture(choice: ResolvedScale, title: tuple[str, str]) -> str:
-    """SVG: the histogram at scale 1, without zeros, and under it fp16's range as the scale moves it."""
-    evidence, scale = choice.histogram, math.log2(choice.scale)
+def histogram_svg(resolved: ResolvedScale, title: tuple[str, str]) -> str:
+    """Return an SVG of the histogram at loss scale 1, without zeros, before fp16's range as the scale moves it."""
+    histogram, shift = resolved.histogram, math.log2(resolved.scale)
     shares = {
         kind: {i + 1 - EXPONENT_BIAS: n / sum(counts[1:]) for i, n in enumerate(counts[1:]) if n}
-        for kind, counts in evidence.counts.items()
+        for kind, counts in histogram.counts.items()
     }
-    seen = [exponent for column in shares.values() for exponent, share in column.items() if share > 1e-4]
     underflow, subnormal, overflow = (
-        FP16_MIN_EXPONENT - scale,
-        FP16_NORMAL_EXPONENT - scale,
-        math.log2(FP16_MAX) - scale,
+        exponent - shift for exponent in (FP16_MIN_EXPONENT, FP16_NORMAL_EXPONENT, math.log2(FP16_MAX))
     )
+    visible = [exponent for column in shares.values() for exponent, share in column.items() if share > 1e-4]
+    first, last = math.floor(min(*visible, underflow - 4)), math.floor(max(*visible, overflow + 5))
+    chart = _Chart(first, last, 1.05 * max(share for column in shares.values() for share in column.values()))
+
+    chart.text(_LEFT, 24, title[0], 'font-size="15" font-weight="bold"')
+    chart.text(_LEFT, 42, title[1], 'fill="#555"')
     room = overflow - math.log2(MARGIN)
-    first, last = (math.floor(edge) for edge in (min(*seen, underflow - 4), max(*seen, overflow + 5)))
-    highest = 1.05 * max(share for column in shares.values() for share in column.values())
-    wide, tall = (_WIDTH - _LEFT - _RIGHT) / (last - first), _FLOOR - _TOP
-
-    def x(exponent: float) -> float:
-        return _LEFT + (exponent - first) * wide
-
-    def text(left: float, y: float, words: str, how: str = 'text-anchor="middle"') -> str:
-        return f'<text x="{left:.1f}" y="{y:.1f}" {how}>{escape(words)}</text>'
-
-    def bar(begin: float, end: float, share: float, colour: str) -> str:
-        height = tall * share / highest
-        return f'<rect x="{x(begin):.1f}" y="{_FLOOR - height:.1f}" width="{(end - begin) * wide:.1f}" height="{height:.1f}" fill="{colour}"/>'
-
-    parts = [text(_LEFT, 24, title[0], 'font-size="15" font-weight="bold"'), text(_LEFT, 42, title[1], 'fill="#555"')]
-    for begin, end, colour, words in (
-        (first, underflow, "#f6d5d0", "underflows"),
-        (underflow, subnormal, "#fbf1d3", "loses bits"),
-        (subnormal, room, "#e6f2e3", f"fp16 at loss scale {choice.scale:.10g}"),
-        (room, overflow, "#d5e6d1", f"{MARGIN} x room"),
-        (overflow, last, "#f6d5d0", "overflows"),
-    ):
-        parts += [bar(begin, end, highest, colour), text(x((begin + end) / 2), _TOP - 8, words)]
+    chart.band(first, underflow, "#f6d5d0", "underflows")
+    chart.band(underflow, subnormal, "#fbf1d3", "loses bits")
+    chart.band(subnormal, room, "#e6f2e3", f"fp16 at loss scale {resolved.scale:.10g}")
+    chart.band(room, overflow, "#d5e6d1", f"{MARGIN} x room")
+    chart.band(overflow, last, "#f6d5d0", "overflows")
     for side, (kind, column) in enumerate(shares.items()):
-        counts = evidence.counts[kind]
-        parts.append(
-            text(
-                _LEFT + 330 * side,
-                66,
-                f"\u25a0 {kind} ({counts[0] / sum(counts):.2%} are zero, not shown)",
-                f'fill="{_COLOURS[kind]}"',
-            )
+        counts, colour = histogram.counts[kind], _COLOURS[kind]
+        legend = f"\u25a0 {kind} ({counts[0] / sum(counts):.2%} are zero, not shown)"
+        chart.text(_LEFT + 330 * side, 66, legend, f'fill="{colour}"')
+        for exponent, share in column.items():
+            if first <= exponent < last:
+                chart.bar(exponent + 0.08 + 0.42 * side, exponent + 0.5 + 0.42 * side, share, colour)
+    chart.axes()
+    chart.marker(FP16_MIN_EXPONENT, "smaller ones underflow at scale 1")
+    chart.marker(math.log2(histogram.largest), "largest")
+    legend = "magnitude of a gradient at loss scale 1, against the share of its kind"
+    chart.text(_LEFT, _FLOOR + 54, legend, 'fill="#555"')
+    return chart.svg()
+
+
+class _Chart:
+    """SVG elements on axes: exponents of two, from `first` to `last`, against shares, from 0 to `highest`."""
+
+    def __init__(self, first: int, last: int, highest: float):
+        self._first, self._last, self._highest = first, last, highest
+        self._step, self._height = (_WIDTH - _LEFT - _RIGHT) / (last - first), _FLOOR - _TOP
+        self._elements: list[str] = []
+
+    def _x(self, exponent: float) -> float:
+        return _LEFT + (exponent - self._first) * self._step
+
+    def text(self, left: float, y: float, words: str, attributes: str = 'text-anchor="middle"') -> None:
+        self._elements.append(f'<text x="{left:.1f}" y="{y:.1f}" {attributes}>{escape(words)}</text>')
+
+    def bar(self, begin: float, end: float, share: float, colour: str) -> None:
+        x, width, height = self._x(begin), (end - begin) * self._step, self._height * share / self._highest
+        box = f'x="{x:.1f}" y="{_FLOOR - height:.1f}" width="{width:.1f}" height="{height:.1f}"'
+        self._elements.append(f'<rect {box} fill="{colour}"/>')
+
+    def band(self, begin: float, end: float, colour: str, words: str) -> None:
+        """Add a coloured background with a caption above it."""
+        self.bar(begin, end, self._highest, colour)
+        self.text(self._x((begin + end) / 2), _TOP - 8, words)
+
+    def axes(self) -> None:
+        for percent in range(0, int(100 * self._highest) + 1, 5):
+            y = _FLOOR + 4 - self._height * percent / 100 / self._highest
+            self.text(_LEFT - 6, y, f"{percent}%", 'text-anchor="end"')
+        for exponent in range(self._first + -self._first % 4, self._last + 1, 4):
+            self.text(self._x(exponent), _FLOOR + 18, f"2^{exponent}")
+
+    def marker(self, exponent: float, words: str) -> None:
+        """Add a dashed vertical line with a caption below it."""
+        x = self._x(exponent)
+        self._elements.append(f'<path d="M{x:.1f} {_TOP}V{_FLOOR}" stroke="#333" stroke-dasharray="4 3"/>')
+        self.text(x, _FLOOR + 34, words)
+
+    def svg(self) -> str:
+        head = (
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_FLOOR + 66}" '
+            'font-family="DejaVu Sans, sans-serif" font-size="12">'
         )
-        parts += [
-            bar(e + 0.08 + 0.42 * side, e + 0.5 + 0.42 * side, share, _COLOURS[kind])
-            for e, share in column.items()
-            if first <= e < last
-        ]
-    parts += [
-        text(_LEFT - 6, _FLOOR + 4 - tall * share / 100 / highest, f"{share}%", 'text-anchor="end"')
-        for share in range(0, int(100 * highest) + 1, 5)
-    ]
-    parts += [text(x(e), _FLOOR + 18, f"2^{e}") for e in range(first + -first % 4, last + 1, 4)]
-    for exponent, words in (
-        (FP16_MIN_EXPONENT, "smaller ones underflow at scale 1"),
-        (math.log2(evidence.largest), "largest"),
-    ):
-        parts.append(f'<path d="M{x(exponent):.1f} {_TOP}V{_FLOOR}" stroke="#333" stroke-dasharray="4 3"/>')
-        parts.append(text(x(exponent), _FLOOR + 34, words))
-    parts.append(
-        text(
-            _LEFT, _FLOOR + 54, "magnitude of a gradient at loss scale 1, against the share of its kind", 'fill="#555"'
-        )
-    )
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_FLOOR + 66}" font-family="DejaVu Sans, sans-serif" font-size="12">'
-    return "\n".join([head, '<rect width="100%" height="100%" fill="white"/>', *parts, "</svg>\n"])
+        background = '<rect width="100%" height="100%" fill="white"/>'
+        return "\n".join([head, background, *self._elements, "</svg>\n"])

@@ -1,8 +1,8 @@
-"""`rdn-fast tune` on a device with modes (device.modes): all rows are timed in every mode, each mode in a process of its own.
+"""`rdn-fast tune` on a device with modes (devices.modes): each mode is timed in a process of its own.
 
-    python -m rdn_fast.commands.tune_modes MODE '[CONFIG, TRAIN]' FILE.json
+    python -m rdn_fast.commands.tune_modes MODE '[MODEL_CONFIG, TRAIN_CONFIG]' FILE.json
 
-is such a process: it takes the fields of ModelConfig and TrainConfig as JSON, and writes a list of Timings, one for each case.
+is such a process. It takes the fields of ModelConfig and TrainConfig as JSON and writes a list of Timings, one a case.
 """
 
 from __future__ import annotations
@@ -25,35 +25,24 @@ from rdn_fast.rdb.autotune import PICTURE, Case, Timing, measure, mode_key, reme
 from rdn_fast.terminal import print_table
 
 
-def cases_of(config: ModelConfig, train: TrainConfig, device: torch.device) -> tuple[Case, Case]:
-    """What `rdn-fast tune` times: a training run's steps, and evaluation in float32."""
-    patch = train.batch_size, 3, train.patch_size, train.patch_size
-    dtype = precision.resolve(train.opt_level, train.amp_dtype, device).compute
-    return Case.of(config, patch, device, dtype, True), Case.of(
-        config, (1, 3, PICTURE, PICTURE), device, torch.float32, False
-    )
+def cases_of(model_config: ModelConfig, train_config: TrainConfig, device: torch.device) -> tuple[Case, Case]:
+    """Return the two cases that `rdn-fast tune` times: a training run's step, and evaluation in float32."""
+    patch = train_config.batch_size, 3, train_config.patch_size, train_config.patch_size
+    dtype = precision.resolve(train_config.opt_level, train_config.amp_dtype, device).compute
+    training = Case.of(model_config, patch, device, dtype, True)
+    evaluation = Case.of(model_config, (1, 3, PICTURE, PICTURE), device, torch.float32, False)
+    return training, evaluation
 
 
-def sweep(config: ModelConfig, train: TrainConfig, device: torch.device) -> None:
-    """Time all rows in every mode, print the tables, and remember the fastest row of each mode and the mode with the fastest training.
+def tune_modes(model_config: ModelConfig, train_config: TrainConfig, device: torch.device) -> None:
+    """Time all impls in every mode, print the tables, and remember the fastest impl of each mode and the fastest mode.
 
-    A mode whose process fails is left out, and that is said; UserError when all do.
+    The fastest mode is the one with the fastest training. A mode whose process fails is left out, with a printed
+    reason. Raises UserError when all fail.
     """
-    cases, timings = cases_of(config, train, device), {}
-    settings = json.dumps(
-        [dataclasses.asdict(config), dataclasses.asdict(dataclasses.replace(train, device=str(device), device_id=None))]
-    )
-    modes = ("", *devices.modes(device))
-    print(
-        "a process cannot change its mode: each mode is timed in a process of its own, one after the other and not in turn,"
-    )
-    print("so small differences between modes may be chance; a mode that compiles (jit) takes minutes")
-    for number, mode in enumerate(modes, 1):
-        print(f"mode {number} of {len(modes)}: {_title(mode)}", flush=True)
-        try:
-            timings[mode] = _measured(mode, settings)
-        except RuntimeError as error:
-            print(f"left out: {error}", flush=True)
+    cases = cases_of(model_config, train_config, device)
+    train_config = dataclasses.replace(train_config, device=str(device), device_id=None)
+    timings = _time_all_modes(device, json.dumps([dataclasses.asdict(model_config), dataclasses.asdict(train_config)]))
     if not timings:
         raise UserError(
             f"--device {device}: the block's implementations could be timed in no mode (the lines above say why)"
@@ -61,71 +50,81 @@ def sweep(config: ModelConfig, train: TrainConfig, device: torch.device) -> None
     best = min(timings, key=lambda mode: min(timings[mode][0].seconds.values()))
     for number, case in enumerate(cases):
         _show(case, {mode: of_cases[number] for mode, of_cases in timings.items()}, best)
-    rows = {
+    choices = {
         dataclasses.replace(case, mode=mode).key(): timing.fastest
-        for mode in timings
-        for case, timing in zip(cases, timings[mode], strict=True)
+        for mode, of_cases in timings.items()
+        for case, timing in zip(cases, of_cases, strict=True)
     }
-    remember(rows | {mode_key(cases[0]): best})
+    remember(choices | {mode_key(cases[0]): best})
+
+
+def _time_all_modes(device: torch.device, configs: str) -> dict[str, list[Timing]]:
+    """Return the Timings of each mode whose process succeeded; "" is the device's default mode."""
+    modes, timings = ("", *devices.modes(device)), {}
+    print(
+        "a process cannot change its mode: each mode is timed in a process of its own, one after the other and not in "
+        "turn,\nso small differences between modes may be chance; a mode that compiles (jit) takes minutes"
+    )
+    for number, mode in enumerate(modes, 1):
+        print(f"mode {number} of {len(modes)}: {_title(mode)}", flush=True)
+        try:
+            timings[mode] = _time_in_process(mode, configs)
+        except RuntimeError as error:
+            print(f"left out: {error}", flush=True)
+    return timings
 
 
 def _title(mode: str) -> str:
     return mode or "default"
 
 
-def _measured(mode: str, settings: str) -> list[Timing]:
-    """The Timings of a new process in that mode; RuntimeError with its last words when it fails."""
+def _time_in_process(mode: str, configs: str) -> list[Timing]:
+    """Return the Timings of a new process in that mode. Raises RuntimeError with its last line when it fails."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "timings.json"
-        command = [sys.executable, "-m", "rdn_fast.commands.tune_modes", mode, settings, str(file)]
-        # Compilers write dots to stdout; why rows fail is in the Timings.
+        command = [sys.executable, "-m", "rdn_fast.commands.tune_modes", mode, configs, str(file)]
+        # stdout is dropped: compilers write dots to it, and the reasons of impls that fail are in the Timings.
         ended = subprocess.run(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace", check=False
         )
         if ended.returncode < 0:
             raise RuntimeError(f"its process was killed by signal {-ended.returncode}")
         if ended.returncode:
-            raise RuntimeError(
-                (ended.stderr.strip() or f"its process ended with code {ended.returncode}").splitlines()[-1]
-            )
+            reason = ended.stderr.strip() or f"its process ended with code {ended.returncode}"
+            raise RuntimeError(reason.splitlines()[-1])
         return [Timing(**timing) for timing in json.loads(file.read_text())]
 
 
 def _show(case: Case, timings: dict[str, Timing], best: str) -> None:
-    """A table with a column for each mode and three lines for each row, and below it why others have none."""
+    """Print a table with a column per mode and three lines per impl, and below it why others have none."""
     naive = timings[""].seconds.get("naive") if "" in timings else None
     table = Table("rdb", "")
     for mode in timings:
         table.add_column(_title(mode), justify="right")
     notes = [f"auto: {timings[best].fastest} in mode {_title(best)}; times naive: against naive in mode default"]
-    for row in IMPLS.values():
-        if reason := refusal(row, case.device, case.dtype, case.training):
-            notes.append(f"{row.name}: {reason}")
+    for impl in IMPLS.values():
+        if reason := refusal(impl, case.device, case.dtype, case.training):
+            notes.append(f"{impl.name}: {reason}")
             continue
-        seconds = {mode: timing.seconds.get(row.name) for mode, timing in timings.items()}
-        notes += [
-            f"{row.name} in mode {_title(mode)}: {t.failed[row.name]}"
-            for mode, t in timings.items()
-            if row.name in t.failed
-        ]
-        for unit, figure in (
-            ("ms", lambda s: f"{s * 1e3:.2f}"),
-            ("GFLOP/s", lambda s: f"{case.flop / s / 1e9:.0f}"),
-            ("times naive", lambda s: f"{naive / s:.2f}" if naive else ""),
-        ):
-            cells = (figure(s) if s else "" for s in seconds.values())
-            table.add_row(row.name if unit == "ms" else "", unit, *cells, end_section=unit == "times naive")
+        for mode, timing in timings.items():
+            if impl.name in timing.failed:
+                notes.append(f"{impl.name} in mode {_title(mode)}: {timing.failed[impl.name]}")
+        seconds = [timing.seconds.get(impl.name) for timing in timings.values()]
+        table.add_row(impl.name, "ms", *(f"{s * 1e3:.2f}" if s else "" for s in seconds))
+        table.add_row("", "GFLOP/s", *(f"{case.flop / s / 1e9:.0f}" if s else "" for s in seconds))
+        speedups = (f"{naive / s:.2f}" if naive and s else "" for s in seconds)
+        table.add_row("", "times naive", *speedups, end_section=True)
     print(case.key())
     print_table(table)
     print(*notes, sep="\n")
 
 
-def _main(mode: str, settings: str, file: str) -> None:
-    config, train = json.loads(settings)
-    config, train = ModelConfig(**config), TrainConfig(**train)
-    device = devices.pick(train.device)
+def _main(mode: str, configs: str, file: str) -> None:
+    model_fields, train_fields = json.loads(configs)
+    train_config = TrainConfig(**train_fields)
+    device = devices.pick(train_config.device)
     devices.use_mode(device, mode)
-    timings = [measure(case) for case in cases_of(config, train, device)]
+    timings = [measure(case) for case in cases_of(ModelConfig(**model_fields), train_config, device)]
     Path(file).write_text(json.dumps([dataclasses.asdict(timing) for timing in timings]))
 
 

@@ -1,4 +1,4 @@
-"""torchrun's agent, which also knows when it is of no use to start the ranks anew, and says so when it does."""
+"""torchrun's agent, less the restarts that cannot help, and with a line for each one that it makes."""
 
 from __future__ import annotations
 
@@ -13,19 +13,22 @@ from torch.distributed.elastic.rendezvous import RendezvousClosedError, Rendezvo
 
 from rdn_fast.errors import RETRY
 
-_LEAVE_SECONDS = (
-    30.0  # seconds that our ranks have to find out by themselves that another node has left the run for good
-)
-_EXIT_SECONDS = 5  # seconds; the agent kills ranks that did not end of themselves after more
+_LEAVE_SECONDS = 30.0  # after another node has closed the run: our ranks should notice by themselves within this time
+_EXIT_SECONDS = 5  # after the first failure: ranks that end later were killed by the agent
 
 
 def root_failure(failures: dict[int, ProcessFailure]) -> tuple[int, ProcessFailure]:
-    """The rank that ended first, and how: a user's mistake before all, and last those that the agent had to end."""
-    prompt = min(end.timestamp for end in failures.values()) + _EXIT_SECONDS
+    """Return the (rank, failure) that explains the end of the run.
 
-    def order(item: tuple[int, ProcessFailure]):
-        _, end = item
-        return end.exitcode != 2, end.exitcode == -signal.SIGTERM or end.timestamp > prompt, end.exitcode >= 0
+    A user's mistake (exit code 2) comes first, ranks that the agent terminated last, death by a signal before an exit
+    code.
+    """
+    last_own_exit = min(failure.timestamp for failure in failures.values()) + _EXIT_SECONDS
+
+    def order(item: tuple[int, ProcessFailure]) -> tuple[bool, bool, bool]:
+        _, failure = item
+        by_agent = failure.exitcode == -signal.SIGTERM or failure.timestamp > last_own_exit
+        return failure.exitcode != 2, by_agent, failure.exitcode >= 0
 
     return min(failures.items(), key=order)
 
@@ -35,9 +38,12 @@ def rank_name(rank: int) -> str:
 
 
 class ElasticAgent(LocalElasticAgent):
-    """Ranks that ended by a mistake, a failure of the training or a signal to stop are not started anew: they would end so again."""
+    """Restarts ranks only where that can help.
 
-    _closed: float | None = None
+    A user's mistake, a failure of the training and a signal to stop would end the restarted ranks the same way.
+    """
+
+    _closed_at: float | None = None  # when the rendezvous was first seen closed
 
     def run(self, role: str = DEFAULT_ROLE) -> RunResult:
         try:
@@ -45,43 +51,38 @@ class ElasticAgent(LocalElasticAgent):
         except RendezvousConnectionError:
             if self._worker_group.state != WorkerState.HEALTHY:
                 raise
-            result = super()._monitor_workers(
-                self._worker_group
-            )  # super's end of all ranks: they may know more than that the store is gone
-            if {end.exitcode for end in result.failures.values()} == {-signal.SIGTERM}:
+            # super().run() has ended all ranks. Their exit codes may say more than that the store is gone.
+            result = super()._monitor_workers(self._worker_group)
+            if {failure.exitcode for failure in result.failures.values()} == {-signal.SIGTERM}:
                 raise
-        return result or RunResult(WorkerState.SUCCEEDED)  # None: a node beyond the most that are needed
+        return result or RunResult(WorkerState.SUCCEEDED)  # None: a spare node beyond the maximum
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         result = super()._monitor_workers(worker_group)
         if result.state == WorkerState.HEALTHY:
-            self._leave_with_others()
+            self._leave_closed_run()
         elif result.state == WorkerState.FAILED:
-            codes = {end.exitcode for end in result.failures.values()}
+            codes = {failure.exitcode for failure in result.failures.values()}
             if codes <= {RETRY, 128 + signal.SIGTERM} and self._rdzv_handler.num_nodes_waiting():
-                return RunResult(
-                    WorkerState.HEALTHY
-                )  # another node starts anew, or a new one joins: so do we, and it is no restart of ours
+                # Another node restarts or joins. HEALTHY makes ours join it without using up one of its restarts.
+                return RunResult(WorkerState.HEALTHY)
             if any(code > 0 and code != RETRY for code in codes):
                 self._remaining_restarts = 0
             elif self._remaining_restarts:
-                self._say_restart(result)
+                self._print_restart(result)
         return result
 
-    def _leave_with_others(self) -> None:
-        """A node that fails for good closes the run; ours could wait for its ranks until a time runs out."""
-        if self._closed is None and self._rdzv_handler.is_closed():
-            self._closed = time.monotonic()
-        if self._closed is not None and time.monotonic() - self._closed > _LEAVE_SECONDS:
+    def _leave_closed_run(self) -> None:
+        """Leave a run that another node has closed for good; our ranks might wait for its ranks until a timeout."""
+        if self._closed_at is None and self._rdzv_handler.is_closed():
+            self._closed_at = time.monotonic()
+        if self._closed_at is not None and time.monotonic() - self._closed_at > _LEAVE_SECONDS:
             raise RendezvousClosedError
 
-    def _say_restart(self, result: RunResult) -> None:
-        rank, end = root_failure(result.failures)
-        what = (
-            f"was killed by signal {-end.exitcode}" if end.exitcode < 0 else "failed or lost contact, as it says itself"
-        )
+    def _print_restart(self, result: RunResult) -> None:
+        rank, failure = root_failure(result.failures)
+        by_signal = failure.exitcode < 0
+        what = f"was killed by signal {-failure.exitcode}" if by_signal else "failed or lost contact, as it says itself"
         most = self._worker_group.spec.max_restarts
-        print(
-            f"{rank_name(rank)} {what}; restart {most - self._remaining_restarts + 1} of {most}, from the last checkpoint",
-            flush=True,
-        )
+        number = most - self._remaining_restarts + 1
+        print(f"{rank_name(rank)} {what}; restart {number} of {most}, from the last checkpoint", flush=True)

@@ -1,7 +1,9 @@
-"""`--amp-backend apex`: the loss is scaled, and gradients unscaled, by apex.amp, NVIDIA's or Ascend's.
+"""`--amp-backend apex`: scale the loss and unscale the gradients by apex.amp, NVIDIA's or Ascend's build.
 
-Who computes in which dtype is the model's own (precision.py), so O1 and O2 mean the same as without apex, and apex is asked for
-neither casts nor master weights. Its static scale is never checked for overflow: we do.
+The model casts by itself (precision.py), so O1 and O2 mean the same as without apex, and apex is asked for neither
+casts nor master weights. It does not check for overflow at a static scale, so SyncingOptimizerStep does.
+
+`apex` below is always the installed library: absolute imports never resolve to this module, rdn_fast.training.apex.
 """
 
 from __future__ import annotations
@@ -17,35 +19,39 @@ from rdn_fast import devices
 from rdn_fast.errors import UserError
 from rdn_fast.training.optimizer_step import SyncingOptimizerStep
 
-_REMEDY = "build Ascend's (https://gitee.com/ascend/apex) or NVIDIA's (https://github.com/NVIDIA/apex), or leave --amp-backend at torch"
+_REMEDY = (
+    "build Ascend's (https://gitee.com/ascend/apex) or NVIDIA's (https://github.com/NVIDIA/apex), "
+    "or leave --amp-backend at torch"
+)
 
 
-def missing() -> str | None:
-    """Why apex.amp cannot be used; None when it imports."""
+def missing_apex() -> str | None:
+    """Return why apex.amp cannot be imported, with the remedy; None when it can."""
     spec = importlib.util.find_spec("apex")
     if spec is None:
         return f"apex is not installed; {_REMEDY}"
-    if (
-        importlib.machinery.PathFinder.find_spec("apex.amp", spec.submodule_search_locations or []) is None
-    ):  # whether or not apex imports
-        return f"the installed `apex` has no apex.amp: it is PyPI's package of that name, another thing; `pip uninstall apex`, then {_REMEDY}"
+    folders = spec.submodule_search_locations or []
+    if importlib.machinery.PathFinder.find_spec("apex.amp", folders) is None:  # found without importing apex
+        what = "the installed `apex` has no apex.amp: it is PyPI's package of that name, another thing"
+        return f"{what}; `pip uninstall apex`, then {_REMEDY}"
     try:
         importlib.import_module("apex.amp")
     except Exception as error:
-        return f"apex.amp does not import ({str(error).splitlines()[0] if str(error) else type(error).__name__}); {_REMEDY}"
+        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return f"apex.amp does not import ({first_line}); {_REMEDY}"
     return None
 
 
-def check(device: torch.device) -> None:
-    """UserError when apex cannot be used there."""
+def check_apex(device: torch.device) -> None:
+    """Raise UserError when apex cannot be used on the device."""
     if devices.is_host(device):
         raise UserError("--amp-backend apex: apex takes tensors of accelerators only; leave --amp-backend at torch")
-    if (reason := missing()) is not None:
+    if (reason := missing_apex()) is not None:
         raise UserError(f"--amp-backend apex: {reason}")
 
 
 class ApexOptimizerStep(SyncingOptimizerStep):
-    """An OptimizerStep by apex.amp; must be made before DistributedDataParallel is put around the model."""
+    """An OptimizerStep by apex.amp. Make it before the model is wrapped in DistributedDataParallel."""
 
     def __init__(
         self,
@@ -57,11 +63,11 @@ class ApexOptimizerStep(SyncingOptimizerStep):
         skips_in_a_row: float,
     ):
         self._amp = importlib.import_module("apex.amp")
-        combined = (
-            {"combine_grad": True} if "combine_grad" in inspect.signature(self._amp.initialize).parameters else {}
-        )  # Ascend's: one buffer
+        # Ascend's build can combine all gradients into one buffer.
+        can_combine = "combine_grad" in inspect.signature(self._amp.initialize).parameters
+        combine = {"combine_grad": True} if can_combine else {}
         self._amp.initialize(
-            model, optimizer, opt_level="O1", patch_torch_functions=False, loss_scale=scale, verbosity=0, **combined
+            model, optimizer, opt_level="O1", patch_torch_functions=False, loss_scale=scale, verbosity=0, **combine
         )
         super().__init__(optimizer, device, scale, clip, skips_in_a_row)
 
@@ -69,9 +75,9 @@ class ApexOptimizerStep(SyncingOptimizerStep):
         with self._amp.scale_loss(loss, self._optimizer) as scaled:
             scaled.backward()
 
-    def _apply(self, norm: torch.Tensor) -> None:
-        self._limit(norm)  # apex has unscaled the gradients already
+    def _update(self, norm: torch.Tensor) -> None:
+        self._clip_unscaled(norm)  # scale_loss has unscaled the gradients already
         self._optimizer.step()
 
-    def _rescaled(self) -> None:
+    def _apply_scale(self) -> None:
         self._amp.load_state_dict({"loss_scaler0": {"loss_scale": self.scale.item(), "unskipped": 0}})

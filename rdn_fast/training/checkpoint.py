@@ -1,7 +1,4 @@
-"""Files of tensors, read without running code; weights and training checkpoints are written aside, synced and renamed.
-
-OUT/checkpoints/step_*.pt holds all that a run needs to go on exactly; the newest two are kept.
-"""
+"""Training checkpoints: outputs/checkpoints/step_*.pt, each with all that a run needs to resume exactly."""
 
 from __future__ import annotations
 
@@ -13,16 +10,16 @@ from pathlib import Path
 
 import torch
 
-from rdn_fast.errors import Failure, UserError
+from rdn_fast.errors import Failure, UserError, one_line
 from rdn_fast.files import atomic_write
 from rdn_fast.weights.load import load_tensors
 
-KEEP = 2
+KEEP = 2  # checkpoints in outputs/checkpoints
 _KEYS = {"model", "optimizer", "average", "step", "progress", "metrics_bytes", "settings", "recipe", "mode"}
 
 
 def host_copy(value):
-    """The same nesting of dicts, lists and tuples with every tensor copied to the host, contiguous."""
+    """Return the same nesting of dicts, lists and tuples with every tensor copied to the host, contiguous."""
     if isinstance(value, torch.Tensor):
         copy = torch.empty(value.shape, dtype=value.dtype)
         return copy.copy_(value.detach())
@@ -34,9 +31,9 @@ def host_copy(value):
 
 
 class CheckpointWriter:
-    """Writes files in a background thread, so that the device does not wait for the disk.
+    """Writes checkpoints and weights in a thread, so that training does not wait for the disk.
 
-    `put` hands over host copies; an error is raised by the next `put` or by `close`, as Failure.
+    An error of the thread is raised as Failure by the next put() or close(). Later files are not written.
     """
 
     def __init__(self):
@@ -50,15 +47,18 @@ class CheckpointWriter:
         return self._jobs.unfinished_tasks > 0
 
     def put(self, path: Path, value, prune: bool = False) -> None:
-        """Save `value` (a host copy) to `path`; with `prune`, afterwards drop all but the newest checkpoints of its folder."""
-        self._check()
+        """Enqueue an atomic torch.save of `value`, which must be a host copy, to `path`.
+
+        prune: afterwards delete all but the KEEP newest checkpoints of its folder.
+        """
+        self._raise_failure()
         self._jobs.put((path, value, prune))
 
     def close(self) -> None:
-        """Wait until all is written."""
+        """Wait until everything is written."""
         self._jobs.put(None)
         self._thread.join()
-        self._check()
+        self._raise_failure()
 
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
@@ -68,45 +68,50 @@ class CheckpointWriter:
                     atomic_write(path, lambda file, value=value: torch.save(value, file))
                     for old in list_checkpoints(path.parent)[KEEP:] if prune else ():
                         old.unlink(missing_ok=True)
-            except Exception as error:  # whatever it is, the run must hear of it
+            except Exception as error:  # any error must reach the training loop
                 self._failed = path, error
             finally:
                 self._jobs.task_done()
 
-    def _check(self) -> None:
+    def _raise_failure(self) -> None:
         if self._failed is not None:
             path, error = self._failed
-            reason = " ".join(str(error).split())[:200]
-            raise Failure(f"{path}: cannot be written ({reason}); free some space, then go on with --resume auto")
+            remedy = "free some space, then go on with --resume auto"
+            raise Failure(f"{path}: cannot be written ({one_line(error)}); {remedy}")
 
 
 def checkpoint_path(outputs: Path, step: int) -> Path:
     return outputs / "checkpoints" / f"step_{step:08}.pt"
 
 
+def checkpoint_step(path: Path) -> int:
+    return int(path.stem.removeprefix("step_"))
+
+
 def list_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a folder, newest first; files that are named differently are not ours."""
-    ours = (path for path in folder.glob("step_*.pt") if re.fullmatch(r"step_\d+\.pt", path.name))
-    return sorted(ours, key=lambda path: int(path.stem.removeprefix("step_")), reverse=True)
+    """Return the checkpoints of a folder, newest first. Files with other names are the user's and not listed."""
+    checkpoints = (path for path in folder.glob("step_*.pt") if re.fullmatch(r"step_\d+\.pt", path.name))
+    return sorted(checkpoints, key=checkpoint_step, reverse=True)
 
 
 def load_checkpoint(resume: str, outputs: Path, say: Callable[[str], None]) -> dict | None:
-    """The state to go on from: a file's, or for `auto` the newest good one of outputs/checkpoints (None when there is none).
+    """Return the state to resume from: that of the file `resume`, or for "auto" of the newest readable checkpoint.
 
-    A damaged one is named and the one before it is taken; UserError when all are damaged.
+    "auto" names each damaged checkpoint through `say`, renames it and goes back to the one before it. It returns None
+    when there is no checkpoint at all. Raises UserError when none can be read.
     """
     if resume != "auto":
-        return _checked(Path(resume))
+        return _load_state(Path(resume))
     damaged = []
     for path in list_checkpoints(outputs / "checkpoints"):
         try:
-            state = _checked(path)
+            state = _load_state(path)
         except UserError as error:
             damaged.append(path)
             say(f"{error}; going back to the checkpoint before it")
         else:
             for bad in damaged:
-                bad.rename(bad.with_suffix(".damaged"))  # it must not count as one of those that are kept
+                bad.rename(bad.with_suffix(".damaged"))  # must not count among the KEEP newest
             return state
     if damaged:
         raise UserError(f"{outputs / 'checkpoints'}: no checkpoint there can be read; remove the folder to start anew")
@@ -114,7 +119,7 @@ def load_checkpoint(resume: str, outputs: Path, say: Callable[[str], None]) -> d
     return None
 
 
-def _checked(path: Path) -> dict:
+def _load_state(path: Path) -> dict:
     state, _ = load_tensors(path, checksums=True)
     if not isinstance(state, dict) or not state.keys() >= _KEYS:
         raise UserError(f"{path}: is no training checkpoint of this version (weights go to --weights-file)")

@@ -10,11 +10,14 @@ from rdn_fast.files import finite
 
 
 class MetricsLog:
-    """OUT/metrics.jsonl, and TensorBoard's OUT/tensorboard where that package is installed."""
+    """Writes outputs/metrics.jsonl, and outputs/tensorboard where TensorBoard is installed."""
 
-    def __init__(self, folder: Path, keep_bytes: int, step: int):
-        """Keep the first `keep_bytes` of an earlier file, what its checkpoint at `step` had written, and the resumes told after them."""
-        self._file = (folder / "metrics.jsonl").open("a+b")
+    def __init__(self, outputs: Path, keep_bytes: int, step: int):
+        """Open the log of a run that starts or resumes at `step`.
+
+        keep_bytes: size of metrics.jsonl when the checkpoint was saved. Of later lines only `resume` events are kept.
+        """
+        self._file = (outputs / "metrics.jsonl").open("a+b")
         self._file.seek(keep_bytes)
         resumes = [
             line for line in self._file.readlines() if line.startswith(b'{"event": "resume"') and line.endswith(b"\n")
@@ -27,28 +30,25 @@ class MetricsLog:
             from rdn_fast.training.tensorboard import EventWriter
         except ImportError:
             return
-        self._tensorboard = EventWriter(folder / "tensorboard", step)
+        self._tensorboard = EventWriter(outputs / "tensorboard", step)
 
     def write(self, record: dict) -> None:
-        """Append one record; its numbers also go to TensorBoard under the record's `event`. Epochs can be seen at once."""
-        kind = record["event"]
+        """Append one record as a line; the numbers of step and epoch records also go to TensorBoard, as `event/key`.
+
+        Flushes after an epoch.
+        """
+        event = record["event"]
         self._file.write((json.dumps(finite(record)) + "\n").encode())
-        if self._tensorboard and kind in ("step", "epoch"):
-            numbers = {
-                key: value
-                for key, value in record.items()
-                if isinstance(value, (int, float)) and not isinstance(value, bool)
-            }
-            self._tensorboard.add_scalars(
-                numbers.pop("step"), {f"{kind}/{key}": value for key, value in numbers.items()}
-            )
-        if kind == "epoch":
+        if self._tensorboard and event in ("step", "epoch"):
+            scalars = {f"{event}/{key}": value for key, value in record.items() if key != "step" and _is_number(value)}
+            self._tensorboard.add_scalars(record["step"], scalars)
+        if event == "epoch":
             self._file.flush()
             if self._tensorboard:
                 self._tensorboard.flush()
 
-    def size(self) -> int:
-        """Bytes of metrics.jsonl so far, all of them on the disk when this returns."""
+    def synced_size(self) -> int:
+        """Flush and fsync metrics.jsonl; return its size in bytes."""
         self._file.flush()
         os.fsync(self._file.fileno())
         return self._file.tell()
@@ -57,3 +57,7 @@ class MetricsLog:
         self._file.close()
         if self._tensorboard:
             self._tensorboard.close()
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

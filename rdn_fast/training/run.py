@@ -30,7 +30,8 @@ from rdn_fast.model import RDN
 from rdn_fast.rdb import able
 from rdn_fast.rdb.autotune import Case, choose, fastest_mode
 from rdn_fast.terminal import Bar, clock
-from rdn_fast.training import apex, loss_scale
+from rdn_fast.training import loss_scale
+from rdn_fast.training.apex import ApexOptimizerStep, check_apex
 from rdn_fast.training.checkpoint import CheckpointWriter, checkpoint_path, host_copy, load_checkpoint
 from rdn_fast.training.inputs import Inputs, check_same, initial_model, open_inputs, shared_flags
 from rdn_fast.training.metrics_log import MetricsLog
@@ -123,7 +124,7 @@ class _Run:
         self.precision = precision.resolve(config.opt_level, config.amp_dtype, device)
         by_apex = self.precision.scaled and config.amp_backend == "apex"
         if by_apex:
-            ranks.on_rank0(apex.check, device)
+            ranks.on_rank0(check_apex, device)
 
         devices.enable_autotuning(device)
         self.model = initial_model(model_config, config.seed, inputs.weights)
@@ -147,7 +148,7 @@ class _Run:
 
         settings = device, self.progress.loss_scale, config.clip_grad, self.progress.skips_in_a_row
         self.update = (
-            apex.ApexOptimizerStep(self.model, self.optimizer, *settings)
+            ApexOptimizerStep(self.model, self.optimizer, *settings)
             if by_apex
             else make_optimizer_step(self.optimizer, *settings)
         )
@@ -362,7 +363,7 @@ class _Run:
                 "average": self.average.state_dict() if self.average else None,
                 "step": self.progress.step,
                 "progress": {**dataclasses.asdict(self.progress), "seconds": self._seconds()},
-                "metrics_bytes": self.log.size(),
+                "metrics_bytes": self.log.synced_size(),
                 "settings": self._settings(),
                 "recipe": self._recipe(),
                 "rows": self.rows,

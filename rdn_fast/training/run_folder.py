@@ -1,9 +1,9 @@
-"""The outputs folder of a run: ours alone while we write, and never overwritten."""
+"""The outputs folder of a run: locked while the run lasts. An earlier run's files are moved aside, not overwritten."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -13,13 +13,13 @@ from filelock import FileLock, Timeout
 from rdn_fast.distributed.process_group import Ranks
 from rdn_fast.errors import UserError
 from rdn_fast.files import atomic_write, lock
-from rdn_fast.training.checkpoint import list_checkpoints
+from rdn_fast.training.checkpoint import checkpoint_step, list_checkpoints
 
 
 @contextmanager
-def locked(outputs: Path, ranks: Ranks):
-    """Hold the folder's lock on rank 0: two runs that write to one folder would destroy each other's checkpoints."""
-    held: list[FileLock] = []  # not a result of on_rank0, which other ranks would receive
+def locked(outputs: Path, ranks: Ranks) -> Iterator[None]:
+    """Hold the folder's lock on rank 0: two runs in one folder would destroy each other's checkpoints."""
+    held: list[FileLock] = []  # not the result of on_rank0, which is sent to the other ranks
     ranks.on_rank0(lambda: held.append(lock_folder(outputs)))
     try:
         yield
@@ -29,38 +29,32 @@ def locked(outputs: Path, ranks: Ranks):
 
 
 def lock_folder(outputs: Path, patience: float = 20.0) -> FileLock:
-    """Lock the folder for this run and remove half-written files of a killed one. Raises UserError when another run holds it.
+    """Make and lock the folder; delete temporary files of a killed run. Raises UserError if another run holds the lock.
 
-    patience: seconds to wait; the last rank of a killed run may take a step to let go.
+    patience: seconds to wait for the lock. The last rank of a killed run may hold it for one more step.
     """
     try:
         (outputs / "checkpoints").mkdir(parents=True, exist_ok=True)
         held = lock(outputs / ".lock", patience)
     except Timeout:
-        raise UserError(
-            f"--outputs-dir {outputs}: another run is writing there; wait for it or choose another folder"
-        ) from None
+        remedy = "wait for it or choose another folder"
+        raise UserError(f"--outputs-dir {outputs}: another run is writing there; {remedy}") from None
     except OSError as error:
         reason = f"cannot be written and locked ({error.strerror})"
         raise UserError(f"--outputs-dir {outputs}: {reason}; choose another folder") from None
-    for half_written in (*outputs.glob(".*.tmp"), *outputs.glob("checkpoints/.*.tmp")):
-        half_written.unlink()
+    for temporary in (*outputs.glob(".*.tmp"), *outputs.glob("checkpoints/.*.tmp")):
+        temporary.unlink()
     return held
 
 
 def set_aside(outputs: Path, say: Callable[[str], None], after: int | None = None) -> None:
-    """Move an earlier run's files out of the way of a new one; with `after`, only its checkpoints of later steps."""
+    """Move an earlier run's files to a new folder earlier-*; with `after`, only its checkpoints of later steps."""
+    checkpoints = outputs / "checkpoints"
     if after is None:
-        earlier = [
-            path
-            for path in (outputs / name for name in ("metrics.jsonl", "best.pth", "last.pth", "tensorboard"))
-            if path.exists()
-        ]
-        earlier += sorted(outputs.glob("checkpoints/step_*"))
+        files = (outputs / name for name in ("metrics.jsonl", "best.pth", "last.pth", "tensorboard"))
+        earlier = [path for path in files if path.exists()] + sorted(checkpoints.glob("step_*"))
     else:
-        earlier = [
-            path for path in list_checkpoints(outputs / "checkpoints") if int(path.stem.removeprefix("step_")) > after
-        ]
+        earlier = [path for path in list_checkpoints(checkpoints) if checkpoint_step(path) > after]
     if earlier:
         aside = outputs / datetime.now().strftime("earlier-%Y%m%d-%H%M%S-%f")
         (aside / "checkpoints").mkdir(parents=True)
@@ -70,17 +64,20 @@ def set_aside(outputs: Path, say: Callable[[str], None], after: int | None = Non
         say(f"{outputs} held {what}; now in {aside}")
 
 
-def claim(outputs: Path, launches: list[str], global_batch: int) -> None:
-    """Note, once an earlier run is out of the way, that what lies in the folder from now on is of this run."""
-    text = json.dumps({"launches": launches, "global_batch": global_batch})
+def claim(outputs: Path, launch_ids: list[str], global_batch: int) -> None:
+    """Record in outputs/.run that the files there are of these launches. Call after set_aside()."""
+    text = json.dumps({"launches": launch_ids, "global_batch": global_batch})
     atomic_write(outputs / ".run", lambda file: file.write(text.encode()))
 
 
-def resumable_batch(outputs: Path, launches: list[str]) -> int | None:
-    """The global batch of the run in the folder when one of these launches began it and it has saved: we go on with it. None: we are another run."""
+def resumable_batch(outputs: Path, launch_ids: list[str]) -> int | None:
+    """Return the global batch of the run to resume after a restart; None for a new run.
+
+    It is resumed when one of these launches has claimed the folder and saved a checkpoint there.
+    """
     try:
         run = json.loads((outputs / ".run").read_text())
-        ours = {*launches} & {*run["launches"]}
-        return run["global_batch"] if ours and list_checkpoints(outputs / "checkpoints") else None
-    except (FileNotFoundError, ValueError, KeyError, TypeError):  # a file that is not ours says nothing of us
+        same_launch = {*launch_ids} & {*run["launches"]}
+        return run["global_batch"] if same_launch and list_checkpoints(outputs / "checkpoints") else None
+    except (FileNotFoundError, ValueError, KeyError, TypeError):  # no .run of ours
         return None

@@ -30,6 +30,11 @@ class TrainStep:
 
     def _work(self, lr, hr, weight):
         self._optimizer.zero_grad()
-        share = F.l1_loss(self._replica(lr).float(), hr, reduction="sum") * weight
+        share = weighted_l1(self._replica(lr), hr, weight)
         self._update.backward(share * self._world)  # DDP divides gradients by the number of ranks
         return share.detach(), self._update.step()
+
+
+def weighted_l1(y: torch.Tensor, hr: torch.Tensor, weight: torch.Tensor | float) -> torch.Tensor:
+    """Return the sum of absolute errors times `weight`, float32 []. y: any dtype, hr: float32, both [b, 3, h, w]."""
+    return F.l1_loss(y.float(), hr, reduction="sum") * weight

@@ -1,4 +1,4 @@
-"""TensorBoard's event file, written in the thread that calls: SummaryWriter's own thread ends with a traceback when the disk is full."""
+"""TensorBoard event files without SummaryWriter, whose own thread ends with a traceback when the disk is full."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 
 class EventWriter:
-    """Numbers over steps, in a new event file of `folder`. `step`: where a resumed run goes on; what earlier files tell of later ones is void."""
+    """Writes scalars to a new event file of `folder`, in the calling thread."""
 
     def __init__(self, folder: Path, step: int):
+        """step: where the run starts or resumes. TensorBoard drops what earlier files hold of later steps."""
         folder.mkdir(exist_ok=True)
-        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"  # read in this order
+        # TensorBoard reads the files of a folder in the order of their names.
+        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
         self._records = RecordWriter((folder / name).open("wb"))
         self._write(file_version="brain.Event:2")
         if step:
             self._write(step=step + 1, session_log=SessionLog(status=SessionLog.START))
 
-    def add_scalars(self, step: int, values: dict[str, float]) -> None:
-        """{name of a curve: its value at `step`}."""
-        self._write(
-            step=step,
-            summary=Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]),
-        )
+    def add_scalars(self, step: int, scalars: dict[str, float]) -> None:
+        """Append {tag: value} at `step`."""
+        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
+        self._write(step=step, summary=Summary(value=values))
 
     def flush(self) -> None:
         self._records.flush()

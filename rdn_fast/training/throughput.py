@@ -1,8 +1,9 @@
-"""The two speeds of an epoch, in images per second over all ranks; never mixed.
+"""The two speeds of an epoch in images per second over all ranks; never mixed.
 
-End-to-end: patches over wall time, waiting for data and the optimizer included.
-Seed window: the seed system's clock, which runs from a batch's arrival to the step's end, so that loading is left out;
-here synchronized at its ends. Both leave out the first steps of a process or epoch.
+End-to-end: patches over wall time, waiting for data and the optimizer step included.
+Seed window: the clock of the seed implementation, from a batch's arrival to the end of its step. Loading is left out;
+here both ends are synchronized.
+Both leave out the first WARM_UP steps of a process or epoch.
 """
 
 from __future__ import annotations
@@ -17,37 +18,41 @@ WARM_UP = 3  # steps
 
 
 class ThroughputMeter:
-    """Counts images and seconds, warm-up apart. `totals` = ([images, end-to-end s, window s] of warm-up, and of the rest)."""
+    """Counts images and seconds of an epoch, the warm-up apart.
+
+    totals: [warm-up, steps after it], each [images, end-to-end seconds, seed-window seconds]; pass those of a
+    checkpoint to continue its epoch.
+    """
 
     def __init__(self, device: torch.device, totals: list[list] | None = None):
         self.totals = totals or [[0, 0.0, 0.0], [0, 0.0, 0.0]]
-        self._device, self._watch, self._steps = device, DeviceTimer(device), 0
+        self._device, self._timer, self._steps = device, DeviceTimer(device), 0
         synchronize(device)
-        self._mark = time.perf_counter()
+        self._last_sync = time.perf_counter()
 
     def start_step(self) -> None:
-        """A batch is here; the step begins."""
-        self._watch.start()
+        """Call when a batch has arrived. Does not synchronize."""
+        self._timer.start()
 
     def end_step(self, images: int) -> None:
-        """The step over `images` patches (all ranks) has been asked of the device."""
-        self._watch.stop()
+        """Call when a step over `images` patches of all ranks is enqueued. Synchronizes once, after the warm-up."""
+        self._timer.stop()
         self._steps += 1
         self.totals[self._steps > WARM_UP][0] += images
         if self._steps == WARM_UP:
             self.synchronize()
 
     def synchronize(self) -> None:
-        """Synchronize and book the seconds since the last time."""
-        window = self._watch.read()
+        """Synchronize the device and add the seconds since the last call to `totals`."""
+        window = self._timer.read()
         now = time.perf_counter()
-        row = self.totals[self._steps > WARM_UP]
-        row[1] += now - self._mark
-        row[2] += window
-        self._mark = now
+        total = self.totals[self._steps > WARM_UP]
+        total[1] += now - self._last_sync
+        total[2] += window
+        self._last_sync = now
 
     def measured(self) -> list:
-        """[images, end-to-end s, window s] that count: the warm-up's only where there is nothing else."""
+        """Return [images, end-to-end seconds, seed-window seconds] after the warm-up, or of it if nothing followed."""
         return self.totals[1] if self.totals[1][0] else self.totals[0]
 
 

@@ -1,4 +1,7 @@
-"""Weights of any RDN, read and written: architecture and scale are read off the tensors, the project they come from off their names."""
+"""Weights of any RDN: read them, build the model, write them anew.
+
+Architecture and scale are read off the tensors' shapes, the project that they come from off their names.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +21,18 @@ from rdn_fast.weights import formats
 from rdn_fast.weights.load import load_tensors
 
 SHIPPED = Path(__file__).parent / "small_x2.safetensors"
-_FORMAT = "1"  # of what our metadata mean
-_TOPS = {"0..1": 1, "0..255": 255}  # the largest RGB value that a model takes and gives
+_FORMAT = "1"  # version of what the keys of our metadata mean
+_WHITE = {"0..1": 1, "0..255": 255}  # value range: the largest RGB value that the model takes and gives
 
 
 @dataclass(frozen=True)
 class Weights:
-    """state: float32 tensors under the reference's names, for RGB in 0..1; layout: where they came from; metadata: what their file says of them."""
+    """An RDN's weights.
+
+    state: float32 tensors under the reference's names, for RGB in 0..1.
+    layout: whose names the file had ("reference", "edsr", "lornatang"), and in brackets the keys that led to them.
+    metadata: of a safetensors file.
+    """
 
     state: dict[str, torch.Tensor]
     config: ModelConfig
@@ -33,19 +41,21 @@ class Weights:
 
 
 def read_weights(path: str | Path) -> Weights:
-    """The weights of an RDN, as yjn870, torchSR, Ascend, mmagic, EDSR-PyTorch, Lornatang, BasicSR or we save them, in any precision.
+    """Read the weights of an RDN, as yjn870, torchSR, Ascend, mmagic, EDSR-PyTorch, Lornatang, BasicSR or we save them.
 
-    The file's name says nothing. Where it holds weights and their running average, the average is taken, and `layout` names it.
-    Raises UserError naming the file: not there, damaged, asking for code to be run, not (exactly) an RDN, or with values that are not finite.
+    They may have any floating-point dtype. The content counts, not the file's name. Where a file holds weights and
+    their running average, the average is taken, and `layout` names it. Raises UserError naming the file: missing,
+    damaged, asking for code to be run, not exactly an RDN, or with values that are not finite.
     """
     return _read(Path(path), 1)
 
 
 def load_model(path: str | Path | None = None, device: str | torch.device = "auto") -> RDN:
-    """The model of a weights file (None: the small x2 one that comes with the package) on the device, in its memory format, in eval mode.
+    """Return the model of a weights file (None: the shipped small x2 model), on the device, in eval mode.
 
-    It takes float32 [B, 3, H, W], RGB in 0..1, and gives [B, 3, scale*H, scale*W] in the same range, not clamped; model.config tells its shape
-    and scale. `device`: "auto", "cpu", "cuda[:i]", "npu[:i]", or a torch.device. Raises UserError as read_weights() does, and for a device that is not there.
+    It takes float32 [B, 3, H, W], RGB in 0..1, and gives [B, 3, s*H, s*W] in the same range, not clamped. model.config
+    tells its shape and scale. Its memory format is the device's. device: "auto", "cpu", "cuda[:i]", "npu[:i]", or a
+    torch.device. Raises UserError as read_weights() does, and for a device that this machine does not have.
     """
     target = device if isinstance(device, torch.device) else devices.pick(device)
     weights = read_weights(SHIPPED if path is None else path)
@@ -57,10 +67,13 @@ def load_model(path: str | Path | None = None, device: str | torch.device = "aut
 def convert(
     source: str, target: str, layout: str = "reference", fp16: bool = False, metadata: list[str] | None = None
 ) -> None:
-    """Write the weights of `source` anew, to a .safetensors (with metadata) or a .pth or .pt file (a bare state dict), and say so in a line.
+    """Write the weights of `source` to `target` in a layout, and print one line about it.
 
-    layout: "reference" (RGB 0..1) or "edsr" (RGB 0..255). metadata: KEY=VALUE words, added to what the source says.
-    Raises UserError, also for a target that is the source: a checkpoint would lose all but its weights.
+    target: a .safetensors file (with metadata), or a .pth or .pt file (a bare state dict).
+    layout: "reference" (its names, RGB in 0..1) or "edsr" (EDSR-PyTorch's names, RGB in 0..255).
+    fp16: write float16. metadata: KEY=VALUE words, added to what the source says.
+    Raises UserError as read_weights() does, for values that fp16 does not hold, for a target that cannot be written,
+    and for one that is the source: a checkpoint would lose everything but its weights.
     """
     path = Path(target)
     if path.suffix not in (".safetensors", ".pth", ".pt"):
@@ -70,11 +83,11 @@ def convert(
     if path.exists() and Path(source).exists() and path.samefile(source):
         raise UserError(f"{target}: is the file to read, and only its weights would be left; give another name")
     value_range = "0..255" if layout == "edsr" else "0..1"
-    weights = _read(Path(source), _TOPS[value_range])
+    weights = _read(Path(source), _WHITE[value_range])
     state = formats.to_edsr(weights.state) if layout == "edsr" else weights.state
     if fp16:
         state = {key: tensor.half() for key, tensor in state.items()}
-        if (key := _not_finite(state)) is not None:
+        if (key := _first_not_finite(state)) is not None:
             raise UserError(f"--fp16: {key} of {source} holds values too large for it; leave it out")
     if path.suffix == ".safetensors":
         content = safetensors.torch.save(state, _metadata(metadata or [], weights, value_range))
@@ -85,48 +98,54 @@ def convert(
     write_result(path, content, target)
     parameters = sum(tensor.numel() for tensor in state.values()) / 1e6
     read_as = f"{weights.layout} layout, {describe(weights.config)}, {parameters:.2f} M parameters"
-    print(
-        f"{source}: {read_as} -> {target}: {layout} layout, RGB {value_range}, {'float16' if fp16 else 'float32'}, {len(content) / 1e6:.1f} MB"
-    )
+    dtype, megabytes = "float16" if fp16 else "float32", f"{len(content) / 1e6:.1f} MB"
+    print(f"{source}: {read_as} -> {target}: {layout} layout, RGB {value_range}, {dtype}, {megabytes}")
 
 
-def _read(path: Path, top: int) -> Weights:
-    """As read_weights(), for RGB up to `top`; of 255 biases are float64: one in 250 is not exactly 255 times a float32 in float32."""
+def _read(path: Path, white: int) -> Weights:
+    """As read_weights(), for RGB in 0..white.
+
+    For 255, biases are float64: one float32 in 250, times 255 and divided by it again in float32, is another number.
+    """
     saved, metadata = load_tensors(path)
     if metadata.get("rdn_fast_format", _FORMAT) != _FORMAT:
         raise UserError(f"{path}: is of a later rdn_fast (format {metadata['rdn_fast_format']}); install that one")
     state, layout, inside = formats.to_reference(saved, str(path))
     name = str(path) if layout == "reference" else f"{path}, {layout}'s names turned into the reference's,"
-    config = infer_config(state, name)
-    check_state(config, state, name)
+    model_config = infer_config(state, name)
+    check_state(model_config, state, name)
     value_range = metadata.get("value_range", "0..255" if layout == "edsr" else "0..1")
-    if value_range not in _TOPS:
-        raise UserError(f"{path}: its value_range is {value_range}; known are {' and '.join(_TOPS)}")
+    if value_range not in _WHITE:
+        raise UserError(f"{path}: its value_range is {value_range}; known are {' and '.join(_WHITE)}")
     for key, tensor in state.items():
         if not tensor.is_floating_point():
-            raise UserError(
-                f"{path}: {key} holds {tensor.dtype} numbers; give the weights as they were before they were quantized"
-            )
-    state = {key: _scaled(key, tensor.detach(), _TOPS[value_range], top) for key, tensor in state.items()}
-    if (key := _not_finite(state)) is not None:
+            remedy = "give the weights as they were before they were quantized"
+            raise UserError(f"{path}: {key} holds {tensor.dtype} numbers; {remedy}")
+    state = {key: _rescale(key, tensor.detach(), _WHITE[value_range], white) for key, tensor in state.items()}
+    if (key := _first_not_finite(state)) is not None:
         raise UserError(f"{path}: {key} holds values that are not finite; the model cannot be used")
-    return Weights(state, config, f"{layout} ({' '.join(inside)})" if inside else layout, metadata)
+    return Weights(state, model_config, f"{layout} ({' '.join(inside)})" if inside else layout, metadata)
 
 
-def _scaled(key: str, tensor: torch.Tensor, old: int, new: int) -> torch.Tensor:
-    """A parameter for RGB up to `new`: convolutions and ReLU are homogeneous, so that only biases grow with the range."""
+def _rescale(key: str, tensor: torch.Tensor, white: int, new_white: int) -> torch.Tensor:
+    """Return a copy of a parameter for RGB in 0..new_white instead of 0..white.
+
+    Convolutions and ReLU are homogeneous, so only biases grow with the range.
+    """
     if key.endswith(".bias"):
-        tensor = tensor.double() * new / old
-    dtype = torch.float64 if key.endswith(".bias") and new > 1 else torch.float32
-    return tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)  # safetensors' lie in the mapped file
+        tensor = tensor.double() * new_white / white
+    dtype = torch.float64 if key.endswith(".bias") and new_white > 1 else torch.float32
+    # copy: tensors of a safetensors file lie in the memory that maps it.
+    return tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)
 
 
-def _not_finite(state: dict[str, torch.Tensor]) -> str | None:
+def _first_not_finite(state: dict[str, torch.Tensor]) -> str | None:
     return next((key for key, tensor in state.items() if not tensor.isfinite().all()), None)
 
 
 def _metadata(words: list[str], weights: Weights, value_range: str) -> dict[str, str]:
-    """What a .safetensors file says: ours, which the tensors prove, what `words` say, and what the source has said."""
+    """Return the metadata of a .safetensors file: the source's, `words` over them, and what the tensors show over
+    both."""
     ours = {
         "rdn_fast_format": _FORMAT,
         "architecture": describe(weights.config),

@@ -1,14 +1,15 @@
-"""The names that other projects give to an RDN's parameters, what they wrap them in, and the reference's names for them."""
+"""Translate other projects' checkpoints and parameter names of an RDN to the reference's names, and back."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable
 
 import torch
 
 from rdn_fast.errors import UserError
 
-# Where checkpoints keep the weights, the first that is there: of weights and their running average the average is the better one.
+# Keys under which checkpoints keep the weights. The first that is there counts: averages before the weights themselves.
 _WRAPPERS = (
     "params_ema",
     "params",
@@ -22,10 +23,11 @@ _WRAPPERS = (
     "weights",
 )
 _NETWORKS = ("generator_ema.", "generator.", "model.", "net.")
-_ADDED = {"module", "_orig_mod"}  # by DataParallel and torch.compile
-_COUNTERS = {"step_counter", "n_averaged", "steps"}  # of mmagic, of torch's and of mmengine's averages
+_ADDED = {"module", "_orig_mod"}  # parts of names, by DataParallel and torch.compile
+_COUNTERS = {"step_counter", "n_averaged", "steps"}  # no weights: of mmagic, and of torch's and mmengine's averages
 
-_LORNATANG = (  # the first that fits counts
+# Pairs of patterns: the reference's module name, theirs. The first match counts.
+_LORNATANG = (
     ("output", "conv3"),
     ("sfe{}", "conv{}"),
     ("rdbs.{}.layers.{}.conv", "trunk.{}.rdb.{}.rb.0"),
@@ -37,6 +39,7 @@ _LORNATANG = (  # the first that fits counts
 
 
 def _edsr(output: int) -> tuple[tuple[str, str], ...]:
+    """Return the pairs for EDSR-PyTorch. output: the index of the last convolution in UPNet, 4 for x4, else 2."""
     return (
         ("sfe{}", "SFENet{}"),
         ("rdbs.{}.layers.{}.conv", "RDBs.{}.convs.{}.conv.0"),
@@ -48,17 +51,23 @@ def _edsr(output: int) -> tuple[tuple[str, str], ...]:
 
 
 def to_reference(saved, name: str) -> tuple[dict[str, torch.Tensor], str, list[str]]:
-    """What a file holds -> the network's tensors under the reference's names (those not known keep their own), whose names they had
-    ("reference", "edsr" or "lornatang"), and the keys of the checkpoint that led there. UserError, naming `name`, for what is no state dict."""
+    """Find the network's parameters in what a file holds.
+
+    Returns
+    - the state dict under the reference's names; keys that are not known keep theirs
+    - the names it had: "reference", "edsr" or "lornatang"
+    - the keys and prefixes of the checkpoint that led to it.
+    Raises UserError, naming `name`, for what is no state dict of plain tensors.
+    """
     inside = []
     for _ in range(3):  # wrappers in wrappers
         keys = [key for key in _WRAPPERS if isinstance(saved, dict) and isinstance(saved.get(key), dict)]
         if keys:
             inside.append(keys[0])
             saved = saved[keys[0]]
-    if not isinstance(saved, dict) or not saved or not all(_plain(key, value) for key, value in saved.items()):
+    if not isinstance(saved, dict) or not saved or not all(_is_plain(key, value) for key, value in saved.items()):
         raise UserError(f"{name}: holds no state dict of plain tensors; give weights or a checkpoint of an RDN")
-    state = _renamed(saved, lambda key: ".".join(part for part in key.split(".") if part not in _ADDED), name)
+    state = _rename(saved, lambda key: ".".join(part for part in key.split(".") if part not in _ADDED), name)
     for network in _NETWORKS:
         if of_network := {key.removeprefix(network): value for key, value in state.items() if key.startswith(network)}:
             inside.append(network.rstrip("."))
@@ -72,28 +81,29 @@ def to_reference(saved, name: str) -> tuple[dict[str, torch.Tensor], str, list[s
     else:
         return state, "reference", inside
     back = [(theirs, reference) for reference, theirs in pairs]
-    return _renamed(state, lambda key: _translated(key, back), name), layout, inside
+    return _rename(state, lambda key: _translate(key, back), name), layout, inside
 
 
-def _plain(key, value) -> bool:
-    named = isinstance(key, str) and key.isprintable()  # names are shown in errors
+def _is_plain(key, value) -> bool:
+    named = isinstance(key, str) and key.isprintable()  # errors show names
     return named and isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.is_meta
 
 
 def to_edsr(state: dict) -> dict:
-    """The reference's names -> EDSR-PyTorch's."""
+    """Return the state dict with EDSR-PyTorch's names instead of the reference's."""
     pairs = _edsr(4 if "upscale.2.weight" in state else 2)
-    return {_translated(key, pairs): value for key, value in state.items()}
+    return {_translate(key, pairs): value for key, value in state.items()}
 
 
-def _renamed(state: dict, rename, name: str) -> dict:
+def _rename(state: dict, rename: Callable[[str], str], name: str) -> dict:
     renamed = {rename(key): value for key, value in state.items()}
     if len(renamed) < len(state):
         raise UserError(f"{name}: holds the same parameter under two names; save the state dict of one model alone")
     return renamed
 
 
-def _translated(key: str, pairs) -> str:
+def _translate(key: str, pairs: Iterable[tuple[str, str]]) -> str:
+    """Return a parameter's name by the first pair (pattern, replacement) whose pattern its module's name matches."""
     stem, dot, kind = key.rpartition(".")
     for pattern, other in pairs:
         if match := re.fullmatch(re.escape(pattern).replace(r"\{\}", r"(\d+)"), stem):

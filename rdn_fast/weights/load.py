@@ -1,4 +1,4 @@
-"""Files of tensors -> tensors, without running code from the file."""
+"""Read files of tensors without running code from the file."""
 
 from __future__ import annotations
 
@@ -16,36 +16,38 @@ from rdn_fast import ascend
 from rdn_fast.errors import UserError
 
 
-def _rebuilt(storage, offset: int, size: tuple, stride: tuple, *_) -> torch.Tensor:
-    """A tensor of a file that torch_npu wrote: where torch_npu is missing, and on the host where it is not."""
+def _rebuild_npu_tensor(storage, offset: int, size: tuple, stride: tuple, *_) -> torch.Tensor:
+    """Build a plain host tensor where the file asks for torch_npu's function; torch_npu need not be installed."""
     return torch._utils._rebuild_tensor(storage, offset, size, stride)
 
 
-_SAFE = [argparse.Namespace, (_rebuilt, ascend.REBUILD), (int, ascend.FORMAT)]
+_SAFE = [argparse.Namespace, (_rebuild_npu_tensor, ascend.REBUILD), (int, ascend.FORMAT)]
 
 
 def load_tensors(path: Path, checksums: bool = False) -> tuple[object, dict[str, str]]:
-    """What torch.save wrote, or the tensors of a safetensors file with its metadata, on the CPU; the content tells them apart, not the name.
+    """Return what torch.save wrote, or a safetensors file's dict of tensors, on the CPU, and the file's metadata.
 
-    No code of the file's is run: beside tensors, torch_npu's too, and plain values it may hold an argparse.Namespace. Raises UserError naming the file.
+    The content decides which of the two it is, not the name; only safetensors files have metadata. Unpickled are
+    tensors (torch_npu's too), plain values and argparse.Namespace, nothing else. checksums: check those of the zip
+    archive first. Raises UserError naming the file when it is missing, damaged, or asks for other code.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     try:
         with path.open("rb") as file:
-            if file.read(9)[8:] == b"{":  # behind the length of a safetensors header
+            if file.read(9)[8:] == b"{":  # after the 8 bytes of a safetensors header's length
                 with safe_open(path, framework="pt") as tensors:
-                    return {key: tensors.get_tensor(key) for key in tensors.keys()}, tensors.metadata() or {}  # noqa: SIM118
-            if checksums:  # torch.load does not look at them
+                    state = {key: tensors.get_tensor(key) for key in tensors.keys()}  # noqa: SIM118
+                    return state, tensors.metadata() or {}
+            if checksums:  # torch.load ignores them
                 with zipfile.ZipFile(file) as archive:
                     if (broken := archive.testzip()) is not None:
                         raise zipfile.BadZipFile(broken)
             file.seek(0)
             with warnings.catch_warnings(), torch.serialization.safe_globals(_SAFE):
-                warnings.simplefilter("ignore")  # the one line of an error is ours
-                return torch.load(
-                    file, map_location="cpu", weights_only=True
-                ), {}  # of a path, torch would believe the name
+                warnings.simplefilter("ignore")  # an error is one line, ours
+                # An open file: given a path, torch.load goes by its name.
+                return torch.load(file, map_location="cpu", weights_only=True), {}
     except Exception as error:  # a damaged file can raise nearly anything
         if isinstance(error, PermissionError):
             raise UserError(f"{path}: cannot be read ({error.strerror})") from None

@@ -178,7 +178,7 @@ def test_a_device_without_modes_needs_no_process(cli, folder, processes):
 
 def test_the_process_times_all_rows():
     settings = json.dumps([dataclasses.asdict(CONFIG), dataclasses.asdict(TRAIN)])
-    timings = tune_modes._measured("", settings)
+    timings = tune_modes._time_in_process("", settings)
     for case, timed in zip(cases_of(CONFIG, TRAIN, CPU), timings, strict=True):
         assert set(timed.seconds) == {row.name for row in able(CPU, case.dtype, case.training)}
         assert not timed.failed
@@ -189,7 +189,7 @@ def test_the_process_times_all_rows():
 def test_the_process_speaks_of_what_it_cannot_do_in_a_line():
     settings = json.dumps([dataclasses.asdict(CONFIG), dataclasses.asdict(dataclasses.replace(TRAIN, device="npu:0"))])
     with pytest.raises(RuntimeError, match=r"^--device npu:0: .*torch_npu"):
-        tune_modes._measured("", settings)
+        tune_modes._time_in_process("", settings)
 
 
 def test_a_rows_timing_holds_in_its_mode_alone(modes):

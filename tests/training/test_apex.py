@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from runs import TINY, assert_user_error, cli, events, make_data
 
-from rdn_fast.training import apex
+from rdn_fast.training.apex import missing_apex
 
 TESTS = Path(__file__).parents[1]
 HUGE = 2.0**22
@@ -194,7 +194,7 @@ def test_another_apex_is_told_from_it(tmp_path, monkeypatch, files, words):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.syspath_prepend(tmp_path)
     try:
-        reason = apex.missing()
+        reason = missing_apex()
     finally:
         for name in [name for name in sys.modules if name.partition(".")[0] == "apex"]:
             del sys.modules[name]
@@ -204,7 +204,7 @@ def test_another_apex_is_told_from_it(tmp_path, monkeypatch, files, words):
 
 def test_where_it_is_not(monkeypatch):
     monkeypatch.setitem(sys.modules, "apex", None)
-    assert "apex is not installed" in apex.missing()
+    assert "apex is not installed" in missing_apex()
 
 
 def test_another_apex_is_one_line(environment, npu_environment, data, tmp_path):
