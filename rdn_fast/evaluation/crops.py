@@ -1,4 +1,4 @@
-"""A figure of what the numbers mean: HR, bicubic, RDN and its error side by side, where RDN gains most and where least."""
+"""A figure of what the numbers mean: HR, bicubic, RDN and its error side by side, where RDN gains most and least."""
 
 from __future__ import annotations
 
@@ -10,54 +10,61 @@ from PIL import Image, ImageDraw, ImageFont
 
 from rdn_fast.evaluation import metrics
 
-_CROP, _ZOOM, _GAP, _CAPTION = 96, 3, 8, 44  # HR pixels, factor, picture pixels
-_ROWS = 2  # of the best, and of the worst
-_AMPLIFIED = 8  # an error of one level in 255 cannot be seen
+_CROP = 96  # HR pixels
+_ZOOM = 3
+_GAP, _CAPTION = 8, 44  # figure pixels
+_ROWS = 2  # of the best crops, and of the worst
+_AMPLIFIED = 8  # an error of one level in 255 is invisible
 
 
 class Crop(NamedTuple):
-    """A window of an image. hr, bicubic, rdn: uint8 [h, w, 3]; PSNR-Y of the window alone, canonical, in dB; gain: RDN's over bicubic in dB."""
+    """A window of an image, at (left, top) in HR pixels, with canonical PSNR-Y of the window alone, in dB."""
 
     name: str
     left: int
     top: int
-    hr: np.ndarray
+    hr: np.ndarray  # uint8 [h, w, 3], as the next two
     bicubic: np.ndarray
     rdn: np.ndarray
     bicubic_psnr: float
     rdn_psnr: float
-    gain: float
+    gain: float  # dB; see worst_and_best()
 
 
 def worst_and_best(name: str, hr: np.ndarray, bicubic: np.ndarray, rdn: np.ndarray, scale: int) -> tuple[Crop, Crop]:
-    """The windows of an image where RDN gains least and most, on a grid of half windows inside the borders that metrics crop. Images: uint8 [H, W, 3]."""
+    """Return the windows of an image where RDN gains least and most over bicubic.
+
+    Windows lie on a grid of half windows inside the borders that metrics crop. Images: uint8 [H, W, 3]. Both mean
+    squared errors get one level more, which nobody sees: otherwise flat windows with hardly any error would win.
+    """
     errors = [metrics.squared_error_y(image, hr, scale) for image in (bicubic, rdn)]
     tops, lefts = (sorted({*range(0, edge - _CROP, _CROP // 2), max(0, edge - _CROP)}) for edge in errors[0].shape)
     windows = [np.s_[top : top + _CROP, left : left + _CROP] for top in tops for left in lefts]
 
     def gain(window) -> float:
-        # An error of one level, which nobody sees, is added to both: else flat windows with hardly any error would win.
-        theirs, ours = (error[window].mean() + 1 for error in errors)
-        return float(10 * np.log10(theirs / ours))
+        of_bicubic, of_rdn = (error[window].mean() + 1 for error in errors)
+        return float(10 * np.log10(of_bicubic / of_rdn))
 
     def crop(window) -> Crop:
-        images = (
-            image[scale:-scale, scale:-scale][window].copy() for image in (hr, bicubic, rdn)
-        )  # a view would keep the whole image
-        dB = (metrics.decibel(error[window]) for error in errors)
-        return Crop(name, scale + window[1].start, scale + window[0].start, *images, *dB, gain(window))
+        measured = np.s_[scale:-scale, scale:-scale]
+        images = (image[measured][window].copy() for image in (hr, bicubic, rdn))  # a view would keep the whole image
+        psnrs = (metrics.psnr(error[window]) for error in errors)
+        return Crop(name, scale + window[1].start, scale + window[0].start, *images, *psnrs, gain(window))
 
     return crop(min(windows, key=gain)), crop(max(windows, key=gain))
 
 
-def figure(images: Sequence[tuple[Crop, Crop]]) -> Image.Image:
-    """A row for each of the best and of the worst crops, at most one of an image where there are more; `images`: the worst_and_best() of each."""
-    by_worst = sorted(images, key=lambda image: image[0].gain)
-    half = min(_ROWS, (len(images) + 1) // 2)
+def draw_figure(crops: Sequence[tuple[Crop, Crop]]) -> Image.Image:
+    """Draw the best and the worst crops, a row each. `crops`: the worst_and_best() of each image.
+
+    An image is shown once only, if there are several.
+    """
+    by_worst = sorted(crops, key=lambda of_image: of_image[0].gain)
+    half = min(_ROWS, (len(crops) + 1) // 2)
     best = sorted((best for _, best in by_worst[half:] or by_worst), key=lambda crop: -crop.gain)[:_ROWS]
-    rows = [_row(f"best {i}", crop) for i, crop in enumerate(best, 1)] + [
-        _row(f"worst {i}", crop) for i, (crop, _) in enumerate(by_worst[:half], 1)
-    ]
+    worst = [worst for worst, _ in by_worst[:half]]
+    rows = [_row(f"best {i}", crop) for i, crop in enumerate(best, 1)]
+    rows += [_row(f"worst {i}", crop) for i, crop in enumerate(worst, 1)]
     sheet = Image.new("RGB", (rows[0].width, sum(row.height for row in rows) + _GAP), "white")
     top = _GAP
     for row in rows:
@@ -79,22 +86,16 @@ def _row(label: str, crop: Crop) -> Image.Image:
     pen, font = ImageDraw.Draw(row), ImageFont.load_default(size=16)
     for column, (image, *lines) in enumerate(columns):
         x = _GAP + column * (edge + _GAP)
-        shown = Image.fromarray(image).resize(
-            (image.shape[1] * _ZOOM, image.shape[0] * _ZOOM), Image.Resampling.NEAREST
-        )
-        row.paste(shown, (x + (edge - shown.width) // 2, 0))
+        size = image.shape[1] * _ZOOM, image.shape[0] * _ZOOM
+        zoomed = Image.fromarray(image).resize(size, Image.Resampling.NEAREST)
+        row.paste(zoomed, (x + (edge - zoomed.width) // 2, 0))
         for line, text in enumerate(lines):
-            pen.text(
-                (x + edge // 2, shown.height + (1 + 2 * line) * _CAPTION // 4),
-                _fitting(text, edge, font),
-                "black",
-                font,
-                anchor="mm",
-            )
+            middle = x + edge // 2, zoomed.height + (1 + 2 * line) * _CAPTION // 4
+            pen.text(middle, _shortened(text, edge, font), "black", font, anchor="mm")
     return row
 
 
-def _fitting(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:
+def _shortened(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:
     while font.getlength(text) > width:
         text = text[:-2] + "…"
     return text

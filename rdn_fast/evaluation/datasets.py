@@ -1,4 +1,4 @@
-"""Sets of images to evaluate on: h5 files and folders of HR images, one by one or all that lie in a folder."""
+"""Datasets to evaluate on: h5 files and folders of HR images, given one by one or found inside a folder."""
 
 from __future__ import annotations
 
@@ -15,45 +15,33 @@ from rdn_fast.errors import UserError
 from rdn_fast.evaluation import metrics
 from rdn_fast.ordered_map import ordered_map
 
-_ORDER = (
-    "set5",
-    "set14",
-    "b100",
-    "bsd100",
-    "bsds100",
-    "urban100",
-    "manga109",
-    "div2k",
-)  # the field's tables have them so
-_IMAGES = {
-    ".png",
-    ".bmp",
-    ".jpg",
-    ".jpeg",
-    ".tif",
-    ".tiff",
-    ".webp",
-    ".ppm",
-}  # what makes a folder a set; load_pairs() reads others, too
+_ORDER = ("set5", "set14", "b100", "bsd100", "bsds100", "urban100", "manga109", "div2k")  # of tables in the field
+_IMAGES = {".png", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".ppm"}  # suffixes that make a folder a dataset
 
 
 class EvalDataset(NamedTuple):
-    """`name` is that of no other set."""
-
-    name: str
+    name: str  # unique among the datasets of an evaluation
     path: Path
     pairs: Sequence[Pair]
 
 
-def open_sets(paths: Sequence[str | Path], data: str | Path | None, scale: int) -> list[EvalDataset]:
-    """The sets at `paths`, then those inside `data`, which are told by their contents, in the field's order. Raises UserError for what cannot be used."""
-    found = [*map(Path, paths), *(_inside(Path(data), scale) if data else [])]
+def open_datasets(paths: Sequence[str | Path], data: str | Path | None, scale: int) -> list[EvalDataset]:
+    """Open the datasets at `paths`, then those found inside the folder `data`, in the order of the field's tables.
+
+    Raises UserError for a path that cannot be used. Files inside `data` that cannot be used are left out, with a
+    printed line each.
+    """
+    found = [*map(Path, paths), *(_find_inside(Path(data), scale) if data else [])]
     taken: set[str] = set()
-    return [EvalDataset(distinct(_name(path, scale), taken), path, load_pairs(path, scale)) for path in found]
+    return [EvalDataset(unique_name(_name(path, scale), taken), path, load_pairs(path, scale)) for path in found]
 
 
 def load_pairs(path: str | Path, scale: int) -> Sequence[Pair]:
-    """The pairs of an evaluation h5, or of a folder of HR images (cropped to multiples of scale, LR by PIL's bicubic)."""
+    """Load the pairs of an evaluation h5, or of a folder of HR images.
+
+    HR images of a folder are cropped to multiples of `scale`; their LR is made by Pillow's bicubic. Raises UserError,
+    also for an image too small for the metrics.
+    """
     if Path(path).is_dir():
         pairs: Sequence[Pair] = list(
             ordered_map(lambda file: _read(file, scale), image_files(path), workers=2, ahead=4)
@@ -66,19 +54,20 @@ def load_pairs(path: str | Path, scale: int) -> Sequence[Pair]:
     for i, size in enumerate(sizes):
         if scale * min(size) < smallest:
             raise UserError(
-                f"{path}: image {pairs[i].name} is smaller than the {smallest} pixels that PSNR and SSIM at x{scale} need; remove it"
+                f"{path}: image {pairs[i].name} is smaller than the {smallest} pixels that PSNR and SSIM at x{scale} "
+                "need; remove it"
             )
     return pairs
 
 
-def distinct(name: str, taken: set[str]) -> str:
-    """The name, with _2, _3, ... when it is taken, be it in another case; the result is taken from now on."""
-    new, k = name, 1
-    while new.casefold() in taken:
+def unique_name(name: str, taken: set[str]) -> str:
+    """Return the name, with _2, _3, ... if it is taken, regardless of case. Add the result, casefolded, to `taken`."""
+    unique, k = name, 1
+    while unique.casefold() in taken:
         k += 1
-        new = f"{name}_{k}"
-    taken.add(new.casefold())
-    return new
+        unique = f"{name}_{k}"
+    taken.add(unique.casefold())
+    return unique
 
 
 class _OfFile(Sequence):
@@ -96,42 +85,31 @@ class _OfFile(Sequence):
 
 def _read(file: Path, scale: int) -> Pair:
     try:
-        return degrade(_unicode(file.stem), read_image(file), scale)
+        return degrade(_printable(file.stem), read_image(file), scale)
     except ValueError as error:
         raise UserError(f"{file}: not an image that can be evaluated ({error}); remove it from the folder") from None
 
 
-def _inside(data: Path, scale: int) -> list[Path]:
-    """The folder itself when it holds images; else its sub-folders that do (or whose HR does), and its evaluation h5 files."""
+def _find_inside(data: Path, scale: int) -> list[Path]:
+    """Return the datasets in a folder: itself if it holds images; else its folders with images, and evaluation files.
+
+    A folder with images in its sub-folder HR counts by that. A file that a folder has the name of is left out.
+    """
     if not data.is_dir():
         raise UserError(f"--data {data}: no such folder; give the one that Set5, Set14, ... lie in")
     if _has_images(data):
         return [data]
-    inside = sorted(path for path in data.iterdir() if not path.name.startswith("."))
-    folders = [
-        path / "HR" if _has_images(path / "HR") else path
-        for path in inside
-        if _has_images(path) or _has_images(path / "HR")
-    ]
+    paths = sorted(path for path in data.iterdir() if not path.name.startswith("."))
+    candidates = (path / "HR" if _has_images(path / "HR") else path for path in paths)
+    folders = [path for path in candidates if _has_images(path)]
     names = {_name(path, scale) for path in folders}
-    files = []
-    for path in inside:
-        other = (made_for := re.search(r"_x(\d)$", path.stem)) and int(made_for[1]) != scale
-        if path.suffix != ".h5" or other or _name(path, scale) in names:
-            continue
-        try:
-            if _five_crops(PairedH5(path, scale)):
-                raise UserError(
-                    f"{path}: made for training, as it seems: five crops of each image; give it to --eval-file if it is not"
-                )
-            files.append(path)
-        except UserError as error:
-            print(f"left out: {error}")
+    files = [path for path in paths if _name(path, scale) not in names and _is_evaluation_file(path, scale)]
     if not folders and not files:
         raise UserError(
-            f"--data {data}: holds neither images, nor folders of images, nor x{scale} evaluation files; give the one that Set5, Set14, ... lie in"
+            f"--data {data}: holds neither images, nor folders of images, nor x{scale} evaluation files; "
+            "give the one that Set5, Set14, ... lie in"
         )
-    return sorted([*folders, *files], key=lambda path: _place(_name(path, scale)))
+    return sorted([*folders, *files], key=lambda path: _sort_key(_name(path, scale)))
 
 
 def _has_images(folder: Path) -> bool:
@@ -145,24 +123,42 @@ def _has_images(folder: Path) -> bool:
         ) from None
 
 
-def _five_crops(pairs: PairedH5) -> bool:
-    """Whether each five images in a row are of one size: training files look so, and sets of whole images do not."""
+def _is_evaluation_file(path: Path, scale: int) -> bool:
+    """Return whether the path is an evaluation h5 for this scale. Print why an h5 cannot be used."""
+    named_scale = re.search(r"_x(\d)$", path.stem)
+    if path.suffix != ".h5" or (named_scale and int(named_scale[1]) != scale):
+        return False
+    try:
+        five_crops = _looks_like_five_crops(PairedH5(path, scale))
+    except UserError as error:
+        print(f"left out: {error}")
+        return False
+    if five_crops:
+        print(
+            f"left out: {path}: made for training, as it seems: five crops of each image; "
+            "give it to --eval-file if it is not"
+        )
+    return not five_crops
+
+
+def _looks_like_five_crops(pairs: PairedH5) -> bool:
+    """Return whether every five images in a row have one size, as in training files."""
     return len(pairs) % 5 == 0 and bool((pairs.sizes.reshape(-1, 5, 2) == pairs.sizes[::5, None]).all())
 
 
-def _place(name: str) -> tuple[int, str]:
+def _sort_key(name: str) -> tuple[int, str]:
     known = [i for i, start in enumerate(_ORDER) if name.lower().startswith(start)]
     return (known or [len(_ORDER)])[0], name
 
 
 def _name(path: Path, scale: int) -> str:
-    """What the set is called: Set5 for Set5/, Set5/HR/ (EDSR-PyTorch's folders) and Set5_x2.h5."""
+    """Return the dataset's name: Set5 for Set5/, for Set5/HR/ (EDSR-PyTorch's folders) and for Set5_x2.h5."""
     path = Path(os.path.abspath(path))
     if path.is_dir():
-        return _unicode(path.parent.name if path.name == "HR" else path.name)
-    return _unicode(path.stem.removesuffix(f"_x{scale}"))
+        return _printable(path.parent.name if path.name == "HR" else path.name)
+    return _printable(path.stem.removesuffix(f"_x{scale}"))
 
 
-def _unicode(name: str) -> str:
-    """A file's name, of any bytes, as tables and pictures can hold it."""
+def _printable(name: str) -> str:
+    """Return a file name of any bytes as text that tables and file names can hold."""
     return os.fsencode(name).decode(errors="backslashreplace")

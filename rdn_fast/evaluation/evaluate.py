@@ -1,4 +1,4 @@
-"""PSNR and SSIM of a model over sets of images, per image and as means, bicubic beside them."""
+"""`rdn-fast eval`: PSNR and SSIM of a model over sets of images, per image and as means, bicubic beside them."""
 
 from __future__ import annotations
 
@@ -20,9 +20,8 @@ from rdn_fast import __version__, devices
 from rdn_fast.data.pairs import Pair
 from rdn_fast.errors import UserError
 from rdn_fast.evaluation import metrics, tables
-from rdn_fast.evaluation.crops import Crop, worst_and_best
-from rdn_fast.evaluation.crops import figure as draw_figure
-from rdn_fast.evaluation.datasets import EvalDataset, distinct, open_sets
+from rdn_fast.evaluation.crops import Crop, draw_figure, worst_and_best
+from rdn_fast.evaluation.datasets import EvalDataset, open_datasets, unique_name
 from rdn_fast.files import write_result
 from rdn_fast.model import RDN, describe
 from rdn_fast.ordered_map import ordered_map
@@ -31,7 +30,7 @@ from rdn_fast.pictures.upscale import check_scale
 from rdn_fast.terminal import Bar
 from rdn_fast.weights import convert
 
-_TEXTS = {"--json": tables.as_json, "--csv": tables.as_csv, "--markdown": tables.as_markdown}
+_TABLES = {"--json": tables.as_json, "--csv": tables.as_csv, "--markdown": tables.as_markdown}
 
 
 def evaluate(
@@ -47,69 +46,39 @@ def evaluate(
     save_images: str | None = None,
     figure: str | None = None,
 ) -> dict:
-    """Print the tables of a weights file (None: the small x2 model of the package) over sets: h5 files, folders of HR images, all sets inside `data`.
+    """Evaluate a weights file over sets of images, print the tables, write the files asked for, return the report.
 
-    Returns {"weights", "weights_sha256", "model" (in words), "config", "parameters", "scale", "self_ensemble", "precision", "device", "versions",
-    "sets"}, each set being {"name", "images": [{"name", "psnr_y", "psnr_y_compat", "ssim_y", "bicubic_psnr_y", "bicubic_psnr_y_compat",
-    "bicubic_ssim_y"}], "mean": {...}}, PSNR in dB. json, csv, markdown: files to write it to, too (in JSON null stands for infinity: equal images);
-    save_images: folder for what the model makes of each image, as <set>/<image>.png; figure: PNG file for the crops where it is best and worst.
-    Raises UserError, also for a file to write that is read, too, or lies in a set's folder.
+    weights_file: None for the small x2 model of the package. eval_file: evaluation h5 files and folders of HR images.
+    data: a folder; every set inside it. scale: checked against the weights. self_ensemble: as of Upscaler.
+    json, csv, markdown: files for the tables. save_images: a folder for the model's outputs, as <set>/<image>.png.
+    figure: a PNG file for the crops where the model is best and worst.
+
+    Returns {"weights", "weights_sha256", "model" (in words), "config", "parameters", "scale", "self_ensemble",
+    "precision", "device", "versions", "sets"}. Each set is {"name", "images": [{"name", "psnr_y", "psnr_y_compat",
+    "ssim_y", "bicubic_psnr_y", "bicubic_psnr_y_compat", "bicubic_ssim_y"}], "mean": {...}}. PSNR is in dB; inf for
+    equal images.
+
+    Raises UserError, also for a file to write that is an input or lies in a set's folder.
     """
     if not eval_file and not data:
         raise UserError(
-            "--eval-file SET or --data DIR is missing; give evaluation h5 files or folders of HR images, or the folder that they lie in"
+            "--eval-file SET or --data DIR is missing; give evaluation h5 files or folders of HR images, "
+            "or the folder that they lie in"
         )
-    files = [
-        (flag, file)
-        for flag, file in zip((*_TEXTS, "--figure"), (json, csv, markdown, figure), strict=True)
-        if file is not None
-    ]
-    for flag, file in files:
-        if Path(file).is_dir() or not Path(file).parent.is_dir() or not os.access(Path(file).parent, os.W_OK):
-            raise UserError(
-                f"{flag} {file}: is a folder, or in one that is not there or cannot be written; give a file that can be"
-            )
-    if figure is not None and Path(figure).suffix.lower() != ".png":
-        raise UserError(f"--figure {figure}: its name must end in .png")
+    files = _files_to_write(json, csv, markdown, figure)
     model = convert.load_model(weights_file, device)
-    weights, config = str(convert.SHIPPED if weights_file is None else weights_file), model.config
-    check_scale(scale, config.scale, "--scale")
-    sets = open_sets(eval_file, data, config.scale)
-    _spare(files, weights, sets)
-    folders = _folders(save_images, sets) if save_images else None
-    report = {**_about(model, weights, self_ensemble), "sets": [{"name": each.name, "images": []} for each in sets]}
-    print(f"{weights}: {tables.about(report)}")
+    weights = str(convert.SHIPPED if weights_file is None else weights_file)
+    check_scale(scale, model.config.scale, "--scale")
+    datasets = open_datasets(eval_file, data, model.config.scale)
+    _check_no_input_is_lost(files, weights, datasets)
+    folders = _make_image_folders(save_images, datasets) if save_images else None
+    report = _describe_run(model, weights, self_ensemble)
+    print(f"{weights}: {tables.model_in_words(report)}")
     print(f"on {report['device']}, torch {torch.__version__}, rdn-fast {__version__}", flush=True)
-
-    def judge(predicted: _Predicted) -> tuple[int, dict, tuple[Crop, Crop] | None]:
-        place, pair, prediction = predicted.place, predicted.pair, metrics.to_uint8(predicted.image)
-        if folders:
-            file = folders[place] / f"{predicted.file}.png"
-            write_result(file, _png(Image.fromarray(prediction)), f"--save-images {file}")
-        crops = (
-            worst_and_best(f"{sets[place].name}/{pair.name}", pair.hr, bicubic(pair), prediction, config.scale)
-            if figure
-            else None
-        )
-        return place, {"name": pair.name, **score(predicted.image, pair, config.scale)}, crops
-
-    drawn = []
-    with Bar("images", sum(len(each.pairs) for each in sets)) as bar:
-        upscaler = exact_upscaler(model, self_ensemble, bar.say)
-        # Threads score images while the device computes the next ones: metrics and PNG take longer than a fast device.
-        for place, row, crops in ordered_map(judge, _predict(upscaler, sets), workers=2, ahead=3):
-            report["sets"][place]["images"].append(row)
-            drawn.append(crops)
-            bar.advance(f"{sets[place].name}/{row['name']} {row['psnr_y']:.2f} dB")
-    for each in report["sets"]:
-        each["mean"] = {
-            key: float(np.mean([row[key] for row in each["images"]])) for key in each["images"][0] if key != "name"
-        }
-    tables.show(report)
-    for flag, file in files:
-        content = (
-            _png(draw_figure(drawn)) if flag == "--figure" else _TEXTS[flag](report).encode(errors="backslashreplace")
-        )
+    report["sets"], crops = _score_all(model, datasets, self_ensemble, folders, with_crops=figure is not None)
+    tables.print_report(report)
+    for flag, file in files.items():
+        content = _png(draw_figure(crops)) if flag == "--figure" else _encoded(_TABLES[flag](report))
         write_result(file, content, f"{flag} {file}")
     return report
 
@@ -118,7 +87,7 @@ def exact_upscaler(model: RDN, self_ensemble: bool = False, say: Callable[[str],
     """Return an Upscaler for measuring: call its exactly(lr), then compare the result with the HR image.
 
     It computes in float32 without TF32 or HF32. The whole image goes through the model at once, or in tiles padded by
-    the receptive field where memory is short, which gives the same result but for rounding. self_ensemble and say: as
+    the receptive radius where memory is short, which gives the same result but for rounding. self_ensemble and say: as
     of Upscaler.
     """
     return _ExactUpscaler(model, tile=0, tile_pad="exact", fp32=True, self_ensemble=self_ensemble, say=say)
@@ -131,12 +100,12 @@ class _ExactUpscaler(Upscaler):
 
 
 def bicubic(pair: Pair) -> np.ndarray:
-    """PIL's bicubic up-sampling of the LR image: uint8, the size of the HR image."""
+    """Up-sample the LR image by Pillow's bicubic: uint8, the size of the HR image."""
     return np.asarray(Image.fromarray(pair.lr).resize(pair.hr.shape[1::-1], Image.Resampling.BICUBIC))
 
 
 def score(prediction: np.ndarray, pair: Pair, scale: int) -> dict[str, float]:
-    """All columns of the table for one image; prediction: [H, W, 3], uint8 or float in 0..255, neither rounded nor clipped."""
+    """Return all metrics of one image, by column. prediction: [H, W, 3], uint8, or float in 0..255, not yet rounded."""
     return {
         prefix + name: measure(image, pair.hr, scale)
         for prefix, image in (("", prediction), ("bicubic_", bicubic(pair)))
@@ -148,7 +117,52 @@ def score(prediction: np.ndarray, pair: Pair, scale: int) -> dict[str, float]:
     }
 
 
-def _about(model: RDN, weights: str, self_ensemble: bool) -> dict:
+class _Prediction(NamedTuple):
+    dataset: int  # index
+    file_name: str  # unique in the dataset
+    pair: Pair
+    image: np.ndarray  # float32 [H, W, 3] in 0..255, not yet rounded
+
+
+def _score_all(
+    model: RDN, datasets: list[EvalDataset], self_ensemble: bool, folders: list[Path] | None, with_crops: bool
+) -> tuple[list[dict], list[tuple[Crop, Crop]]]:
+    """Return the report's sets, and with_crops the worst_and_best() of each image. Save images if there are folders."""
+    scale = model.config.scale
+
+    def score_one(prediction: _Prediction) -> tuple[int, dict, tuple[Crop, Crop] | None]:
+        dataset, file_name, pair, image = prediction
+        rounded, crops = metrics.to_uint8(image), None
+        if folders:
+            file = folders[dataset] / f"{file_name}.png"
+            write_result(file, _png(Image.fromarray(rounded)), f"--save-images {file}")
+        if with_crops:
+            crops = worst_and_best(f"{datasets[dataset].name}/{pair.name}", pair.hr, bicubic(pair), rounded, scale)
+        return dataset, {"name": pair.name, **score(image, pair, scale)}, crops
+
+    sets, all_crops = [{"name": dataset.name, "images": []} for dataset in datasets], []
+    with Bar("images", sum(len(dataset.pairs) for dataset in datasets)) as bar:
+        predictions = _predict(exact_upscaler(model, self_ensemble, bar.say), datasets)
+        # Threads score images while the device computes the next ones: metrics and PNG take longer than a fast device.
+        for dataset, scores, crops in ordered_map(score_one, predictions, workers=2, ahead=3):
+            sets[dataset]["images"].append(scores)
+            all_crops.append(crops)
+            bar.advance(f"{sets[dataset]['name']}/{scores['name']} {scores['psnr_y']:.2f} dB")
+    for each in sets:
+        columns = [key for key in each["images"][0] if key != "name"]
+        each["mean"] = {key: float(np.mean([scores[key] for scores in each["images"]])) for key in columns}
+    return sets, all_crops
+
+
+def _predict(upscaler: Upscaler, datasets: list[EvalDataset]) -> Iterator[_Prediction]:
+    for i, dataset in enumerate(datasets):
+        taken: set[str] = set()
+        for pair in dataset.pairs:
+            yield _Prediction(i, unique_name(_path_part(pair.name), taken), pair, upscaler.exactly(pair.lr))
+
+
+def _describe_run(model: RDN, weights: str, self_ensemble: bool) -> dict:
+    """Return the report without its sets."""
     return {
         "weights": weights,
         "weights_sha256": hashlib.sha256(Path(weights).read_bytes()).hexdigest(),
@@ -168,24 +182,24 @@ def _about(model: RDN, weights: str, self_ensemble: bool) -> dict:
     }
 
 
-class _Predicted(NamedTuple):
-    place: int  # of its set
-    file: str  # a name for it that no other image of its set has
-    pair: Pair
-    image: np.ndarray  # [H, W, 3], float in 0..255
+def _files_to_write(json: str | None, csv: str | None, markdown: str | None, figure: str | None) -> dict[str, str]:
+    """Return the files by flag. Raises UserError for one that cannot be written."""
+    given = zip((*_TABLES, "--figure"), (json, csv, markdown, figure), strict=True)
+    files = {flag: file for flag, file in given if file is not None}
+    for flag, file in files.items():
+        if Path(file).is_dir() or not Path(file).parent.is_dir() or not os.access(Path(file).parent, os.W_OK):
+            raise UserError(
+                f"{flag} {file}: is a folder, or in one that is not there or cannot be written; give a file that can be"
+            )
+    if figure is not None and Path(figure).suffix.lower() != ".png":
+        raise UserError(f"--figure {figure}: its name must end in .png")
+    return files
 
 
-def _predict(upscaler: Upscaler, sets: list[EvalDataset]) -> Iterator[_Predicted]:
-    for place, each in enumerate(sets):
-        taken: set[str] = set()
-        for pair in each.pairs:
-            yield _Predicted(place, distinct(_safe(pair.name), taken), pair, upscaler.exactly(pair.lr))
-
-
-def _spare(files: list[tuple[str, str]], weights: str, sets: list[EvalDataset]) -> None:
-    """Raises UserError for a file to write that would replace an input or another one, or lie among the images of a set."""
-    taken = {Path(weights).resolve(), *(each.path.resolve() for each in sets)}
-    for flag, file in files:
+def _check_no_input_is_lost(files: dict[str, str], weights: str, datasets: list[EvalDataset]) -> None:
+    """Raise UserError for a file to write that is an input, is given twice, or lies among the images of a dataset."""
+    taken = {Path(weights).resolve(), *(dataset.path.resolve() for dataset in datasets)}
+    for flag, file in files.items():
         path = Path(file).resolve()
         if taken & {path, *path.parents}:
             raise UserError(
@@ -194,10 +208,10 @@ def _spare(files: list[tuple[str, str]], weights: str, sets: list[EvalDataset]) 
         taken.add(path)
 
 
-def _folders(save_images: str, sets: list[EvalDataset]) -> list[Path]:
-    """A folder for the images of each set, made and fit to be written to. Raises UserError, also for the folders of HR images themselves."""
+def _make_image_folders(save_images: str, datasets: list[EvalDataset]) -> list[Path]:
+    """Make a writable folder for the outputs of each dataset. Raises UserError, also for folders of HR images."""
     taken: set[str] = set()
-    folders = [Path(save_images) / distinct(_safe(each.name), taken) for each in sets]
+    folders = [Path(save_images) / unique_name(_path_part(dataset.name), taken) for dataset in datasets]
     for folder in folders:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -205,16 +219,20 @@ def _folders(save_images: str, sets: list[EvalDataset]) -> list[Path]:
             raise UserError(
                 f"--save-images {save_images}: cannot be written ({error.strerror}); choose another folder"
             ) from None
-        if not os.access(folder, os.W_OK) or any(folder.samefile(each.path) for each in sets):
+        if not os.access(folder, os.W_OK) or any(folder.samefile(dataset.path) for dataset in datasets):
             raise UserError(
                 f"--save-images {save_images}: {folder} cannot be written, or holds HR images; choose another folder"
             )
     return folders
 
 
-def _safe(name: str) -> str:
-    """As part of a path, on any system."""
+def _path_part(name: str) -> str:
+    """Return the name as it can be part of a path on any system."""
     return re.sub(r'[\x00-\x1f<>:"/\\|?*]|^\.+|[. ]+$', "_", name).encode()[:200].decode(errors="ignore") or "_"
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode(errors="backslashreplace")  # names of files may be any bytes
 
 
 def _png(image: Image.Image) -> bytes:

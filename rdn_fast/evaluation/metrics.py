@@ -1,9 +1,9 @@
 """PSNR and SSIM on the luma channel, in the field's convention and in the reference's.
 
-Canonical (the field's): prediction rounded to uint8, Y = 16 + (65.738 R + 129.057 G + 25.064 B)/256, `scale` pixels cropped
-from each border, one value per image, then the mean over images.
-Reference-compatible (what yjn870's code and the Ascend port print): nothing rounded and 64.738 as the red weight (a typo
-there), about 0.05 dB higher near 38 dB.
+Canonical (the field's): the prediction is rounded to uint8, Y = 16 + (65.738 R + 129.057 G + 25.064 B)/256, `scale`
+pixels are cropped from each border, one value per image, then the mean over images.
+Reference-compatible (printed by yjn870's code and the Ascend port): nothing is rounded, and red weighs 64.738, a typo
+there. Gives about 0.05 dB more near 38 dB.
 """
 
 import numpy as np
@@ -13,33 +13,42 @@ _COMPATIBLE = np.array([64.738, 129.057, 25.064]) / 256
 
 
 def to_uint8(rgb: np.ndarray) -> np.ndarray:
-    """float in 0..255 -> uint8, rounded and clipped; uint8 as it is."""
+    """Round and clip float in 0..255 to uint8. uint8 stays as it is."""
     return _rounded(rgb).astype(np.uint8)
 
 
 def psnr_y(prediction: np.ndarray, hr: np.ndarray, scale: int) -> float:
-    """Canonical PSNR in dB; prediction: [H, W, 3] uint8, or float in 0..255 (rounded here); hr: uint8 [H, W, 3]. Equal images: inf."""
-    return decibel(squared_error_y(prediction, hr, scale))
+    """Return canonical PSNR in dB; inf for equal images.
+
+    prediction: [H, W, 3], uint8, or float in 0..255, which is rounded here. hr: uint8 [H, W, 3].
+    """
+    return psnr(squared_error_y(prediction, hr, scale))
 
 
 def squared_error_y(prediction: np.ndarray, hr: np.ndarray, scale: int) -> np.ndarray:
-    """What canonical PSNR is the mean of, by pixel: float64 [H - 2*scale, W - 2*scale]; arguments as of psnr_y()."""
+    """Return the squared errors per pixel of canonical PSNR: float64 [H - 2*scale, W - 2*scale]. As psnr_y()."""
     return (_luma(_rounded(prediction), _CANONICAL, scale) - _luma(hr, _CANONICAL, scale)) ** 2
 
 
 def psnr_y_compat(prediction: np.ndarray, hr: np.ndarray, scale: int) -> float:
-    """Reference-compatible PSNR in dB; prediction: [H, W, 3] uint8, or float in 0..255 (clipped, not rounded)."""
-    return decibel((_luma(np.clip(prediction, 0, 255), _COMPATIBLE, scale) - _luma(hr, _COMPATIBLE, scale)) ** 2)
+    """Return reference-compatible PSNR in dB; inf for equal images.
+
+    prediction: [H, W, 3], uint8, or float in 0..255, which is clipped but not rounded. hr: uint8 [H, W, 3].
+    """
+    return psnr((_luma(np.clip(prediction, 0, 255), _COMPATIBLE, scale) - _luma(hr, _COMPATIBLE, scale)) ** 2)
 
 
-def decibel(squared_error: np.ndarray) -> float:
-    """PSNR in dB of an image, or of a part of it, with these squared errors by pixel; all 0: inf."""
+def psnr(squared_error: np.ndarray) -> float:
+    """Return PSNR in dB of any pixels with these squared errors, for a peak of 255; inf if all are 0."""
     mse = np.mean(squared_error)
     return float("inf") if mse == 0 else float(10 * np.log10(255**2 / mse))
 
 
 def ssim_y(prediction: np.ndarray, hr: np.ndarray, scale: int) -> float:
-    """Canonical SSIM (Wang et al., 2004): 11x11 Gaussian window, sigma 1.5, mean over the windows inside the cropped image."""
+    """Return canonical SSIM (Wang et al., 2004; 11x11 Gaussian window, sigma 1.5). Arguments as of psnr_y().
+
+    It is the mean over all windows inside the cropped image, at least 11 pixels in both directions.
+    """
     a, b = (_luma(image, _CANONICAL, scale) for image in (_rounded(prediction), hr))
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     mean_a, mean_b = _blur(a), _blur(b)
@@ -49,7 +58,7 @@ def ssim_y(prediction: np.ndarray, hr: np.ndarray, scale: int) -> float:
 
 
 def smallest_side(scale: int) -> int:
-    """The smallest HR edge that these metrics are defined for: one SSIM window inside the cropped borders."""
+    """Return the smallest HR edge, in pixels, that has room for an SSIM window inside the cropped borders."""
     return 11 + 2 * scale
 
 
@@ -62,7 +71,7 @@ def _luma(rgb: np.ndarray, weights: np.ndarray, crop: int) -> np.ndarray:
 
 
 def _blur(image: np.ndarray) -> np.ndarray:
-    """Gaussian-weighted mean over every 11x11 window that lies inside: [H, W] -> [H - 10, W - 10]."""
+    """Return the Gaussian-weighted mean of every 11x11 window that lies inside: [H, W] -> [H - 10, W - 10]."""
     window = np.exp(-0.5 * (np.arange(-5, 6) / 1.5) ** 2)
     window /= window.sum()
     for axis in (0, 1):

@@ -1,10 +1,11 @@
-"""The tables of an evaluation: for the terminal, and as JSON, CSV and markdown."""
+"""The tables of an evaluation: for the terminal, and as JSON, CSV and markdown. `report`: as evaluate() returns it."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from rich import box
@@ -20,20 +21,18 @@ _COLUMNS = {prefix + key: heading for prefix in ("", "bicubic_") for key, headin
 _NOTE = "PSNR-Y: canonical (rounded to uint8, borders cropped). ref.: as yjn870's code and the Ascend port print it."
 
 
-def show(report: dict) -> None:
-    """Print the table of each set; of several also the one of their means."""
-    for evaluated in report["sets"]:
-        table = Table(
-            title=escape(f"{evaluated['name']}, x{report['scale']}, {Path(report['weights']).name}"),
-            title_justify="left",
-        )
+def print_report(report: dict) -> None:
+    """Print a table per set, and if there are several, the table of their means."""
+    for dataset in report["sets"]:
+        title = f"{dataset['name']}, x{report['scale']}, {Path(report['weights']).name}"
+        table = Table(title=escape(title), title_justify="left")
         table.add_column("image")
         for key, heading in _COLUMNS.items():
             table.add_column("bicubic PSNR-Y" if key == "bicubic_psnr_y" else heading, justify="right")
-        for row in evaluated["images"]:
-            table.add_row(escape(row["name"]), *_shown(row, _COLUMNS))
+        for scores in dataset["images"]:
+            table.add_row(escape(scores["name"]), *_in_words(scores, _COLUMNS))
         table.add_section()
-        table.add_row("mean", *_shown(evaluated["mean"], _COLUMNS))
+        table.add_row("mean", *_in_words(dataset["mean"], _COLUMNS))
         print_table(table)
     if len(report["sets"]) > 1:
         print_table(_means(report))
@@ -41,30 +40,31 @@ def show(report: dict) -> None:
 
 
 def as_json(report: dict) -> str:
+    """Return the report as JSON; null stands for infinity."""
     return json.dumps(finite(report), indent=1) + "\n"
 
 
 def as_csv(report: dict) -> str:
-    """A row for each image, and for each set one called mean; numbers in full."""
+    """Return CSV with a line per image, and per set one called mean; numbers in full."""
     file = io.StringIO()
     writer = csv.DictWriter(file, ["set", "image", *_COLUMNS], lineterminator="\n")
     writer.writeheader()
-    for evaluated in report["sets"]:
-        for row in (*evaluated["images"], {"name": "mean", **evaluated["mean"]}):
-            writer.writerow({"set": evaluated["name"], "image": row["name"], **{key: row[key] for key in _COLUMNS}})
+    for dataset in report["sets"]:
+        for scores in (*dataset["images"], {"name": "mean", **dataset["mean"]}):
+            columns = {key: scores[key] for key in _COLUMNS}
+            writer.writerow({"set": dataset["name"], "image": scores["name"], **columns})
     return file.getvalue()
 
 
 def as_markdown(report: dict) -> str:
-    """The means of all sets as a model's README shows them, under a line about the model."""
+    """Return the means of all sets as a markdown table, for a model's README, below a line about the model."""
     table, file = _means(report), io.StringIO()
     table.title, table.box = None, box.MARKDOWN
     Console(file=file, width=1000, color_system=None).print(table)
-    return f"{Path(report['weights']).name}: {about(report)}\n\n{file.getvalue().strip()}\n\n{_NOTE}\n"
+    return f"{Path(report['weights']).name}: {model_in_words(report)}\n\n{file.getvalue().strip()}\n\n{_NOTE}\n"
 
 
-def about(report: dict) -> str:
-    """The model in a line."""
+def model_in_words(report: dict) -> str:
     ensemble = ", self-ensemble of 8" if report["self_ensemble"] else ""
     return f"{report['model']}, {report['parameters'] / 1e6:.2f} M parameters, {report['precision']}{ensemble}"
 
@@ -76,10 +76,10 @@ def _means(report: dict) -> Table:
     keys = [prefix + key for key in _HEADINGS for prefix in ("bicubic_", "")]
     for key in keys:
         table.add_column(("bicubic " if key.startswith("bicubic_") else "RDN ") + _COLUMNS[key], justify="right")
-    for evaluated in report["sets"]:
-        table.add_row(escape(evaluated["name"]), str(len(evaluated["images"])), *_shown(evaluated["mean"], keys))
+    for dataset in report["sets"]:
+        table.add_row(escape(dataset["name"]), str(len(dataset["images"])), *_in_words(dataset["mean"], keys))
     return table
 
 
-def _shown(row: dict, keys) -> list[str]:
-    return [f"{row[key]:.4f}" if "ssim" in key else f"{row[key]:.2f}" for key in keys]
+def _in_words(scores: dict, keys: Iterable[str]) -> list[str]:
+    return [f"{scores[key]:.4f}" if "ssim" in key else f"{scores[key]:.2f}" for key in keys]

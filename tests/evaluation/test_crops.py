@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rdn_fast.evaluation import metrics
-from rdn_fast.evaluation.crops import figure, worst_and_best
+from rdn_fast.evaluation.crops import draw_figure, worst_and_best
 
 
 def flat(height: int, width: int, value: int = 120) -> np.ndarray:
@@ -92,7 +92,7 @@ def crops(gains: list[int]) -> list:
     ],
 )
 def test_rows_are_the_best_and_the_worst_images(gains, shown):
-    sheet = np.asarray(figure(crops(gains)))
+    sheet = np.asarray(draw_figure(crops(gains)))
     height = 8 + len(shown) * (3 * 96 + 44 + 8)
     assert sheet.shape == (height, 1192, 3)
     middles = [8 + row * (3 * 96 + 44 + 8) + 144 for row in range(len(shown))]
@@ -101,13 +101,13 @@ def test_rows_are_the_best_and_the_worst_images(gains, shown):
 
 def test_columns_are_hr_bicubic_rdn_and_the_error_amplified():
     hr = flat(100, 100, 100)
-    sheet = np.asarray(figure([worst_and_best("a", hr, hr + np.uint8(7), hr - np.uint8(5), 2)]))
+    sheet = np.asarray(draw_figure([worst_and_best("a", hr, hr + np.uint8(7), hr - np.uint8(5), 2)]))
     assert [sheet[150, x, 0] for x in (150, 450, 740, 1040)] == [100, 107, 95, 40]
 
 
 def test_long_names_do_not_run_into_the_next_column():
     hr = flat(130, 130)
-    sheet = np.asarray(figure([worst_and_best("long" * 50, hr, hr, hr, 2)]))
+    sheet = np.asarray(draw_figure([worst_and_best("long" * 50, hr, hr, hr, 2)]))
     captions = sheet[8 + 288 :]
     assert (captions[:, :296] < 128).any()
     assert (captions[:, 296:304] == 255).all()

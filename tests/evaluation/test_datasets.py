@@ -7,7 +7,7 @@ from PIL import Image
 
 from rdn_fast.data.prepare import prepare
 from rdn_fast.errors import UserError
-from rdn_fast.evaluation.datasets import distinct, load_pairs, open_sets
+from rdn_fast.evaluation.datasets import load_pairs, open_datasets, unique_name
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def data(tmp_path, image_folder):
 
 
 def names(data, scale=2) -> list[str]:
-    return [each.name for each in open_sets([], data, scale)]
+    return [each.name for each in open_datasets([], data, scale)]
 
 
 def test_order_is_the_fields_then_that_of_names(data):
@@ -46,14 +46,14 @@ def test_folders_are_sets_when_they_or_their_hr_hold_images(data):
     (folder / "texts").mkdir()
     (folder / "texts" / "readme.txt").write_text("x")
     (folder / "list.txt").write_text("x")
-    sets = open_sets([], folder, 2)
+    sets = open_datasets([], folder, 2)
     assert [(each.name, each.path) for each in sets] == [("Set5", folder / "Set5/HR"), ("Set14", folder / "Set14")]
     assert [pair.hr.shape for pair in sets[0].pairs] == [(36, 32, 3), (32, 28, 3)]
 
 
 def test_folder_of_images_is_one_set(data):
     folder = data("Set5", "Set5/thumbnails")
-    assert [(each.name, each.path) for each in open_sets([], folder / "Set5", 2)] == [("Set5", folder / "Set5")]
+    assert [(each.name, each.path) for each in open_datasets([], folder / "Set5", 2)] == [("Set5", folder / "Set5")]
 
 
 def test_evaluation_files_of_the_scale_are_sets_and_others_are_told(data, prepared, image_folder, tmp_path, capsys):
@@ -78,12 +78,12 @@ def test_evaluation_files_of_the_scale_are_sets_and_others_are_told(data, prepar
 
 
 def test_a_training_file_is_evaluated_when_it_is_named(prepared):
-    (only,) = open_sets([prepared.train], None, 2)
+    (only,) = open_datasets([prepared.train], None, 2)
     assert (only.name, len(only.pairs)) == ("train", 20)
 
 
 def test_sets_that_are_named_come_before_those_found(data, prepared):
-    assert [each.name for each in open_sets([prepared.images, prepared.eval], data("Set5"), 2)] == [
+    assert [each.name for each in open_datasets([prepared.images, prepared.eval], data("Set5"), 2)] == [
         "images",
         "eval",
         "Set5",
@@ -92,18 +92,18 @@ def test_sets_that_are_named_come_before_those_found(data, prepared):
 
 def test_sets_of_the_same_name_are_made_distinct(data):
     folder = data("a/Set5", "b/Set5", "c/set5/HR")
-    found = open_sets([folder / "a/Set5", folder / "b/Set5/", folder / "c/set5/HR"], None, 2)
+    found = open_datasets([folder / "a/Set5", folder / "b/Set5/", folder / "c/set5/HR"], None, 2)
     assert [each.name for each in found] == ["Set5", "Set5_2", "set5_3"]
 
 
 def test_name_of_the_working_folder(data, monkeypatch):
     monkeypatch.chdir(data("Set5") / "Set5")
-    assert [each.name for each in open_sets(["."], None, 2)] == ["Set5"]
+    assert [each.name for each in open_datasets(["."], None, 2)] == ["Set5"]
 
 
 def test_distinct_names_stay_so():
     taken: set[str] = set()
-    assert [distinct(name, taken) for name in ("a", "a_2", "a", "A", "b")] == ["a", "a_2", "a_3", "A_4", "b"]
+    assert [unique_name(name, taken) for name in ("a", "a_2", "a", "A", "b")] == ["a", "a_2", "a_3", "A_4", "b"]
 
 
 @pytest.mark.parametrize("kind", ["no folder", "a file", "empty", "no sets"])
@@ -117,7 +117,7 @@ def test_data_without_sets(data, tmp_path, kind):
         (folder / "Set5_x3.h5").write_text("of another scale by its name")
         (folder / "texts").mkdir()
     with pytest.raises(UserError, match=f"--data {folder}: "):
-        open_sets([], folder, 2)
+        open_datasets([], folder, 2)
 
 
 def test_a_bad_image_is_named_and_the_first_of_several(data):
