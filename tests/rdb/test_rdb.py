@@ -9,7 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bench.parity import SLACK, assert_as_good_as_naive, assert_same_in_float64, relative_error
+from bench import baseline
+from bench.parity import SLACK, Problem, assert_as_good_as_naive, assert_same_in_float64, relative_error
 from rdn_fast import devices, rdb
 from rdn_fast.config import ModelConfig
 from rdn_fast.errors import UserError
@@ -100,38 +101,21 @@ def block(x, conv_w, conv_b, fuse_w, fuse_b, out=None):
 
 
 def problem(shape, dtype, seed):
-    """Random arguments of a block in `dtype`, as {name: tensor}, and a random gradient of its output.
-
-    The biases are chosen so that no ReLU's input is near zero. A value there may come out on either side of the kink by
-    rounding alone, which changes the gradients by far more than rounding does: nothing could then be said about them.
-    """
+    """Return the arguments of a block in `dtype`, {name: tensor}, and a gradient of its output: a parity.Problem."""
     batch, g0, g, layers, height, width = shape
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*size, std=1.0):
-        return (torch.randn(*size, generator=generator) * std).to(dtype)
-
-    arguments = {"x": normal(batch, g0, height, width)}
-    features = arguments["x"].double()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = baseline.RDB(g0, g, layers)
+        for layer in module.layers:
+            torch.nn.init.kaiming_normal_(layer.conv.weight, nonlinearity="relu")
+        torch.nn.init.kaiming_normal_(module.lff.weight, nonlinearity="linear")
+        torch.nn.init.normal_(module.lff.bias, std=0.3)
+        made = Problem(module, torch.randn(batch, g0, height, width), dtype, training=False)
+    arguments = {"x": made.x}
     for j in range(layers):
-        channels = g0 + j * g
-        w = normal(g, channels, 3, 3, std=(2 / (9 * channels)) ** 0.5)
-        before = conv3x3(features, w.double(), torch.zeros(g, dtype=torch.float64))
-        b = -middle_of_widest_gap(before.transpose(0, 1).flatten(1)).to(dtype)
-        features = torch.cat([features, (before + b.double()[:, None, None]).relu()], dim=1)
-        arguments |= {f"conv_w[{j}]": w, f"conv_b[{j}]": b}
-    arguments["fuse_w"] = normal(g0, g0 + layers * g, 1, 1, std=(1 / (g0 + layers * g)) ** 0.5)
-    arguments["fuse_b"] = normal(g0, std=0.3)
-    return arguments, normal(batch, g0, height, width)
-
-
-def middle_of_widest_gap(values):
-    """values [N, M] -> [N]: of each row, the middle of the widest gap between neighbours that leaves a fifth of the values on either side."""
-    values = values.sort(dim=1).values
-    edge = values.shape[1] // 5
-    values = values[:, edge : values.shape[1] - edge]
-    widest = values.diff(dim=1).argmax(dim=1, keepdim=True)
-    return (values.gather(1, widest) + values.gather(1, widest + 1))[:, 0] / 2
+        weight, bias = (made.state[f"layers.{j}.conv.{name}"] for name in ("weight", "bias"))
+        arguments |= {f"conv_w[{j}]": weight, f"conv_b[{j}]": bias}
+    return arguments | {"fuse_w": made.state["lff.weight"], "fuse_b": made.state["lff.bias"]}, made.upstream
 
 
 def solve(function, arguments, upstream, layout=torch.contiguous_format, trains=True, out=None, device=CPU):
