@@ -1,6 +1,6 @@
-"""Settings as frozen dataclasses: what a model is (`Config`), what a training run is (`TrainConfig`), and named presets.
+"""ModelConfig (the shape of a model), TrainConfig (a training run), and presets of both by name.
 
-The command line is built from these fields (cli.py): a field's metadata holds its help text and its other spellings.
+The flags of `rdn-fast train` and `tune` are built from the fields (cli_flags.py).
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from pathlib import Path
 from rdn_fast.errors import UserError
 
 
-def _flag(default, help: str, *aliases: str, choices: tuple | None = None, parse: Callable | None = None):
-    return field(default=default, metadata={"help": help, "aliases": aliases, "choices": choices, "parse": parse})
+def _flag(default, help_text: str, *aliases: str, choices: tuple | None = None, parse: Callable | None = None):
+    """Return a dataclass field with what cli_flags.py needs: help text, further flag names, choices, and a parser."""
+    return field(default=default, metadata={"help": help_text, "aliases": aliases, "choices": choices, "parse": parse})
 
 
-def number_or_auto(text: str) -> float | str:
+def _number_or_auto(text: str) -> float | str:
     try:
         return text if text == "auto" else float(text)
     except ValueError:
@@ -26,9 +27,12 @@ def number_or_auto(text: str) -> float | str:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """An RDN's shape (Zhang et al., CVPR 2018, arXiv:1802.08797). Symbols of the paper in brackets.
+    """The shape of an RDN, in the symbols of the paper (Zhang et al., CVPR 2018, arXiv:1802.08797).
 
-    Raises UserError when a value makes no model.
+    num_features is G0, growth_rate G, num_blocks D, num_layers C (convolutions per block, without the fusion).
+    upsample_channels is not the paper's: channels after up-sampling; None for G0.
+
+    Raises UserError for a value that is out of range.
     """
 
     scale: int = _flag(2, "up-scaling factor: 2, 3 or 4")
@@ -44,23 +48,23 @@ class ModelConfig:
         if self.scale not in (2, 3, 4):
             raise UserError(f"--scale {self.scale}: RDN is defined for 2, 3 and 4")
         for name in ("num_features", "growth_rate", "num_blocks", "num_layers"):
-            _positive(self, name)
+            _check_positive(self, name)
         if self.upsample_channels is not None:
-            _positive(self, "upsample_channels")
+            _check_positive(self, "upsample_channels")
 
     @property
     def tail_channels(self) -> int:
-        """Channels between the up-sampling net and the last convolution."""
+        """Return the number of channels after up-sampling, the last convolution's input."""
         return self.upsample_channels or self.num_features
 
     @property
     def block_macs(self) -> int:
-        """Multiply-accumulates of one dense block for each LR pixel."""
+        """Return the multiply-accumulates of one residual dense block per LR pixel."""
         g0, g, c = self.num_features, self.growth_rate, self.num_layers
         return sum(9 * (g0 + j * g) * g for j in range(c)) + (g0 + c * g) * g0
 
     def macs(self, height: int, width: int) -> int:
-        """Multiply-accumulates of one forward pass over one [3, height, width] LR image (one MAC = 2 FLOP)."""
+        """Return the multiply-accumulates of a forward pass over one LR image [3, height, width] (a MAC is 2 FLOP)."""
         g0, d, u = self.num_features, self.num_blocks, self.tail_channels
         trunk = 9 * 3 * g0 + 9 * g0 * g0 + d * self.block_macs + d * g0 * g0 + 9 * g0 * g0
         tail = 9 * g0 * (2 if self.scale == 4 else self.scale) ** 2 * u
@@ -71,7 +75,10 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A training run. Sizes are in LR pixels, batch sizes are per device; epochs count from 0."""
+    """A training run. Patch sizes are in LR pixels, batch sizes are per device, epochs count from 0.
+
+    Raises UserError for a value that is out of range. Whether files exist is not checked here.
+    """
 
     data_path: str | None = _flag(None, "folder with DIV2K_x{scale}.h5 and Set5_x{scale}.h5 (instead of the two files)")
     train_file: str | None = _flag(None, "training h5, made by `rdn-fast prepare`")
@@ -104,16 +111,17 @@ class TrainConfig:
     num_workers: int = _flag(2, "threads that cut patches ahead of the step; 0: cut them in the training thread")
     data_mode: str = _flag(
         "auto",
-        "mmap: patches are cut out of the mapped file by threads; resident: the whole file is kept in the device's memory; h5py: read "
-        "through h5py, for chunked or compressed files; auto: resident where it fits well and pays, else mmap, and says why",
+        "mmap: patches are cut out of the mapped file by threads; resident: the whole file is kept in the device's "
+        "memory; h5py: read through h5py, for chunked or compressed files; auto: resident where it fits well and pays, "
+        "else mmap, and says why",
         choices=("auto", "mmap", "resident", "h5py"),
     )
     drop_last: bool = _flag(False, "leave out an epoch's last batch when it is not full")
 
     opt_level: str = _flag(
         "auto",
-        "O0: float32; O1: low precision, last convolution float32; O2: low precision throughout, float32 master weights; "
-        "auto: O1 where the device is faster in low precision, else O0",
+        "O0: float32; O1: low precision, last convolution float32; O2: low precision throughout, float32 master "
+        "weights; auto: O1 where the device is faster in low precision, else O0",
         "apex-opt-level",
         choices=("auto", "O0", "O1", "O2"),
     )
@@ -122,19 +130,21 @@ class TrainConfig:
     )
     amp_backend: str = _flag(
         "torch",
-        "what scales the loss in O1 and O2: torch, or apex where its apex.amp is installed; the levels mean the same with both",
+        "what scales the loss in O1 and O2: torch, or apex where its apex.amp is installed; the levels mean the same "
+        "with both",
         choices=("torch", "apex"),
     )
     loss_scale: float | str = _flag(
         1024.0,
-        "static loss scale of O1 and O2, or auto: calibrated once on the first batches (fp16). A step whose gradients overflow is skipped and counted; "
-        "after 10 of them in a row the scale is halved, and that is said",
+        "static loss scale of O1 and O2, or auto: calibrated once on the first batches (fp16). A step whose gradients "
+        "overflow is skipped and counted; after 10 of them in a row the scale is halved, and that is said",
         "loss-scale-value",
-        parse=number_or_auto,
+        parse=_number_or_auto,
     )
     rdb: str = _flag(
         "auto",
-        "implementation of the residual dense block; auto: the fastest here, timed once (`rdn-fast tune` shows the table)",
+        "implementation of the residual dense block; auto: the fastest here, timed once (`rdn-fast tune` shows the "
+        "table)",
     )
 
     device: str = _flag("auto", "auto, cpu, cuda[:i] or npu[:i]")
@@ -143,24 +153,17 @@ class TrainConfig:
     checkpoint_every: float = _flag(60.0, "seconds between checkpoints, besides the one at the end")
 
     def __post_init__(self):
-        for name in (
-            "patch_size",
-            "batch_size",
-            "num_epochs",
-            "lr",
-            "lr_step",
-            "lr_gamma",
-            "eval_every",
-            "checkpoint_every",
-        ):
-            _positive(self, name)
+        for name in ("patch_size", "batch_size", "num_epochs", "lr", "lr_step", "lr_gamma"):
+            _check_positive(self, name)
+        for name in ("eval_every", "checkpoint_every"):
+            _check_positive(self, name)
         if self.loss_scale != "auto" and not 2.0**-126 <= self.loss_scale <= 2.0**127:
             raise UserError(
                 f"--loss-scale-value {self.loss_scale}: must be a positive number that float32 holds, or auto"
             )
         for name in ("max_steps", "clip_grad"):
             if getattr(self, name) is not None:
-                _positive(self, name)
+                _check_positive(self, name)
         for name in ("weight_decay", "num_workers", "seed"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"--{_dashed(name)} {getattr(self, name)}: must not be negative")
@@ -170,7 +173,10 @@ class TrainConfig:
             raise UserError(f"--ema {self.ema}: give a decay between 0 and 1, for example 0.999")
 
     def files(self, scale: int) -> tuple[Path, Path | None]:
-        """The training set (an h5, or with train_dir the folder) and the validation set (None: no validation), from data_path or the flags."""
+        """Return the training h5, or the folder train_dir, and the validation set or None, from data_path or the flags.
+
+        Raises UserError when there is no training data, or too much.
+        """
         folder = Path(self.data_path) if self.data_path else None
         if folder and not folder.is_dir():
             raise UserError(f"--data-path {folder}: no such folder")
@@ -180,8 +186,10 @@ class TrainConfig:
         train = Path(given) if given else folder and folder / f"DIV2K_x{scale}.h5"
         evaluation = Path(self.eval_file) if self.eval_file else folder and folder / f"Set5_x{scale}.h5"
         if train is None:
-            remedy = "give --train-file FILE.h5, --train-dir FOLDER_OF_HR_IMAGES, or --data-path with DIV2K_x2.h5 and Set5_x2.h5 in it"
-            raise UserError(f"no training data: {remedy}")
+            raise UserError(
+                "no training data: give --train-file FILE.h5, --train-dir FOLDER_OF_HR_IMAGES, "
+                "or --data-path with DIV2K_x2.h5 and Set5_x2.h5 in it"
+            )
         return train, evaluation
 
 
@@ -189,7 +197,7 @@ def _dashed(name: str) -> str:
     return name.replace("_", "-")
 
 
-def _positive(config, name: str) -> None:
+def _check_positive(config, name: str) -> None:
     value = getattr(config, name)
     if not 0 < value < float("inf"):  # NaN fails too
         raise UserError(f"--{_dashed(name)} {value}: must be greater than 0")
@@ -197,11 +205,15 @@ def _positive(config, name: str) -> None:
 
 _RDN_B = {"num_features": 64, "growth_rate": 64, "num_blocks": 16, "num_layers": 8}
 _RDN_A = {"num_features": 64, "growth_rate": 32, "num_blocks": 20, "num_layers": 6}
-_SEED_RECIPE = _RDN_B | {"batch_size": 64, "num_epochs": 800, "seed": 123}
-_ONE_CARD = _SEED_RECIPE | {"lr": 4e-4, "loss_scale": 1024.0}
-_EIGHT_CARDS = _SEED_RECIPE | {"lr": 5e-4, "loss_scale": 32.0}
+_SMALL = {"num_features": 48, "growth_rate": 48, "num_blocks": 6, "num_layers": 4}
+_TINY = {"num_features": 32, "growth_rate": 32, "num_blocks": 4, "num_layers": 3}
 
-# Values for fields of ModelConfig and TrainConfig; flags given beside --preset win.
+_RECIPE = _RDN_B | {"batch_size": 64, "num_epochs": 800, "seed": 123}  # of the Ascend port (test/)
+_ONE_CARD = _RECIPE | {"lr": 4e-4, "loss_scale": 1024.0}
+_EIGHT_CARDS = _RECIPE | {"lr": 5e-4, "loss_scale": 32.0}
+_COSINE = {"lr_schedule": "cosine", "num_epochs": 100_000}  # max_steps ends the run
+
+# Values for fields of ModelConfig and TrainConfig. Flags given beside --preset win over them.
 PRESETS = {
     "rdn-b": _RDN_B,
     "rdn-a": _RDN_A,
@@ -210,35 +222,30 @@ PRESETS = {
     "train-full-8p": _EIGHT_CARDS,
     "train-performance-1p": _ONE_CARD | {"num_epochs": 1},
     "train-performance-8p": _EIGHT_CARDS | {"num_epochs": 1},
-    "train-finetune-1p": _SEED_RECIPE | {"num_epochs": 100, "lr": 1e-4, "loss_scale": 32.0},
+    "train-finetune-1p": _RECIPE | {"num_epochs": 100, "lr": 1e-4, "loss_scale": 32.0},
     # The model that comes with the package (tools/small_model.py): 1.46 M parameters, an hour or two on two CPU cores.
-    "small": {
-        "num_features": 48, "growth_rate": 48, "num_blocks": 6, "num_layers": 4, "patch_size": 24, "batch_size": 16,
-        "num_epochs": 100_000, "max_steps": 14_000, "lr": 1e-3, "lr_schedule": "cosine", "ema": 0.999, "eval_every": 20,
-    },
-    # The whole model on photographs at hand (tools/photographs.py): the seed's 800 epochs of 4,000 patches, whatever an epoch is there.
-    "full": _SEED_RECIPE | {
-        "num_epochs": 100_000, "max_steps": 50_000, "lr": 4e-4, "lr_schedule": "cosine", "ema": 0.999, "loss_scale": "auto", "eval_every": 10,
-        "drop_last": True,
-    },
+    "small": _SMALL
+    | _COSINE
+    | {"patch_size": 24, "batch_size": 16, "max_steps": 14_000, "lr": 1e-3, "ema": 0.999, "eval_every": 20},
+    # The whole model on any photographs (tools/photographs.py): as many steps as 800 epochs of 4,000 patches have.
+    "full": _RECIPE
+    | _COSINE
+    | {"max_steps": 50_000, "lr": 4e-4, "loss_scale": "auto", "ema": 0.999, "eval_every": 10, "drop_last": True},
     # About two minutes on two CPU cores: 0.3 M parameters.
-    "demo": {
-        "num_features": 32, "growth_rate": 32, "num_blocks": 4, "num_layers": 3,
-        "patch_size": 16, "batch_size": 8, "num_epochs": 100_000, "max_steps": 3000, "lr": 2e-3, "lr_schedule": "cosine", "eval_every": 20,
-    },
-}  # fmt: skip
+    "demo": _TINY | _COSINE | {"patch_size": 16, "batch_size": 8, "max_steps": 3000, "lr": 2e-3, "eval_every": 20},
+}
 
 
 def make_configs(given: dict, preset: str | None = None) -> tuple[ModelConfig, TrainConfig]:
-    """Defaults, then the preset, then what was given, as the pair (ModelConfig, TrainConfig).
+    """Return the configs of these fields: defaults, then the preset, then `given`, whose other keys are ignored.
 
-    Raises UserError for an unknown preset or a value that makes no sense.
+    Raises UserError for an unknown preset or a value that is out of range.
     """
     if preset is not None and preset not in PRESETS:
         raise UserError(f"--preset {preset}: choose one of {', '.join(PRESETS)}")
     values = {**PRESETS.get(preset, {}), **given}
 
-    def pick(cls):
+    def make(cls):
         return cls(**{f.name: values[f.name] for f in dataclasses.fields(cls) if f.name in values})
 
-    return pick(ModelConfig), pick(TrainConfig)
+    return make(ModelConfig), make(TrainConfig)
