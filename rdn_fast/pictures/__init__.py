@@ -1,1 +1,1 @@
-"""Files of pictures through the model. Read picture, png_tiff16, paths, tiled (the engine), upscale, upscale_files."""
+"""Pictures through the model. Read picture, png_tiff16, encode, paths, tile_grid, tiled, upscale, upscale_files."""

@@ -1,4 +1,4 @@
-"""Which files are up-scaled, and where each result goes: all that can be wrong with names is found before any work."""
+"""Which files are up-scaled, and where each result goes. Every mistake in names is found before any work begins."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from PIL import Image
 
 from rdn_fast.data.images import safe_formats
 from rdn_fast.errors import UserError
-from rdn_fast.pictures.picture import FORMATS
+from rdn_fast.pictures.encode import FORMATS
 
-_LONGEST = 240  # bytes of a name: file systems take 255, and it is first written under a longer one
+_LONGEST = 240  # bytes of a result's name: file systems take 255, and the temporary file's name is longer
 
 
 class Job(NamedTuple):
@@ -29,30 +29,36 @@ class Job(NamedTuple):
 
 class _Found(NamedTuple):
     path: Path
-    folder: Path  # its folder under the one that was given
-    named: bool  # by the user, as a file
+    folder: Path  # its folder relative to the input folder
+    named: bool  # given by the user as a file
 
 
 def plan(
     inputs: list[str], output: str, suffix: str, ext: str, recursive: bool, say: Callable[[str], None]
 ) -> list[Job]:
-    """The pictures of files, folders and glob patterns, each once, and their results' names. UserError for names that cannot be."""
+    """Return the pictures of files, folders and glob patterns, each once, with the name of each result.
+
+    output: a folder, or a file for a single picture. suffix: added to names as _SUFFIX; "" adds nothing.
+    ext: png, jpg, webp, tif, or auto for the picture's own format, png where that is not written.
+    recursive: look into subfolders; their structure is kept below `output`. say: called with one line when earlier
+    results among the inputs are left out. Raises UserError, in one line, for names that cannot be used.
+    """
     if "/" in suffix or os.sep in suffix:
         raise UserError(f"--suffix {suffix}: becomes part of a file's name; leave out the {os.sep}")
     out = Path(output)
-    by_place: dict[Path, _Found] = {}
+    by_location: dict[Path, _Found] = {}
     for text in inputs:
         for entry in _find(text, recursive, out):
-            first = by_place.setdefault(_place(entry.path), entry)
-            by_place[_place(entry.path)] = first._replace(named=first.named or entry.named)
-    found = list(by_place.values())
-    if _extension(out) in _readable() | set(FORMATS) and not out.is_dir():
-        return [_to_one_file(found, out, ext)]
+            first = by_location.setdefault(_location(entry.path), entry)
+            by_location[_location(entry.path)] = first._replace(named=first.named or entry.named)
+    found = list(by_location.values())
+    if _extension(out) in _readable_extensions() | set(FORMATS) and not out.is_dir():
+        return [_single_job(found, out, ext)]
     if out.exists() and not out.is_dir():
         raise UserError(f"-o {out}: is a file; give a folder, or a name that ends in .png, .jpg, .webp or .tif")
     tail = f"_{suffix}" if suffix else ""
     if tail:
-        found = _without_results(found, out, tail, say)
+        found = _leave_out_results(found, out, tail, say)
     jobs = [Job(path, out / folder / f"{path.stem}{tail}{_target_extension(path, ext)}") for path, folder, _ in found]
     _check_names(jobs)
     return jobs
@@ -61,17 +67,16 @@ def plan(
 def _find(text: str, recursive: bool, out: Path) -> Iterator[_Found]:
     path = Path(text)
     if path.is_dir():
-        pictures = list(_walk(path, recursive, out.resolve()))
+        pictures = list(_pictures_of_folder(path, recursive, out.resolve()))
         if not pictures:
-            raise UserError(
-                f"-i {text}: no pictures in this folder{'' if recursive else ' itself; --recursive looks into those in it'}"
-            )
+            deeper = "" if recursive else " itself; --recursive looks into those in it"
+            raise UserError(f"-i {text}: no pictures in this folder{deeper}")
         yield from pictures
     elif os.path.lexists(path):
         yield _Found(path, Path(), True)
     elif glob.has_magic(text):
         matches = [Path(match) for match in sorted(glob.glob(text, recursive=True))]
-        pictures = [match for match in matches if match.is_file() and _extension(match) in _readable()]
+        pictures = [match for match in matches if match.is_file() and _extension(match) in _readable_extensions()]
         if not pictures:
             raise UserError(f"-i {text}: no file with a picture's name matches")
         yield from (_Found(match, Path(), False) for match in pictures)
@@ -79,32 +84,29 @@ def _find(text: str, recursive: bool, out: Path) -> Iterator[_Found]:
         raise UserError(f"-i {text}: no such file or folder")
 
 
-def _walk(top: Path, recursive: bool, out: Path) -> Iterator[_Found]:
-    """Files with a picture's extension; hidden ones are left out, and what lies in the folder of the results below `top`."""
+def _pictures_of_folder(top: Path, recursive: bool, out: Path) -> Iterator[_Found]:
+    """Yield the files with a picture's extension, leaving out hidden files and folders and the results' folder."""
 
     def unreadable(error: OSError) -> None:
         raise UserError(f"-i {error.filename}: cannot be read ({error.strerror}); make it readable, or leave it out")
 
     for root, folders, names in os.walk(top, onerror=unreadable):
         here = Path(root)
-        folders[:] = (
-            [name for name in sorted(folders) if not name.startswith(".") and (here / name).resolve() != out]
-            if recursive
-            else []
-        )
+        visible = [name for name in sorted(folders) if not name.startswith(".")]
+        folders[:] = [name for name in visible if (here / name).resolve() != out] if recursive else []
         for name in sorted(names):
-            if not name.startswith(".") and _extension(Path(name)) in _readable():
+            if not name.startswith(".") and _extension(Path(name)) in _readable_extensions():
                 yield _Found(here / name, here.relative_to(top), False)
 
 
 @cache
-def _readable() -> set[str]:
+def _readable_extensions() -> set[str]:
     formats = set(safe_formats())
     return {extension for extension, name in Image.registered_extensions().items() if name in formats}
 
 
-def _place(path: Path) -> Path:
-    """Two names of one file (a symbolic link) are two places, and become two results; two ways to one name are one."""
+def _location(path: Path) -> Path:
+    """Return the path with only its folder resolved: a symbolic link to a picture is one more picture."""
     return path.parent.resolve() / path.name
 
 
@@ -118,7 +120,7 @@ def _target_extension(path: Path, ext: str) -> str:
     return path.suffix if _extension(path) in FORMATS else ".png"
 
 
-def _to_one_file(found: list[_Found], out: Path, ext: str) -> Job:
+def _single_job(found: list[_Found], out: Path, ext: str) -> Job:
     if _extension(out) not in FORMATS:
         raise UserError(f"-o {out}: we write png, jpg, webp and tif; give one of these names, or a folder")
     if ext != "auto" and FORMATS[f".{ext}"] != FORMATS[_extension(out)]:
@@ -130,8 +132,8 @@ def _to_one_file(found: list[_Found], out: Path, ext: str) -> Job:
     return job
 
 
-def _without_results(found: list[_Found], out: Path, tail: str, say: Callable[[str], None]) -> list[_Found]:
-    """Without earlier results, which lie where the results of others that were found go, and are named like them."""
+def _leave_out_results(found: list[_Found], out: Path, tail: str, say: Callable[[str], None]) -> list[_Found]:
+    """Drop earlier results: files at the place and of the name that the result of another found picture gets."""
     results = {(out / folder).resolve() / f"{path.stem}{tail}" for path, folder, _ in found}
     kept = [entry for entry in found if entry.named or entry.path.parent.resolve() / entry.path.stem not in results]
     if len(kept) < len(found):
@@ -140,21 +142,18 @@ def _without_results(found: list[_Found], out: Path, tail: str, say: Callable[[s
 
 
 def _check_names(jobs: list[Job]) -> None:
-    sources = {path for job in jobs for path in (_place(job.source), job.source.resolve())}
+    sources = {path for job in jobs for path in (_location(job.source), job.source.resolve())}
     targets: dict[Path, Path] = {}
     for source, target in jobs:
         if len(os.fsencode(target.name)) > _LONGEST:
-            raise UserError(
-                f"{source}: the name of its result {target} is too long; give a shorter --suffix, or rename it"
-            )
-        place = _place(target)
-        if place in sources:
-            raise UserError(
-                f"{source}: its result {target} would take the place of a picture to up-scale; give another -o or --suffix"
-            )
-        if (other := targets.setdefault(place, source)) != source:
-            raise UserError(
-                f"{other} and {source} would both become {target}; rename one, or up-scale them into different folders"
-            )
+            remedy = "give a shorter --suffix, or rename it"
+            raise UserError(f"{source}: the name of its result {target} is too long; {remedy}")
+        location = _location(target)
+        if location in sources:
+            remedy = "give another -o or --suffix"
+            raise UserError(f"{source}: its result {target} would take the place of a picture to up-scale; {remedy}")
+        if (other := targets.setdefault(location, source)) != source:
+            remedy = "rename one, or up-scale them into different folders"
+            raise UserError(f"{other} and {source} would both become {target}; {remedy}")
         if target.is_dir():
             raise UserError(f"{source}: its result {target} is a folder; give another -o or --suffix")

@@ -1,4 +1,4 @@
-"""Pictures of 16 bits and several channels, which Pillow reads with 8 bits and does not write."""
+"""PNG and TIFF with 16 bits and several channels, which Pillow reads with 8 bits and does not write."""
 
 from __future__ import annotations
 
@@ -12,63 +12,61 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, TiffTags
+from PIL.ExifTags import Base
 from PIL.PngImagePlugin import putchunk
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from rdn_fast.data.images import open_image
 
-_OTHER = {
-    "B": "L",
-    "L": "B",
-    "N": "B" if sys.byteorder == "little" else "L",
-}  # byte orders as Pillow's raw modes name them
-_ROWS = 64  # that are packed together: a large picture should not be in memory several times
+# The other byte order, in the letters of Pillow's raw modes: big, little, native.
+_OTHER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
+_ROWS = 64  # converted and compressed at a time, so that a large picture is not in memory several times
 
 
 def read_deep(path: str | Path, image: Image.Image) -> np.ndarray | None:
-    """uint16 [H, W, C], upright, of a PNG or TIFF file that is open as `image` and not loaded; None where Pillow keeps all that there is.
+    """Read pixels that Pillow would reduce from 16 bits to 8: uint16 [H, W, C], upright. None where it would not.
 
-    Pillow keeps the first of a sample's two bytes, in the byte order that it is told: told the other one it keeps the second.
+    image: the PNG or TIFF file at `path`, opened but not loaded. Raises ValueError for a TIFF of 16-bit planes.
+
+    Pillow keeps the first of a sample's two bytes, by the byte order that it is told. Told the other one it keeps the
+    second, so the file is decoded twice.
     """
     raw = _raw_mode(image)
-    if (
-        image.format == "TIFF"
-        and image.tag_v2.get(284) == 2
-        and image.tag_v2.get(277, 1) > 1
-        and 16 in image.tag_v2.get(258, ())
-    ):
-        raise ValueError(
-            "a TIFF of 16 bits whose channels lie apart; save it with interleaved channels"
-        )  # Pillow would take one for another
-    if raw == "I" and image.mode.startswith(
-        "I;16"
-    ):  # the one channel of a TIFF in planes, each of which Pillow calls by one letter
+    if image.format == "TIFF" and _has_16_bit_planes(image):  # Pillow would mix up the planes
+        raise ValueError("a TIFF of 16 bits whose channels lie apart; save it with interleaved channels")
+    if raw == "I" and image.mode.startswith("I;16"):  # one channel in planes, which Pillow calls by one letter
         _set_raw_mode(image, image.mode)
-    if raw == "LA;16B":  # four bytes that may as well be four channels
+    if raw == "LA;16B":  # four bytes, read as four channels
         _set_raw_mode(image, "RGBA")
         return np.array(ImageOps.exif_transpose(image)).view(">u2").astype(np.uint16)
     if not re.fullmatch(r"RGB[AaX]?;16[BLN]", raw):
         return None
-    as_stored = raw.replace("a", "A")  # for Pillow would divide by alpha, a byte at a time
+    as_stored = raw.replace("a", "A")  # Pillow would divide premultiplied colours by alpha, one byte at a time
     _set_raw_mode(image, as_stored)
     with open_image(path) as other:
         _set_raw_mode(other, as_stored[:-1] + _OTHER[raw[-1]])
         low = np.array(ImageOps.exif_transpose(other))
     pixels = np.array(ImageOps.exif_transpose(image)).astype(np.uint16) << 8 | low
-    return pixels if raw == as_stored else _divided(pixels)
+    return pixels if raw == as_stored else _divide_by_alpha(pixels)
 
 
-def _divided(pixels: np.ndarray) -> np.ndarray:
-    """uint16 [H, W, 4] whose colours have been multiplied by alpha -> without that."""
+def _has_16_bit_planes(image: Image.Image) -> bool:
+    tags = image.tag_v2
+    planes = tags.get(Base.PlanarConfiguration) == 2 and tags.get(Base.SamplesPerPixel, 1) > 1
+    return planes and 16 in tags.get(Base.BitsPerSample, ())
+
+
+def _divide_by_alpha(pixels: np.ndarray) -> np.ndarray:
+    """Undo, in place, the multiplication of the colours by alpha; pixels: uint16 [H, W, 4]."""
     for rows in np.array_split(pixels, -(-len(pixels) // _ROWS)):
         alpha = rows[..., 3:].astype(np.uint32)
-        rows[..., :3] = np.minimum(
-            65535, (rows[..., :3].astype(np.uint32) * 65535 + alpha // 2) // np.maximum(alpha, 1)
-        )
+        divided = (rows[..., :3].astype(np.uint32) * 65535 + alpha // 2) // np.maximum(alpha, 1)
+        rows[..., :3] = np.minimum(65535, divided)
     return pixels
 
 
 def _raw_mode(image: Image.Image) -> str:
+    """Return how Pillow's decoder takes the stored bytes, such as "RGB;16B"; "" where it has no such mode."""
     arguments = image.tile[0].args if image.tile else ""
     return arguments if isinstance(arguments, str) else str((*(arguments or ()), "")[0])
 
@@ -82,7 +80,11 @@ def _set_raw_mode(image: Image.Image, raw: str) -> None:
 def encode_png(
     pixels: np.ndarray, level: int, icc_profile: bytes = b"", exif: bytes = b"", dpi: tuple[float, float] | None = None
 ) -> bytes:
-    """pixels: uint16 [H, W, 1 to 4] (grey, with alpha, RGB, with alpha) -> a PNG file; exif as Pillow gives it."""
+    """Return a PNG file.
+
+    pixels: uint16 [H, W, C]; C: 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGB, alpha). level: zlib's, 0 to 9.
+    exif: as Image.Exif.tobytes() gives it.
+    """
     height, width, channels = pixels.shape
     file = io.BytesIO(b"\x89PNG\r\n\x1a\n")
     file.seek(0, io.SEEK_END)
@@ -112,36 +114,38 @@ def encode_tiff(
     exif: Image.Exif | None = None,
     dpi: tuple[float, float] | None = None,
 ) -> bytes:
-    """pixels: uint8 or uint16 [H, W, 1 to 4], as above -> a deflated TIFF file. Those of 8 bits that Pillow compresses cannot hold EXIF data."""
+    """Return a deflated TIFF file, of 8 bits too: those that Pillow compresses cannot hold EXIF data.
+
+    pixels: uint8 or uint16 [H, W, C], C as above. level: zlib's, 0 to 9.
+    """
     height, width, channels = pixels.shape
     strips = []
     for top in range(0, height, _ROWS):
         rows = pixels[top : top + _ROWS].astype(pixels.dtype.newbyteorder("<"))
-        rows[:, 1:] -= pixels[top : top + _ROWS, :-1]  # predictor 2: differences of neighbours
+        rows[:, 1:] -= pixels[top : top + _ROWS, :-1]  # predictor 2: differences from the left neighbour
         strips.append(zlib.compress(rows.tobytes(), level))
     sizes = [len(strip) for strip in strips]
     tags = {
-        256: width,
-        257: height,
-        258: (8 * pixels.itemsize,) * channels,
-        259: 8,
-        262: 2 if channels > 2 else 1,
-        277: channels,
-        278: _ROWS,
-        317: 2,
+        Base.ImageWidth: width,
+        Base.ImageLength: height,
+        Base.BitsPerSample: (8 * pixels.itemsize,) * channels,
+        Base.Compression: 8,  # deflate
+        Base.PhotometricInterpretation: 2 if channels > 2 else 1,  # RGB, grey
+        Base.SamplesPerPixel: channels,
+        Base.RowsPerStrip: _ROWS,
+        Base.Predictor: 2,
+        # From the first strip. Saving the directory turns these into offsets in the file.
+        Base.StripOffsets: tuple(accumulate(sizes[:-1], initial=0)),
+        Base.StripByteCounts: tuple(sizes),
     }
-    tags |= {
-        273: tuple(accumulate(sizes[:-1], initial=0)),
-        279: tuple(sizes),
-    }  # save() turns these into offsets from the file's beginning
     if channels in (2, 4):
-        tags[338] = 2  # alpha, which the colours are not multiplied by
+        tags[Base.ExtraSamples] = 2  # alpha, not premultiplied
     if icc_profile:
-        tags[34675] = icc_profile
+        tags[Base.InterColorProfile] = icc_profile
     if dpi:
-        tags |= {282: dpi[0], 283: dpi[1], 296: 2}
+        tags |= {Base.XResolution: dpi[0], Base.YResolution: dpi[1], Base.ResolutionUnit: 2}  # inch
     directory = ImageFileDirectory_v2(prefix=b"II")
-    directory.tagtype |= {273: TiffTags.LONG, 279: TiffTags.LONG}
+    directory.tagtype |= {Base.StripOffsets: TiffTags.LONG, Base.StripByteCounts: TiffTags.LONG}
     for tag, value in {**(exif or {}), **tags}.items():
         directory[tag] = value
     file = io.BytesIO()

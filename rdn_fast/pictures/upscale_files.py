@@ -1,4 +1,4 @@
-"""`rdn-fast upscale`: files in, files out. The next pictures are decoded, and those before encoded, while the model computes one."""
+"""`rdn-fast upscale`: files in, files out. Threads decode and encode other pictures while the model computes one."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from rdn_fast.errors import Failure, UserError, one_line
 from rdn_fast.files import atomic_write
 from rdn_fast.model import describe
 from rdn_fast.ordered_map import ordered_map
+from rdn_fast.pictures.encode import encode, fit
 from rdn_fast.pictures.paths import Job, plan
-from rdn_fast.pictures.picture import Picture, encode, enlarge, fit, model_passes, read_picture
+from rdn_fast.pictures.picture import Picture, enlarge, model_passes, read_picture
 from rdn_fast.pictures.tiled import Upscaler
 from rdn_fast.pictures.upscale import check_scale
 from rdn_fast.terminal import Bar
@@ -40,91 +41,106 @@ def upscale_files(
     max_pixels: int,
     device: str,
 ) -> int:
-    """Up-scale pictures as the command's flags say; returns its exit code: 0, or 1 when some pictures could not be up-scaled.
+    """Up-scale pictures as the flags of `rdn-fast upscale` say. Return its exit code: 0, or 1 when some failed.
 
-    Raises UserError for mistakes in flags and names, all found before a picture is read, and when no picture could be up-scaled;
-    Failure when some could, and then one could not be written (disk full).
+    Raises UserError for mistakes in flags and names, all found before a picture is read, and when no picture could be
+    up-scaled. Raises Failure when a picture could not be written (disk full) after others were.
     """
+    _check_flags(tile, tile_pad, max_pixels)
+    jobs = plan(input, output, suffix, ext, recursive, print)
+    model = load_model(weights_file, device)
+    check_scale(scale, model.config.scale, "--scale")
+    todo = [job for job in jobs if overwrite or not job.target.exists()]
+    with _pillow_unlimited(), Bar("pictures", len(todo)) as bar:
+        pad = tile_pad if tile_pad == "exact" else int(tile_pad)
+        upscaler = Upscaler(model, tile, pad, fp32, self_ensemble, bar.say)
+        _make_folders(todo)
+        where = devices.describe(next(model.parameters()).device)
+        bar.say(f"{SHIPPED.name if weights_file is None else weights_file}: {describe(model.config)}, on {where}")
+        made, failed = _make_pictures(todo, upscaler, max_pixels, bar, only_one=len(jobs) == 1)
+    if failed == len(jobs):
+        why = "the lines before this one say why"
+        raise UserError(f"-i {' '.join(input)}: none of the {failed} pictures could be up-scaled; {why}")
+    result = f"{output}: {made} {'picture' if made == 1 else 'pictures'} made"
+    if len(todo) < len(jobs):
+        result += f", {len(jobs) - len(todo)} there already (--overwrite makes them anew)"
+    print(result + (f", {failed} failed" if failed else ""))
+    return 1 if failed else 0
+
+
+def _check_flags(tile: int | None, tile_pad: str, max_pixels: int) -> None:
     if tile is not None and tile < 0:
         raise UserError(f"--tile {tile}: give an edge in LR pixels, or 0 for no tiles")
     if tile_pad != "exact" and not tile_pad.isdecimal():
         raise UserError(f"--tile-pad {tile_pad}: give a number of LR pixels, or exact")
     if max_pixels < 0:
         raise UserError(f"--max-pixels {max_pixels}: give a number of pixels, or 0 for no limit")
-    jobs = plan(input, output, suffix, ext, recursive, print)
-    model = load_model(weights_file, device)
-    check_scale(scale, model.config.scale, "--scale")
-    todo = [job for job in jobs if overwrite or not job.target.exists()]
+
+
+def _make_pictures(jobs: list[Job], upscaler: Upscaler, max_pixels: int, bar: Bar, only_one: bool) -> tuple[int, int]:
+    """Make all pictures. Return how many were made, and how many failed, which is said in a line each.
+
+    only_one: the command was given one picture, whose failure is a UserError.
+    """
     made = failed = 0
-    with _pillow_unlimited(), Bar("pictures", len(todo)) as bar:
-        upscaler = Upscaler(
-            model, tile, tile_pad if tile_pad == "exact" else int(tile_pad), fp32, self_ensemble, bar.say
-        )
-        _make_folders(todo)
-        where = devices.describe(next(model.parameters()).device)
-        bar.say(f"{SHIPPED.name if weights_file is None else weights_file}: {describe(model.config)}, on {where}")
-        with (
-            closing(_enlarged(todo, upscaler, max_pixels, bar)) as results,
-            closing(ordered_map(_write, results, *_encoders())) as written,
-        ):
-            for job, ended in written:
-                if isinstance(ended, OSError):
-                    line = f"{job.target}: cannot be written ({ended.strerror or ended}); free some space, or choose another -o"
-                    raise (
-                        Failure(f"{line}; those before it are whole, and the same command goes on behind them")
-                        if made
-                        else UserError(line)
-                    )
-                if isinstance(ended, list):
-                    made += 1
-                    for note in ended:
-                        bar.say(f"{job.source}: {note}")
-                elif len(jobs) == 1:
-                    raise UserError(f"{job.source}: {ended}")
-                else:
-                    failed += 1
-                    bar.say(f"failed {job.source}: {ended}")
-    if failed == len(jobs):
-        raise UserError(
-            f"-i {' '.join(input)}: none of the {failed} pictures could be up-scaled; the lines before this one say why"
-        )
-    there = f", {len(jobs) - len(todo)} there already (--overwrite makes them anew)" if len(todo) < len(jobs) else ""
-    print(
-        f"{output}: {made} {'picture' if made == 1 else 'pictures'} made{there}"
-        + (f", {failed} failed" if failed else "")
-    )
-    return 1 if failed else 0
+    with (
+        closing(_read_and_enlarge(jobs, upscaler, max_pixels, bar)) as pictures,
+        closing(ordered_map(_encode_and_write, pictures, *_encoders())) as written,
+    ):
+        for job, result in written:
+            if isinstance(result, OSError):
+                remedy = "free some space, or choose another -o"
+                line = f"{job.target}: cannot be written ({result.strerror or result}); {remedy}"
+                if not made:
+                    raise UserError(line)
+                raise Failure(f"{line}; those before it are whole, and the same command goes on behind them")
+            if isinstance(result, list):
+                made += 1
+                for note in result:
+                    bar.say(f"{job.source}: {note}")
+            elif only_one:
+                raise UserError(f"{job.source}: {result}")
+            else:
+                failed += 1
+                bar.say(f"failed {job.source}: {result}")
+    return made, failed
 
 
-def _enlarged(jobs: list[Job], upscaler: Upscaler, max_pixels: int, bar: Bar) -> Iterator[tuple[Job, Picture | str]]:
-    """Pictures through the model, or why that cannot be; the bar is told of each of their parts, for one may take minutes."""
+def _read_and_enlarge(
+    jobs: list[Job], upscaler: Upscaler, max_pixels: int, bar: Bar
+) -> Iterator[tuple[Job, Picture | str]]:
+    """Yield each picture enlarged, or why that failed. Two threads decode up to two pictures ahead.
 
-    def load(job: Job) -> tuple[Job, Picture | str]:
+    The bar shows the share of the present picture that is done: one may take minutes.
+    """
+
+    def read(job: Job) -> tuple[Job, Picture | str]:
         try:
             return job, fit(read_picture(job.source, max_pixels), upscaler.scale, job.format)
         except ValueError as error:
             return job, str(error)
 
-    with closing(ordered_map(load, jobs, workers=2, ahead=2)) as decoded:
+    with closing(ordered_map(read, jobs, workers=2, ahead=2)) as decoded:
         for number, (job, picture) in enumerate(decoded):
 
-            def tell(share: float, number: int = number, name: str = job.source.name) -> None:
+            def report(share: float, number: int = number, name: str = job.source.name) -> None:
                 bar.reach(number + share, f"{name} {share:.0%}" if share < 1 else name)
 
-            yield job, _enlarge(picture, upscaler, tell) if isinstance(picture, Picture) else picture
-            del picture  # it need not wait for the next one
+            yield job, _enlarge(picture, upscaler, report) if isinstance(picture, Picture) else picture
+            del picture  # frees its memory before the next one is awaited
 
 
-def _enlarge(picture: Picture, upscaler: Upscaler, tell: Callable[[float], None]) -> Picture | str:
-    times, done = model_passes(picture), count()
+def _enlarge(picture: Picture, upscaler: Upscaler, report: Callable[[float], None]) -> Picture | str:
+    """Return the picture enlarged, or why that failed. report: called with the share that is done."""
+    passes, started = model_passes(picture), count()
 
-    def one_time(image: np.ndarray) -> np.ndarray:
-        before = next(done)
-        upscaler.progress = lambda share: tell((before + share) / times)
+    def one_pass(image: np.ndarray) -> np.ndarray:
+        finished = next(started)
+        upscaler.progress = lambda share: report((finished + share) / passes)
         return upscaler(image)
 
     try:
-        return enlarge(picture, one_time)
+        return enlarge(picture, one_pass)
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, RuntimeError) and not devices.is_out_of_memory(error):
             raise
@@ -132,19 +148,19 @@ def _enlarge(picture: Picture, upscaler: Upscaler, tell: Callable[[float], None]
 
 
 def _encoders() -> tuple[int, int]:
-    """Threads that encode, and pictures that may wait for them: each has the memory of a result."""
+    """Return how many threads encode, and how many pictures may wait for them. Each takes the memory of a result."""
     workers = min(4, devices.cores())
     return workers, workers
 
 
-def _write(result: tuple[Job, Picture | str]) -> tuple[Job, list[str] | str | OSError]:
-    """The picture's notes once its file is there; else why it could not be made, or could not be written."""
-    job, picture = result
+def _encode_and_write(enlarged: tuple[Job, Picture | str]) -> tuple[Job, list[str] | str | OSError]:
+    """Write a picture's file. Return the picture's notes, or why it failed, or the error of writing."""
+    job, picture = enlarged
     if isinstance(picture, str):
         return job, picture
     try:
         content = encode(picture, job.format)
-    except Exception as error:  # of Pillow
+    except Exception as error:  # Pillow raises nearly anything
         return job, f"cannot be encoded ({one_line(error)})"
     try:
         atomic_write(job.target, lambda file: file.write(content))
@@ -164,7 +180,7 @@ def _make_folders(jobs: list[Job]) -> None:
 
 @contextmanager
 def _pillow_unlimited() -> Iterator[None]:
-    """--max-pixels takes the place of Pillow's own limit, and its remarks on odd files are left out."""
+    """Switch off Pillow's limit on pixels, which --max-pixels replaces, and its warnings about odd files."""
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
         with warnings.catch_warnings():

@@ -144,8 +144,7 @@ def _first_not_finite(state: dict[str, torch.Tensor]) -> str | None:
 
 
 def _metadata(words: list[str], weights: Weights, value_range: str) -> dict[str, str]:
-    """Return the metadata of a .safetensors file: the source's, `words` over them, and what the tensors show over
-    both."""
+    """Return a .safetensors file's metadata: the source's, overridden by `words`, and those that the tensors prove."""
     ours = {
         "rdn_fast_format": _FORMAT,
         "architecture": describe(weights.config),

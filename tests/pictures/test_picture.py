@@ -14,7 +14,8 @@ from PIL import EpsImagePlugin, Image, ImageCms
 from PIL.ExifTags import IFD, Base
 
 from rdn_fast.data.images import read_image
-from rdn_fast.pictures.picture import FORMATS, Picture, encode, enlarge, fit, read_picture, to_image
+from rdn_fast.pictures.encode import FORMATS, encode, fit, to_image
+from rdn_fast.pictures.picture import Picture, enlarge, read_picture
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 RNG = np.random.default_rng(0)

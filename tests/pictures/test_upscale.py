@@ -22,7 +22,7 @@ from rdn_fast.config import ModelConfig
 from rdn_fast.errors import UserError
 from rdn_fast.model import RDN
 from rdn_fast.pictures import upscale, upscale_files
-from rdn_fast.pictures.picture import FORMATS
+from rdn_fast.pictures.encode import FORMATS
 from rdn_fast.pictures.tiled import Upscaler
 
 PATIENCE = 60  # seconds that an event may take before a test has failed
@@ -92,9 +92,9 @@ def files(folder) -> list[str]:
 @pytest.fixture
 def nearest(monkeypatch):
     monkeypatch.setattr(upscale, "Upscaler", Nearest)
-    upscale._loaded.cache_clear()
+    upscale.loaded_upscalers.clear()
     yield
-    upscale._loaded.cache_clear()
+    upscale.loaded_upscalers.clear()
 
 
 @pytest.mark.parametrize(
@@ -650,7 +650,7 @@ def watched(monkeypatch):
         def __missing__(self, key):
             return self.setdefault(key, threading.Event())
 
-    events, names, read, write = Events(), {}, upscale_files.read_picture, upscale_files._write
+    events, names, read, write = Events(), {}, upscale_files.read_picture, upscale_files._encode_and_write
 
     def reading(path, *limits):
         picture = read(path, *limits)
@@ -664,7 +664,7 @@ def watched(monkeypatch):
         return ended
 
     monkeypatch.setattr(upscale_files, "read_picture", reading)
-    monkeypatch.setattr(upscale_files, "_write", writing)
+    monkeypatch.setattr(upscale_files, "_encode_and_write", writing)
     events.name = lambda image: names[int(image[0, 0, 0])]
     return events
 
