@@ -14,7 +14,7 @@ _HOMES = {
 
 
 def __getattr__(name: str):
-    # Imported on first use: `rdn-fast --help` must not wait for torch.
+    # Import on first use: `rdn-fast --help` must not wait for torch.
     if name in _HOMES:
         return getattr(importlib.import_module(f"rdn_fast.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'rdn_fast' has no attribute {name!r}")

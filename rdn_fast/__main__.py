@@ -1,3 +1,5 @@
+"""`python -m rdn_fast` and the script `rdn-fast`, also as a rank that torchrun or rdn-fast started."""
+
 import os
 import sys
 import traceback
@@ -15,10 +17,9 @@ def run() -> None:
         if "RANK" not in os.environ:
             raise
         traceback.print_exc()  # as the interpreter would
-        code = RETRY  # a device that failed, perhaps
-    if (
-        "RANK" in os.environ
-    ):  # gloo's threads may abort the interpreter's orderly exit when another rank has left before
+        code = RETRY  # perhaps a device failed
+    if "RANK" in os.environ:
+        # No orderly exit: gloo's threads may abort it when another rank has exited before.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

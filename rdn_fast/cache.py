@@ -1,4 +1,4 @@
-"""The user's cache folder: compiled kernels and tuning results, which can all be made again."""
+"""The user's cache folder, for compiled kernels and tuning results. All of it can be made again."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from pathlib import Path
 
 @cache
 def cache_folder() -> Path:
-    """$XDG_CACHE_HOME/rdn_fast (~/.cache/rdn_fast); where it cannot be written, a folder that goes with this process."""
+    """Return $XDG_CACHE_HOME/rdn_fast, by default ~/.cache/rdn_fast.
+
+    Where that cannot be written: a temporary folder that is deleted when this process exits.
+    """
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rdn_fast"
         folder.mkdir(parents=True, exist_ok=True)

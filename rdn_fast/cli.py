@@ -133,7 +133,7 @@ def _prepare(options: argparse.Namespace, arguments: list[str]) -> None:
 
 
 def _call(module: str, function: str, options: argparse.Namespace, _) -> int:
-    """Import the module and call its function with the flags as keyword arguments. Return its exit code, if it has one."""
+    """Import the module and call its function with the flags as keyword arguments. Return the exit code."""
     flags = {name: value for name, value in vars(options).items() if name != "command"}
     result = getattr(import_module(module), function)(**flags)
     return result if isinstance(result, int) else 0

@@ -209,7 +209,7 @@ def _add_weights(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_config_flags(parser: argparse.ArgumentParser) -> None:
-    """Add --preset, and a flag for each field of ModelConfig and TrainConfig. Flags that are not given leave no trace."""
+    """Add --preset and a flag for each field of ModelConfig and TrainConfig. Only given flags become attributes."""
     preset_help = "settings by name"
     parser.add_argument("--preset", choices=tuple(PRESETS), help=preset_help, default=argparse.SUPPRESS)
     for cls in (ModelConfig, TrainConfig):

@@ -1,16 +1,17 @@
-"""How a command ends other than well. Everything else is a bug and keeps its traceback."""
+"""Exceptions that end a command in order, each with an exit code. Any other is a bug and keeps its traceback."""
 
 import signal
 
-RETRY = 75  # sysexits' EX_TEMPFAIL: how a rank ends that did no wrong that is known; its launcher may start all of them anew
+# sysexits' EX_TEMPFAIL: exit code of a rank that ended through no known fault of its own. The launcher may restart all.
+RETRY = 75
 
 
 class UserError(Exception):
-    """A mistake the user can mend: one line naming the file or flag and the remedy; exit code 2."""
+    """A mistake that the user can mend. The text is one line with the file or flag and the remedy. Exit code 2."""
 
 
 class Stopped(Exception):
-    """A run that was asked to stop by signal `number`, and has saved; exit code 128 + number."""
+    """A run that was stopped by signal `number` and has saved a checkpoint. Exit code 128 + number."""
 
     def __init__(self, number: int):
         super().__init__(f"stopped by {signal.Signals(number).name}")
@@ -18,7 +19,10 @@ class Stopped(Exception):
 
 
 class Failure(Exception):
-    """Work that cannot go on (diverged, disk full, a result that is wrong): one line; exit code 1, what was written stays whole."""
+    """Work that cannot go on: diverged, disk full, a wrong result. The text is one line. Exit code 1.
+
+    Files that were written before stay whole.
+    """
 
     code = 1
 

@@ -38,7 +38,7 @@ def atomic_write(path: str | Path, write: Callable) -> None:
 
 
 def write_result(path: str | Path, content: bytes, name: str) -> None:
-    """Write a command's result atomically. Raises UserError, which begins with `name`, when it cannot be written."""
+    """Write a command's result atomically. Raises UserError, beginning with `name`, when it cannot be written."""
     try:
         atomic_write(path, lambda file: file.write(content))
     except OSError as error:
@@ -52,7 +52,7 @@ def lock(path: str | Path, patience: float = -1, waiting: Callable[[], None] | N
     patience: seconds to wait for another holder, -1: without limit. waiting: called once if there is one.
     Raises filelock.Timeout, and OSError when the file cannot be made.
     """
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o666))  # FileLock would poll for ever where it cannot be made
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o666))  # FileLock would poll for ever where the file cannot be made
     held = FileLock(path, mode=0o666)
     try:
         held.acquire(blocking=False)

@@ -1,4 +1,4 @@
-"""Compiles the package's C files for the processor at hand, once, and loads them."""
+"""Compiles the package's C files for this processor on first use, and loads them."""
 
 from __future__ import annotations
 
@@ -16,32 +16,34 @@ from rdn_fast.files import atomic_path
 
 _FLAGS = ("-std=gnu11", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
 
-
 NO_COMPILER = "needs a C compiler (gcc or clang; $CC names another)"
 
 
 class CannotBuild(Exception):
-    """Why there is no library, in words that go on from 'it ...'."""
+    """Why there is no library, as the predicate of a sentence: "could not be compiled: ..."."""
 
 
 def compiler() -> str | None:
-    """The path of the C compiler that there is."""
+    """Return the path of the C compiler: $CC, gcc or clang; None if there is none."""
     return next(filter(None, map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))), None)
 
 
 @cache
 def library(source: Path) -> ctypes.CDLL:
-    """The C file's library, from the user's cache folder if it was built before. Raises CannotBuild."""
+    """Return the C file's library, from the user's cache folder if it was compiled before. Raises CannotBuild.
+
+    It is compiled anew when the source, the compiler's command or the processor has changed.
+    """
     if (program := compiler()) is None:
         raise CannotBuild(NO_COMPILER)
     command = [program, *_FLAGS, *_openmp(), str(source)]
     key = hashlib.sha256("\0".join([*command, source.read_text(), _processor()]).encode()).hexdigest()[:16]
     try:
         file = cache_folder() / f"{source.stem}-{key}.so"
-        if file.exists() and _ours(file):
+        if file.exists() and _written_by_user_alone(file):
             try:
                 return ctypes.CDLL(str(file))
-            except OSError:  # damaged: made anew
+            except OSError:  # damaged: compile it anew
                 pass
         compile_whole(command, file)
         return ctypes.CDLL(str(file))
@@ -49,14 +51,14 @@ def library(source: Path) -> ctypes.CDLL:
         raise CannotBuild(f"could not be built or loaded: {error}") from None
 
 
-def _ours(file: Path) -> bool:
-    """Whether nobody else can have put the file there."""
+def _written_by_user_alone(file: Path) -> bool:
+    """Return whether nobody else can have written the file, which would be loaded as code."""
     state = file.stat()
     return state.st_uid == os.getuid() and not state.st_mode & 0o022
 
 
 def compile_whole(command: list[str], file: Path) -> None:
-    """Run the compiler's command; `file` is its whole output, or is not there. Raises CannotBuild."""
+    """Run the compiler's command and put its output at `file` atomically. Raises CannotBuild."""
     with atomic_path(file) as temporary:  # other processes may build the same file
         done = subprocess.run([*command, "-o", str(temporary)], capture_output=True, text=True, check=False)
         if done.returncode:
@@ -67,7 +69,7 @@ def compile_whole(command: list[str], file: Path) -> None:
 
 
 def _openmp() -> list[str]:
-    """torch's own OpenMP runtime, if it can be seen: a second one would fight it for the cores."""
+    """Return flags that link torch's own OpenMP runtime, if it is loaded. A second one would compete for the cores."""
     try:
         mapped = [line.split(maxsplit=5)[-1] for line in Path("/proc/self/maps").read_text().splitlines()]
     except OSError:
@@ -78,8 +80,7 @@ def _openmp() -> list[str]:
 
 def _processor() -> str:
     try:
-        return next(
-            line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith(("flags", "Features"))
-        )
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line for line in lines if line.startswith(("flags", "Features")))
     except (OSError, StopIteration):
         return platform.processor()

@@ -7,9 +7,10 @@ from itertools import islice
 
 
 def ordered_map(function: Callable, items: Iterable, workers: int, ahead: int) -> Iterator:
-    """Yield function(item) in order, computed by `workers` threads at most `ahead` items early; 0 workers: in this thread.
+    """Yield function(item) of each item, in order, computed in threads.
 
-    The first exception of a call is raised where its result was due. Closing the iterator leaves no thread behind.
+    workers: number of threads; 0 computes in the calling thread. ahead: how many items may be in flight.
+    An exception of function(item) is raised in the place of its result. Closing the iterator ends the threads.
     """
     if workers == 0:
         yield from map(function, items)

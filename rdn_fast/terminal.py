@@ -1,4 +1,4 @@
-"""What a person sees: a live bar with ETA on a terminal and plain lines elsewhere, tables, durations, sizes."""
+"""Output for people: a progress bar on a terminal and plain lines elsewhere, tables, durations, sizes."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ _PLAIN_SECONDS = 10.0  # between plain progress lines
 
 
 class Bar:
-    """Progress of `total` steps, `done` of them finished before. A context manager; `quiet` ranks print nothing."""
+    """Shows the progress of `total` steps, with an ETA. A context manager.
+
+    done: steps that were finished before. quiet: print nothing, as ranks other than 0 do.
+    """
 
     def __init__(self, label: str, total: int, done: int = 0, quiet: bool = False):
         self._label, self._total, self._done, self._quiet = label, total, done, quiet
         self._first, self._began, self._printed = done, time.monotonic(), time.monotonic()
         self._live = None
         if sys.stdout and sys.stdout.isatty() and not quiet:
-            fixed = Column(no_wrap=True, min_width=8)  # on a narrow terminal the news are cut, not the ETA
+            fixed = Column(no_wrap=True, min_width=8)  # on a narrow terminal the text is cut, not the ETA
             columns = (
                 TextColumn("{task.description}"),
                 BarColumn(12, table_column=Column(min_width=12)),
@@ -41,24 +44,22 @@ class Bar:
             self._live.stop()
 
     def advance(self, text: str = "") -> None:
-        """One more step is done; `text` is its latest news."""
+        """Count one more step as done. `text` is shown beside the bar."""
         self.reach(self._done + 1, text)
 
     def reach(self, done: float, text: str = "") -> None:
-        """`done` steps are done, a part of one included, which the ETA knows."""
+        """Set how many steps are done, as a fraction where a step is done in part. `text` is shown beside the bar."""
         self._done = done
         if self._live:
             self._live.update(self._task, completed=self._done, text=text)
         elif not self._quiet and time.monotonic() - self._printed >= _PLAIN_SECONDS:
             self._printed = time.monotonic()
             left = (self._printed - self._began) / (self._done - self._first) * (self._total - self._done)
-            print(
-                "  ".join(filter(None, (f"{self._label} {int(self._done)}/{self._total}", text, f"ETA {clock(left)}"))),
-                flush=True,
-            )
+            parts = f"{self._label} {int(self._done)}/{self._total}", text, f"ETA {clock(left)}"
+            print("  ".join(filter(None, parts)), flush=True)
 
     def say(self, line: str) -> None:
-        """A line that stays, above the bar."""
+        """Print a line that stays, above the bar."""
         if self._live:
             self._live.console.print(line, markup=False, soft_wrap=True)
         elif not self._quiet:
@@ -66,13 +67,13 @@ class Bar:
 
 
 def print_table(table: Table) -> None:
-    """As wide as the terminal; elsewhere wide enough to keep lines whole."""
+    """Print a table as wide as the terminal, or where there is none, 200 columns wide, so that no line is wrapped."""
     console = Console()
     console.print(table) if console.is_terminal else Console(width=200).print(table)
 
 
 def clock(seconds: float) -> str:
-    """Seconds as h:mm:ss."""
+    """Return seconds as h:mm:ss."""
     minutes, second = divmod(max(0, round(seconds)), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{second:02}"
 

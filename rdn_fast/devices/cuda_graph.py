@@ -8,13 +8,12 @@ import torch
 class CudaGraphed:
     """function(*tensors) -> tensors, replayed as one CUDA graph after `EAGER` calls; on other devices a plain call.
 
-    A graph repeats what it recorded. Every call takes tensors of the same shapes; the function must not synchronize with
-    the host and must not keep its tensors. The next call overwrites the returned tensors.
+    A graph repeats what it recorded. Every call takes tensors of the same shapes; the function must not synchronize
+    with the host and must not keep its tensors. The next call overwrites the returned tensors.
     """
 
-    EAGER = (
-        2  # libraries choose kernels and the optimizer creates its state; throughput.WARM_UP covers these and capture
-    )
+    # Eager calls in which libraries choose kernels and the optimizer creates its state. throughput.WARM_UP covers them.
+    EAGER = 2
 
     def __init__(self, function, device: torch.device):
         self._function, self._capture, self._calls, self._graph = function, device.type == "cuda", 0, None

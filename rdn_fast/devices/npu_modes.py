@@ -38,7 +38,7 @@ def mode(device: torch.device) -> str:
 
 
 def use_mode(device: torch.device, name: str) -> None:
-    """Set a mode for this process, before its first tensor is on the device. Raises UserError when that is impossible."""
+    """Set a mode for this process, before its first tensor is on the device. Raises UserError if that is impossible."""
     before = mode(device)
     if name == before:
         return

@@ -9,7 +9,10 @@ import torch
 
 
 def low_precision(device: torch.device) -> torch.dtype:
-    """Return the default dtype of O1 and O2. CPUs take bf16: their fp16 convolutions are 20 to 30 times slower than float32."""
+    """Return the default dtype of O1 and O2.
+
+    CPUs take bf16: their fp16 convolutions are 20 to 30 times slower than float32.
+    """
     return torch.bfloat16 if device.type == "cpu" else torch.float16
 
 
@@ -36,7 +39,7 @@ def enable_autotuning(device: torch.device) -> None:
 
 @contextmanager
 def exact_float32(device: torch.device) -> Iterator[None]:
-    """Compute float32 as float32 in the block: no TF32 (CUDA), no HF32 (Ascend), no cuDNN autotuning per picture size."""
+    """Compute float32 as float32 in the block: no TF32 (CUDA), no HF32 (Ascend), no cuDNN autotuning per image size."""
     switches = []
     if device.type == "cuda":
         switches = [(torch.backends.cudnn, "allow_tf32"), (torch.backends.cudnn, "benchmark")]

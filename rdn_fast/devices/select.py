@@ -83,8 +83,8 @@ def check_shared(name: str, device_id: int | None) -> None:
 def pick(name: str = "auto", device_id: int | None = None, local_rank: int | None = None) -> torch.device:
     """Return the device to compute on, and make it current.
 
-    The index comes from the name (`cuda:1`), else from `device_id`, else from `local_rank` (one of several ranks on this
-    machine), else from ASCEND_DEVICE_ID (npu only), else it is 0. Raises UserError when that device does not exist.
+    The index comes from the name (`cuda:1`), else from `device_id`, else from `local_rank` (one of several ranks on
+    this machine), else from ASCEND_DEVICE_ID (npu only), else it is 0. Raises UserError if that device does not exist.
     """
     kind = resolve(name)
     if kind == "cpu":

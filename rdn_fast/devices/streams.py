@@ -40,8 +40,8 @@ def synchronize(device: torch.device) -> None:
 class DeviceTimer:
     """Sums spans of device time. Reading synchronizes; starting and stopping do not.
 
-    On an accelerator a span lies between two events of the current stream, so the time that the device waits for the host
-    between spans is not counted. On a CPU a span is wall time.
+    On an accelerator a span lies between two events of the current stream, so the time that the device waits for the
+    host between spans is not counted. On a CPU a span is wall time.
     """
 
     def __init__(self, device: torch.device):
