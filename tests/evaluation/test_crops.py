@@ -39,9 +39,8 @@ def test_windows_are_where_the_gain_is_least_and_most():
 def test_decibels_are_those_of_the_window_alone(photograph, scale):
     hr, bicubic, rdn = (photograph(150, 200, seed=i) for i in range(3))
     for crop in worst_and_best("a", hr, bicubic, rdn, scale):
-        around = np.s_[
-            crop.top - scale : crop.top + 96 + scale, crop.left - scale : crop.left + 96 + scale
-        ]  # psnr_y() crops it
+        rows, columns = (slice(start - scale, start + 96 + scale) for start in (crop.top, crop.left))
+        around = rows, columns  # psnr_y() crops them
         assert crop.bicubic_psnr == pytest.approx(metrics.psnr_y(bicubic[around], hr[around], scale), abs=1e-9)
         assert crop.rdn_psnr == pytest.approx(metrics.psnr_y(rdn[around], hr[around], scale), abs=1e-9)
 
@@ -73,7 +72,10 @@ def test_image_smaller_than_a_window_is_shown_whole():
 
 
 def crops(gains: list[int]) -> list:
-    """worst_and_best() of grey images, one level of grey apart, with these errors of bicubic (and of RDN where negative)."""
+    """Return worst_and_best() of grey images, one level of grey apart.
+
+    A positive gain is the error of bicubic, in levels; a negative one is the error of RDN.
+    """
     made = []
     for i, gain in enumerate(gains):
         hr = flat(130, 130, 100 + i)

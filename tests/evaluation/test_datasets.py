@@ -1,4 +1,4 @@
-"""Which sets are found in a folder, what they are called and in which order they come, and what is said of those that are left out."""
+"""Which datasets are found in a folder, their names and order, and what is printed of those that are left out."""
 
 import shutil
 
@@ -12,7 +12,7 @@ from rdn_fast.evaluation.datasets import load_pairs, open_datasets, unique_name
 
 @pytest.fixture
 def data(tmp_path, image_folder):
-    """data("Set5", "B100/HR", ...): a folder of such folders, each of two pictures."""
+    """Return data("Set5", "B100/HR", ...), which makes a folder of such folders, each with two images."""
 
     def make(*names):
         for name in names:
@@ -29,16 +29,8 @@ def names(data, scale=2) -> list[str]:
 
 def test_order_is_the_fields_then_that_of_names(data):
     given = ["zoo", "DIV2K_valid_HR", "Urban100", "Set14", "Animals", "Manga109", "BSD100", "Set5"]
-    assert names(data(*given)) == [
-        "Set5",
-        "Set14",
-        "BSD100",
-        "Urban100",
-        "Manga109",
-        "DIV2K_valid_HR",
-        "Animals",
-        "zoo",
-    ]
+    expected = "Set5 Set14 BSD100 Urban100 Manga109 DIV2K_valid_HR Animals zoo"
+    assert names(data(*given)) == expected.split()
 
 
 def test_folders_are_sets_when_they_or_their_hr_hold_images(data):
@@ -62,12 +54,7 @@ def test_evaluation_files_of_the_scale_are_sets_and_others_are_told(data, prepar
         shutil.copy(prepared.eval, folder / f"{name}.h5")  # x2, whatever the names say
     shutil.copy(prepared.train, folder / "DIV2K_x2.h5")
     (folder / "broken.h5").write_bytes(prepared.eval.read_bytes()[:1000])
-    prepare(
-        tmp_path / "images" if (tmp_path / "images").exists() else image_folder(2),
-        folder / "other.h5",
-        3,
-        evaluation=True,
-    )
+    prepare(image_folder(2), folder / "other.h5", 3, evaluation=True)
     capsys.readouterr()
     assert names(folder) == ["Set5", "B100", "mine"]
     told = capsys.readouterr().out.splitlines()
@@ -83,11 +70,8 @@ def test_a_training_file_is_evaluated_when_it_is_named(prepared):
 
 
 def test_sets_that_are_named_come_before_those_found(data, prepared):
-    assert [each.name for each in open_datasets([prepared.images, prepared.eval], data("Set5"), 2)] == [
-        "images",
-        "eval",
-        "Set5",
-    ]
+    found = open_datasets([prepared.images, prepared.eval], data("Set5"), 2)
+    assert [each.name for each in found] == ["images", "eval", "Set5"]
 
 
 def test_sets_of_the_same_name_are_made_distinct(data):

@@ -1,4 +1,4 @@
-"""`rdn-fast eval`: its numbers against a computation by hand, its tables and files, and what it says to files that it cannot use."""
+"""`rdn-fast eval`: its numbers against a computation by hand, its tables and files, and its error messages."""
 
 import csv
 import hashlib
@@ -19,7 +19,7 @@ from rdn_fast import devices
 from rdn_fast.config import ModelConfig
 from rdn_fast.data.pairs import Pair
 from rdn_fast.evaluation import metrics
-from rdn_fast.evaluation.evaluate import score
+from rdn_fast.evaluation.evaluate import exact_upscaler, score
 from rdn_fast.files import finite
 from rdn_fast.model import RDN
 from rdn_fast.weights import convert
@@ -36,7 +36,7 @@ def small(scale=2) -> RDN:
 
 @pytest.fixture
 def weights(tmp_path):
-    """weights(scale=2): a file of them."""
+    """Return weights(scale=2), which writes a file of small(scale)'s weights."""
 
     def make(scale=2):
         path = tmp_path / f"x{scale}.pth"
@@ -48,13 +48,13 @@ def weights(tmp_path):
 
 @pytest.fixture
 def evaluate(cli):
-    """evaluate(weights, set, *further sets and flags): run the command; what it ended with."""
+    """Return evaluate(weights, set, *further sets and flags), which runs the command on the CPU."""
     return lambda weights, *sets: cli("eval", "--weights-file", weights, "--device", "cpu", "--eval-file", *sets)
 
 
 @pytest.fixture
 def report(evaluate, tmp_path):
-    """report(weights, set, *further sets and flags): the JSON of a command that must succeed."""
+    """Return report(weights, set, *further sets and flags): the JSON of a command that must succeed."""
 
     def run(*arguments):
         ended = evaluate(*arguments, "--json", tmp_path / "report.json")
@@ -66,7 +66,7 @@ def report(evaluate, tmp_path):
 
 @pytest.fixture
 def numbers(report):
-    """numbers(weights, set, *flags): what the JSON says of the one set, but its name."""
+    """Return numbers(weights, set, *flags): the JSON of a single set, without its name."""
 
     def run(*arguments):
         (only,) = report(*arguments)["sets"]
@@ -76,7 +76,7 @@ def numbers(report):
 
 
 def pictures(folder) -> dict[str, np.ndarray]:
-    """The HR images of a folder of PNG, at x2, by name."""
+    """Return the HR images of a folder of PNG, by name, cropped to even sizes."""
     images = {path.stem: np.asarray(Image.open(path)) for path in sorted(folder.iterdir())}
     return {name: image[: image.shape[0] // 2 * 2, : image.shape[1] // 2 * 2] for name, image in images.items()}
 
@@ -86,7 +86,7 @@ def halved(hr: np.ndarray) -> np.ndarray:
 
 
 def output(lr: np.ndarray, model=None) -> np.ndarray:
-    """What the model makes of an LR image, in 0..255."""
+    """Return the model's output for an LR image, in 0..255."""
     with torch.no_grad():
         x = torch.tensor(lr.copy()).permute(2, 0, 1)[None].float() / 255
         return (model or small())(x)[0].permute(1, 2, 0).numpy() * 255
@@ -121,9 +121,7 @@ def test_values_are_the_metrics_of_the_models_output(numbers, weights, image_fol
         lr = Image.fromarray(hr).resize((w, h), Image.Resampling.BICUBIC)
         ours = output(np.asarray(lr), small(scale))
         cubic = np.asarray(lr.resize((w * scale, h * scale), Image.Resampling.BICUBIC))
-        assert row["psnr_y"] == pytest.approx(
-            metrics.psnr_y(ours, hr, scale), rel=1e-4
-        )  # a value near .5 may round otherwise
+        assert row["psnr_y"] == pytest.approx(metrics.psnr_y(ours, hr, scale), rel=1e-4)  # a .5 may round differently
         assert row["psnr_y_compat"] == pytest.approx(metrics.psnr_y_compat(ours, hr, scale), rel=1e-5)
         assert row["ssim_y"] == pytest.approx(metrics.ssim_y(ours, hr, scale), abs=1e-4)
         assert row["bicubic_psnr_y"] == metrics.psnr_y(cubic, hr, scale)
@@ -200,6 +198,26 @@ def test_sets_keep_their_order_and_numbers(report, numbers, weights, prepared, i
         assert {"images": each["images"], "mean": each["mean"]} == numbers(weights(), path)
 
 
+def test_exact_upscaler_is_exact_whatever_the_model_computes_in(photograph):
+    model, lr = small(), photograph(20, 26)
+    expected = output(lr, model)
+    model.compute_dtype = torch.bfloat16
+    np.testing.assert_allclose(exact_upscaler(model).exactly(lr), expected, atol=1e-3)
+
+
+def test_exact_upscaler_turns_tf32_off_by_itself_and_on_again(photograph, monkeypatch):
+    model, seen = small(), []
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    monkeypatch.setattr(
+        model, "forward", lambda x: seen.append(torch.backends.cudnn.allow_tf32) or RDN.forward(model, x)
+    )
+    exact_float32 = devices.exact_float32
+    monkeypatch.setattr(devices, "exact_float32", lambda device: exact_float32(torch.device("cuda")))
+    exact_upscaler(model).exactly(photograph(12, 12))
+    assert seen == [False]
+    assert torch.backends.cudnn.allow_tf32
+
+
 def test_cuda_measures_in_float32_and_then_is_as_before(monkeypatch):
     cudnn = torch.backends.cudnn
     for name in ("allow_tf32", "benchmark"):
@@ -215,26 +233,11 @@ def test_cuda_measures_in_float32_and_then_is_as_before(monkeypatch):
 
 def test_report_tells_of_the_model_and_the_machine(report, weights, prepared):
     result = report(weights(3), prepared.images)
-    assert list(result) == [
-        "weights",
-        "weights_sha256",
-        "model",
-        "config",
-        "parameters",
-        "scale",
-        "self_ensemble",
-        "precision",
-        "device",
-        "versions",
-        "sets",
-    ]
+    keys = "weights weights_sha256 model config parameters scale self_ensemble precision device versions sets"
+    assert " ".join(result) == keys
     assert result["weights_sha256"] == hashlib.sha256(Path(result["weights"]).read_bytes()).hexdigest()
-    assert (result["weights"], result["scale"], result["self_ensemble"], result["precision"]) == (
-        str(weights(3)),
-        3,
-        False,
-        "float32",
-    )
+    assert (result["weights"], result["scale"]) == (str(weights(3)), 3)
+    assert (result["self_ensemble"], result["precision"]) == (False, "float32")
     assert ModelConfig(**result["config"]) == small(3).config
     assert result["parameters"] == sum(value.numel() for value in small(3).state_dict().values())
     assert result["device"].startswith("cpu ")
@@ -260,7 +263,7 @@ def test_several_sets_end_with_a_table_of_means(evaluate, weights, prepared, tmp
 
 
 def in_pairs(mean: dict) -> list[str]:
-    """As the table of means shows it: bicubic before RDN in each measure."""
+    """Return the cells of the table of means: bicubic before RDN in each measure."""
     keys = [prefix + key for key in COLUMNS[:3] for prefix in ("bicubic_", "")]
     return [f"{mean[key]:.4f}" if "ssim" in key else f"{mean[key]:.2f}" for key in keys]
 
@@ -321,19 +324,8 @@ def test_names_of_saved_images_stay_inside_the_folder_and_apart(report, weights,
     assert [row["name"] for row in rows] == names
     saved = {path.name: path for path in (tmp_path / "out" / "odd").iterdir()}
     assert len(list((tmp_path / "out").rglob("*"))) == 1 + len(saved)
-    assert sorted(saved) == sorted(
-        [
-            "__up.png",
-            "a_b.png",
-            "a_b_2.png",
-            "A_B_3.png",
-            "_.png",
-            "__2.png",
-            "con_sole.png",
-            "x" * 200 + ".png",
-            "Ä 漢.png",
-        ]
-    )
+    expected = ("__up", "a_b", "a_b_2", "A_B_3", "_", "__2", "con_sole", "x" * 200, "Ä 漢")
+    assert sorted(saved) == sorted(f"{name}.png" for name in expected)
     assert metrics.psnr_y(np.asarray(Image.open(saved["A_B_3.png"])), images[3], 2) == rows[3]["psnr_y"]
 
 
@@ -352,18 +344,14 @@ def test_files_to_write_never_replace_what_is_read(evaluate, weights, prepared, 
     (tmp_path / "link").symlink_to(folder)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     for target in (folder / "picture_0.png", folder / "new.png", tmp_path / "link/new.png", file, of_model):
-        assert (
-            evaluate(of_model, folder, file, flag, target)
-            .user_error()
-            .startswith(f"{flag} {target}: is read by this command")
-        )
+        message = evaluate(of_model, folder, file, flag, target).user_error()
+        assert message.startswith(f"{flag} {target}: is read by this command")
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def test_two_tables_never_go_to_one_file(evaluate, weights, prepared, tmp_path):
-    message = evaluate(
-        weights(), prepared.eval, "--json", tmp_path / "a", "--csv", tmp_path / ".." / tmp_path.name / "a"
-    ).user_error()
+    flags = ("--json", tmp_path / "a", "--csv", tmp_path / ".." / tmp_path.name / "a")
+    message = evaluate(weights(), prepared.eval, *flags).user_error()
     assert message.startswith("--csv ")
     assert "given twice" in message
     assert not (tmp_path / "a").exists()
@@ -386,9 +374,8 @@ def test_names_of_any_bytes(report, weights, image_folder, tmp_path):
 
 
 def test_figure_of_all_sets(report, weights, prepared, image_folder, tmp_path):
-    report(
-        weights(), prepared.images, image_folder(1, size=(120, 130), name="Other"), "--figure", tmp_path / "figure.png"
-    )
+    other = image_folder(1, size=(120, 130), name="Other")
+    report(weights(), prepared.images, other, "--figure", tmp_path / "figure.png")
     with Image.open(tmp_path / "figure.png") as figure:
         assert (figure.format, figure.width) == ("PNG", 1192)
 
@@ -433,9 +420,8 @@ def test_infinity_is_null_in_json_and_inf_in_the_table(evaluate, weights, prepar
     ended = evaluate(weights(), prepared.eval, "--json", tmp_path / "report.json", "--figure", tmp_path / "figure.png")
     assert ended.code == 0
     assert "inf" in ended.out
-    (result,) = json.loads(
-        (tmp_path / "report.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON")
-    )["sets"]
+    text = (tmp_path / "report.json").read_text()
+    (result,) = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))["sets"]
     assert [row["psnr_y"] for row in result["images"]] == [None] * 4
     assert result["mean"]["psnr_y"] is None
     assert result["mean"]["ssim_y"] == pytest.approx(1, abs=1e-12)
@@ -443,11 +429,8 @@ def test_infinity_is_null_in_json_and_inf_in_the_table(evaluate, weights, prepar
 
 def test_finite_replaces_infinity_everywhere_and_nothing_else():
     value = {"images": [{"name": "inf", "a": math.inf, "b": -math.inf, "c": math.nan, "d": 1.5}], "n": 3, "none": None}
-    assert finite(value) == {
-        "images": [{"name": "inf", "a": None, "b": None, "c": None, "d": 1.5}],
-        "n": 3,
-        "none": None,
-    }
+    images = [{"name": "inf", "a": None, "b": None, "c": None, "d": 1.5}]
+    assert finite(value) == {"images": images, "n": 3, "none": None}
 
 
 # ---- mistakes ----
@@ -465,10 +448,6 @@ def test_set_of_another_scale(evaluate, weights, prepared):
     message = evaluate(weights(3), prepared.eval).user_error()
     assert message.startswith(f"{prepared.eval}: pair ")
     assert "not 3 times" in message
-
-
-def save(path, content) -> None:
-    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
 
 
 BAD_WEIGHTS = {
@@ -489,7 +468,8 @@ BAD_WEIGHTS = {
 @pytest.mark.parametrize("kind", BAD_WEIGHTS)
 def test_weights_that_are_none(evaluate, prepared, tmp_path, kind):
     path = tmp_path / "w.pth"
-    save(path, BAD_WEIGHTS[kind]())
+    content = BAD_WEIGHTS[kind]()
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
     assert evaluate(path, prepared.eval, "--json", tmp_path / "report.json").user_error().startswith(str(path))
     assert not (tmp_path / "report.json").exists()
 
@@ -498,9 +478,8 @@ def test_weights_that_are_none(evaluate, prepared, tmp_path, kind):
 @pytest.mark.parametrize("part", [0.01, 0.5, 0.99])
 def test_truncated_weights(evaluate, prepared, tmp_path, suffix, part):
     path = tmp_path / f"w.{suffix}"
-    safetensors.torch.save_file(small().state_dict(), path) if suffix == "safetensors" else torch.save(
-        small().state_dict(), path
-    )
+    save = safetensors.torch.save_file if suffix == "safetensors" else torch.save
+    save(small().state_dict(), path)
     content = path.read_bytes()
     path.write_bytes(content[: int(part * len(content))])
     message = evaluate(path, prepared.eval).user_error()
@@ -541,9 +520,8 @@ def test_too_large_picture_in_the_folder(evaluate, weights, image_folder, monkey
 def test_images_smaller_than_the_metrics_need(evaluate, weights, image_folder, photograph, scale):
     side = -(-metrics.smallest_side(scale) // scale) * scale  # the smallest multiple of the scale that works
     assert evaluate(weights(scale), image_folder({"a.png": photograph(side, side)}, name="enough")).code == 0
-    message = evaluate(
-        weights(scale), image_folder({"good.png": photograph(40, 40), "tiny.png": photograph(side, side - 1)})
-    ).user_error()
+    folder = image_folder({"good.png": photograph(40, 40), "tiny.png": photograph(side, side - 1)})
+    message = evaluate(weights(scale), folder).user_error()
     assert "tiny" in message
     assert f"smaller than the {metrics.smallest_side(scale)} pixels" in message
 
@@ -557,24 +535,19 @@ def test_empty_folder(evaluate, weights, image_folder):
 @pytest.mark.parametrize("kind", ["below a file", "no folder", "a folder"])
 def test_files_that_cannot_be_written_are_told_before_the_work(evaluate, tmp_path, flag, kind):
     (tmp_path / "file").write_text("x")
-    path = {"below a file": tmp_path / "file" / "out", "no folder": tmp_path / "none" / "out", "a folder": tmp_path}[
-        kind
-    ]
+    paths = {"below a file": tmp_path / "file" / "out", "no folder": tmp_path / "none" / "out", "a folder": tmp_path}
+    path = paths[kind]
     assert evaluate("none.pth", "none.h5", flag, path).user_error().startswith(f"{flag} {path}: ")
 
 
 def test_image_folder_that_cannot_be_made(evaluate, weights, prepared, tmp_path):
     (tmp_path / "file").write_text("x")
-    assert (
-        evaluate(weights(), prepared.eval, "--save-images", tmp_path / "file")
-        .user_error()
-        .startswith(f"--save-images {tmp_path / 'file'}: ")
-    )
+    message = evaluate(weights(), prepared.eval, "--save-images", tmp_path / "file").user_error()
+    assert message.startswith(f"--save-images {tmp_path / 'file'}: ")
     (tmp_path / "out" / "eval").mkdir(parents=True)
-    (tmp_path / "out" / "eval" / "picture_1.png").mkdir()  # a file that cannot be written, met in the midst of the work
-    message = evaluate(
-        weights(), prepared.eval, "--save-images", tmp_path / "out", "--json", tmp_path / "report.json"
-    ).user_error()
+    (tmp_path / "out" / "eval" / "picture_1.png").mkdir()  # the second image's file cannot be written
+    flags = ("--save-images", tmp_path / "out", "--json", tmp_path / "report.json")
+    message = evaluate(weights(), prepared.eval, *flags).user_error()
     assert "picture_1.png" in message
     assert not (tmp_path / "report.json").exists()
     assert not list((tmp_path / "out").rglob("*.tmp"))

@@ -15,7 +15,7 @@ def grey(height=9, width=8, value=100) -> np.ndarray:
 
 
 def noisy(image, seed, spread=20.0) -> np.ndarray:
-    """float32 around the image, some of it outside 0..255."""
+    """Return the image with Gaussian noise as float32, some values outside 0..255."""
     return (image + np.random.default_rng(seed).normal(0, spread, image.shape)).astype(np.float32)
 
 
@@ -48,9 +48,8 @@ def test_canonical_psnr_rounds_and_the_compatible_one_does_not():
     assert metrics.psnr_y(below, grey(), 2) == math.inf
     assert metrics.psnr_y(above, grey(), 2) == metrics.psnr_y(grey(value=101), grey(), 2)
     error = 0.4 * (64.738 + 129.057 + 25.064) / 256
-    assert metrics.psnr_y_compat(below, grey(), 2) == pytest.approx(
-        10 * math.log10(255**2 / error**2), abs=1e-4
-    )  # 0.4 in float32
+    expected = 10 * math.log10(255**2 / error**2)
+    assert metrics.psnr_y_compat(below, grey(), 2) == pytest.approx(expected, abs=1e-4)  # 0.4 is a float32
 
 
 @BOTH
