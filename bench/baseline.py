@@ -7,7 +7,6 @@ are shared with it.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -67,27 +66,16 @@ class RDN(nn.Module):
         return self.output(self.upscale(self.gff(torch.cat(local, dim=1)) + shallow))
 
 
-def reference(
-    model_config: ModelConfig,
-    device: torch.device,
-    dtype: torch.dtype = torch.float32,
-    wrap: Callable[[nn.Module], nn.Module] = lambda model: model,
-) -> Recipe:
+def reference(model_config: ModelConfig, device: torch.device, dtype=torch.float32, wrap=None) -> Recipe:
     """Eager, NCHW, Adam unfused, the loss read by the host in every step; with a low `dtype` under autocast (AMP).
 
-    `wrap` makes the model that is trained from the plain one: DistributedDataParallel under several ranks.
+    wrap(model) makes the model that is trained from the plain one: DistributedDataParallel under several ranks.
     """
     return _recipe(model_config, device, dtype, wrap, torch.contiguous_format)
 
 
 def stock(
-    model_config: ModelConfig,
-    device: torch.device,
-    dtype: torch.dtype,
-    wrap: Callable[[nn.Module], nn.Module] = lambda model: model,
-    contiguous: bool = False,
-    compiled: bool = False,
-    graphed: bool = False,
+    model_config: ModelConfig, device: torch.device, dtype, wrap=None, contiguous=False, compiled=False, graphed=False
 ) -> Recipe:
     """The strongest stock recipe: channels-last, autocast if `dtype` is low, fused Adam, no waiting for the loss.
 
@@ -103,7 +91,7 @@ def stock(
 
 def _recipe(model_config, device, dtype, wrap, memory_format, stock=False, graphed=False) -> Recipe:
     model = RDN(model_config).to(device, memory_format=memory_format)
-    replica = wrap(model)
+    replica = wrap(model) if wrap else model
     optimizer = torch.optim.Adam(model.parameters(), lr=LR, fused=True if stock else None)
     scaler = torch.amp.GradScaler(device.type, init_scale=LOSS_SCALE, enabled=dtype == torch.float16)
 

@@ -43,19 +43,15 @@ class Part(NamedTuple):
 # measurements' own check: it would be compiled for every shape and memory format.
 _PYTEST = ("-m", "pytest", "-o", "addopts=", "-o", "faulthandler_timeout=100", "-p", "no:cacheprovider", "-q", "-ra")
 _PYTEST += ("-m", "not slow", "-k", "not compiled")
-
+IMPLS = "tests/rdb/test_rdb.py", "tests/rdb/test_triton.py"
+MODEL = "tests/test_model.py", "tests/test_precision.py", "tests/training/test_train.py"
 PARTS = (
     Part("bench 1p", ("-m", "bench.run", "1p"), 180, 350),
-    Part("tests of the implementations", (*_PYTEST, "tests/rdb/test_rdb.py", "tests/rdb/test_triton.py"), 60, 130),
+    Part("tests of the implementations", (*_PYTEST, *IMPLS), 60, 130),
     Part("implementations", ("-m", "bench.run", "rdb"), 40, 150),
     Part("kernels", ("-m", "profiling.kernels", "triton"), 25, 80),
     Part("convolutions", ("-m", "profiling.kernels", "convolutions"), 20, 50),
-    Part(
-        "tests of the model",
-        (*_PYTEST, "tests/test_model.py", "tests/test_precision.py", "tests/training/test_train.py"),
-        30,
-        70,
-    ),
+    Part("tests of the model", (*_PYTEST, *MODEL), 30, 70),
     Part("long run", ("-m", "bench.run", "long_run"), 30, 60),
 )
 

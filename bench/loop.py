@@ -78,7 +78,7 @@ def train(path: str, preset: str, recipe: str, dtype: str, batch: int, device: s
     ranks.connect(device)
     devices.enable_autotuning(device)  # as the reference's train.py does
     model_config = make_configs({}, preset)[0]
-    wrap = DistributedDataParallel if ranks.world > 1 else lambda model: model
+    wrap = DistributedDataParallel if ranks.world > 1 else None
     made = getattr(baseline, recipe)(model_config, device, getattr(torch, dtype), wrap, **options)
     dataset = TrainDataset(path, model_config.scale)
     sampler = DistributedSampler(dataset) if ranks.world > 1 else None

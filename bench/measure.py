@@ -84,10 +84,9 @@ class Bench:
         return list(times)
 
     def row(
-        self, case: str, recipe: str, dtype: torch.dtype, batch: int, shape: str,
-        times: Times | None = None, cards: int = 1, **values,
-    ) -> None:  # fmt: skip
-        """Write and print a result row, of the columns `values` and of what follows from `times` and `gflops`.
+        self, case: str, recipe: str, dtype: torch.dtype, batch: int, shape: str, times=None, cards: int = 1, **values
+    ) -> None:
+        """Write and print a result row, of the columns `values` and of what follows from the Times and `gflops`.
 
         `cards`: how many devices reached `gflops` together; the ceiling is one device's.
         """

@@ -166,7 +166,7 @@ def render(text: str, runs: list[list[Row]], models: dict[str, Run], folder: str
         blocks |= {case.block: [block_tables(case.block, runs)] for case in cases.load().values() if case.block}
         drawn = [(chart.block, name, figure) for name, (chart, figure) in charts(runs).items()]
         for block, name, figure in [*drawn, *(("trained", *item) for item in trained.charts(models).items())]:
-            blocks[block].append(f"![{figure.title}]({folder}/{name})")
+            blocks.setdefault(block, []).append(f"![{figure.title}]({folder}/{name})")
 
     def block(match: re.Match) -> str:
         if match[1] not in blocks:

@@ -42,6 +42,6 @@ def test_speed(benchmark, comparison, entry):
     benchmark.pedantic(run, setup=lambda: (contender.fresh(), {}), rounds=3, warmup_rounds=warm_ups(DEVICE))
     contender.verify()
     seconds = benchmark.stats.stats.median
-    speeds = {"GFLOP/s": round(comparison.flop / seconds / 1e9, 1), "images/s": round(comparison.images / seconds, 3)}
-    given = {"device": device_words(DEVICE), "dtype": str(entry.dtype), "note": contender.note}
-    benchmark.extra_info |= speeds | given
+    counts = {"GFLOP": comparison.flop and comparison.flop / 1e9, "images": comparison.images}
+    speeds = {f"{what}/s": round(count / seconds, 3) for what, count in counts.items() if count}
+    benchmark.extra_info |= speeds | {"device": device_words(DEVICE), "dtype": str(entry.dtype), "note": contender.note}

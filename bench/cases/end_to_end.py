@@ -48,14 +48,6 @@ class Speeds(NamedTuple):
     seed_images_s: float
 
 
-class Loop(NamedTuple):
-    """One way to train: run(data file, plan). RuntimeError if it fails."""
-
-    recipe: str
-    dtype: torch.dtype
-    run: Callable[[Path, Plan], Speeds]
-
-
 def run(bench: Bench, command: str) -> None:
     """Train rdn-b on one device. In `8p`, on several ranks and on one; on a CPU, whose ranks share it, a smaller model.
 
@@ -80,11 +72,12 @@ def compare(bench: Bench, plans: list[Plan], rounds: int) -> None:
     print(f"\n{NAME}, preset {preset}, batch {batch} a rank, ranks {', '.join(str(plan.ranks) for plan in plans)}")
     plain = torch.float32 if bench.on_cpu else bench.default
     stock, stock_dtype, options = strongest_stock(bench)
-    loops = [
-        Loop("reference", plain, partial(run_baseline, recipe="reference", dtype=plain, options={})),
-        Loop(stock, stock_dtype, partial(run_baseline, recipe="stock", dtype=stock_dtype, options=options)),
-        Loop("rdn_fast", bench.default, partial(run_rdn_fast, impl=bench.impl)),
-    ]
+    dtypes = {"reference": plain, stock: stock_dtype, "rdn_fast": bench.default}
+    loops = {
+        "reference": partial(run_baseline, recipe="reference", dtype=plain, options={}),
+        stock: partial(run_baseline, recipe="stock", dtype=stock_dtype, options=options),
+        "rdn_fast": partial(run_rdn_fast, impl=bench.impl),
+    }
     try:
         speeds = interleave(loops, plans, model_config.scale, rounds)
     except RuntimeError as error:
@@ -97,16 +90,16 @@ def compare(bench: Bench, plans: list[Plan], rounds: int) -> None:
         for (recipe, ranks), measured in speeds.items()
     }
     for ranks in (plan.ranks for plan in plans):
-        for loop in loops:
-            mine = times[loop.recipe, ranks]
-            images, window = (statistics.median(values) for values in zip(*speeds[loop.recipe, ranks], strict=True))
+        for recipe, dtype in dtypes.items():
+            mine = times[recipe, ranks]
+            images, window = (statistics.median(values) for values in zip(*speeds[recipe, ranks], strict=True))
             ratios = {"vs_reference": mine.over(times["reference", ranks]), "vs_stock": mine.over(times[stock, ranks])}
             if ranks > 1:
-                ratios["efficiency"] = mine.over(times[loop.recipe, 1])
+                ratios["efficiency"] = mine.over(times[recipe, 1])
             # A CPU's ranks share the cores whose ceiling was measured.
             speed = {"images_s": images, "gflops": images * 6 * macs / 1e9, "cards": 1 if bench.on_cpu else ranks}
             more = {"ranks": ranks, "seed_images_s": window, "note": note, **ratios}
-            bench.row(NAME, loop.recipe, loop.dtype, batch * ranks, shape, mine, **speed, **more)
+            bench.row(NAME, recipe, dtype, batch * ranks, shape, mine, **speed, **more)
 
 
 def long_run(bench: Bench, preset: str, batch: int, steps: int) -> None:
@@ -130,16 +123,16 @@ def strongest_stock(bench: Bench) -> tuple[str, torch.dtype, dict]:
     return name, dtype, baseline.stock_variants(bench.device, dtype, training=True)[name.removeprefix("stock")]
 
 
-def interleave(loops: list[Loop], plans: list[Plan], scale: int, rounds: int) -> dict[tuple[str, int], list[Speeds]]:
-    """Return the Speeds of every round for every (recipe, ranks), all in turn."""
-    speeds = {(loop.recipe, plan.ranks): [] for plan in plans for loop in loops}
+def interleave(loops: dict[str, Callable], plans: list[Plan], scale: int, rounds: int) -> dict[tuple, list[Speeds]]:
+    """Return {(recipe, ranks): the Speeds of every round} of {recipe: loop(data file, plan) -> Speeds}, all in turn."""
+    speeds = {(recipe, plan.ranks): [] for plan in plans for recipe in loops}
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data.h5"
         for _ in range(rounds):
             for plan in plans:
                 write_h5(data, plan.images, scale)
-                for loop in loops:
-                    speeds[loop.recipe, plan.ranks].append(loop.run(data, plan))
+                for recipe, loop in loops.items():
+                    speeds[recipe, plan.ranks].append(loop(data, plan))
     return speeds
 
 

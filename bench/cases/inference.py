@@ -26,14 +26,13 @@ Session = Callable[[np.ndarray], np.ndarray]  # float32 [1, 3, H, W] -> [1, 3, s
 
 
 def comparison(
-    model_config: ModelConfig, height: int, width: int, device: torch.device, dtypes: list, impl: str,
-    every: bool = False, others: bool = False,
-) -> Comparison:  # fmt: skip
-    """Return the recipes on one LR picture.
+    model_config: ModelConfig, sides: tuple, device: torch.device, dtypes: list, impl: str, every=False, others=False
+) -> Comparison:
+    """Return the recipes on one LR picture of height and width `sides`.
 
     With `every` also every RDB implementation that runs here, with `others` the runtimes that are installed.
     """
-    lr = 1, 3, height, width
+    lr = 1, 3, *sides
     recipes = makers(model_config, lr, device, False, dtypes, impl, every)
     recipes += runtimes(model_config, device) if others else []
     return compare(NAME, model_config, lr, device, False, recipes)
@@ -42,9 +41,9 @@ def comparison(
 def run(bench: Bench, command: str) -> None:
     given = bench.device, bench.dtypes, bench.impl
     if command != "upscale":
-        bench.compare(comparison(RDN_B, 96, 96, *given, every=command == "all"), bench.rounds)
+        bench.compare(comparison(RDN_B, (96, 96), *given, every=command == "all"), bench.rounds)
     if command in ("upscale", "all"):
-        bench.compare(comparison(RDN_B, 128, 128, *given, others=True), bench.rounds)
+        bench.compare(comparison(RDN_B, (128, 128), *given, others=True), bench.rounds)
 
 
 def runtimes(model_config: ModelConfig, device: torch.device) -> list[Maker]:
@@ -107,6 +106,6 @@ CASE = Case(
     commands=("1p", "upscale", "all"),
     run=run,
     gates=(Gate(_DEFAULT, NAME, "vs_reference", 2.1, 2.5, batch=1, places=CPUS),),
-    quick=lambda device, dtypes: [comparison(RDN_B, 32, 32, device, dtypes, "auto", every=True)],
+    quick=lambda device, dtypes: [comparison(RDN_B, (32, 32), device, dtypes, "auto", every=True)],
     **tables.MODEL_SPEEDS,
 )
