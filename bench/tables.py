@@ -16,8 +16,9 @@ from bench.results import Row
 
 def markdown(headings: list[str], rows: list[list[str]], words: dict[str, str] | None = None) -> str:
     """Return a Markdown table; a heading or cell that is a key of `words` becomes its value."""
-    words, file = words or {}, io.StringIO()
-    table = Table(*(words.get(cell, cell) for cell in headings), box=box.MARKDOWN)
+    words, table, file = words or {}, Table(box=box.MARKDOWN), io.StringIO()
+    for heading in headings:
+        table.add_column(Text(words.get(heading, heading)))
     for cells in rows:
         table.add_row(*(Text(words.get(cell, cell)) for cell in cells))
     Console(file=file, width=10_000, color_system=None).print(table)
@@ -33,7 +34,7 @@ def three_digits(value: float | None) -> str:
     return number(value, "{:.3g}" if value is None or value < 999.5 else "{:.0f}")
 
 
-def of(heading: str, name: str, form: str) -> Column:
+def column(heading: str, name: str, form: str) -> Column:
     """Return the Column of a figure of results.Row."""
     return Column(heading, lambda row: number(getattr(row, name), form))
 
@@ -51,10 +52,10 @@ def _recipe(row: Row) -> str:
 BATCH = Column("batch", lambda row: str(row.batch))
 RECIPE = Column("recipe", _recipe)
 DTYPE = Column("dtype", lambda row: row.dtype)
-GFLOPS = of("GFLOP/s", "gflops", "{:.0f}")
-CEILING = of("of the ceiling", "ceiling_share", "{:.0%}")
-VS_REFERENCE = of("vs reference", "vs_reference", "{:.2f}x")
-VS_STOCK = of("vs stock", "vs_stock", "{:.2f}x")
+GFLOPS = column("GFLOP/s", "gflops", "{:.0f}")
+CEILING = column("of the ceiling", "ceiling_share", "{:.0%}")
+VS_REFERENCE = column("vs reference", "vs_reference", "{:.2f}x")
+VS_STOCK = column("vs stock", "vs_stock", "{:.2f}x")
 IMAGES = Column("images/s", _images)
 SPEEDS = (BATCH, RECIPE, DTYPE, IMAGES, GFLOPS, CEILING, VS_REFERENCE, VS_STOCK)  # of the block bench:speeds
 

@@ -290,9 +290,9 @@ CASE = Case(
     block="loading",
     columns=(
         tables.RECIPE,
-        tables.of("patches/s", "images_s", "{:,.0f}"),
+        tables.column("patches/s", "images_s", "{:,.0f}"),
         tables.VS_REFERENCE,
-        tables.of("time waited", "waited", "{:.2%}"),
+        tables.column("time waited", "waited", "{:.2%}"),
     ),
     shows=lambda row: row.case != OPENING and not row.recipe.startswith("reference "),
     chart=Chart("loading", "loaders", "loading", "images_s", "patches/s on the device", _charted),

@@ -141,10 +141,10 @@ CASE = Case(
     block="upscaling",
     columns=(
         Column("LR pixels", lambda row: row.shape.rsplit(", ", 1)[1]),
-        tables.of("seconds", "seconds", "{:.1f}"),
+        tables.column("seconds", "seconds", "{:.1f}"),
         tables.IMAGES,
         tables.GFLOPS,
-        tables.of("peak memory", "peak_mb", "{:,.0f} MB"),
-        tables.of("model without work", "waited", "{:.1%}"),
+        tables.column("peak memory", "peak_mb", "{:,.0f} MB"),
+        tables.column("model without work", "waited", "{:.1%}"),
     ),
 )
