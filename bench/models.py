@@ -35,7 +35,7 @@ def default_dtype(device: torch.device) -> torch.dtype:
 
 def resolve_impl(impl: str, model_config: ModelConfig, lr: tuple, device, dtype: torch.dtype, training: bool) -> str:
     """Return the RDB implementation that `--rdb impl` stands for, on inputs of the size `lr`, [B, 3, H, W]."""
-    return autotune.choose(impl, autotune.Case.of(model_config, lr, device, dtype, training))
+    return autotune.resolve_impl(impl, autotune.Case.of(model_config, lr, device, dtype, training))
 
 
 def ours(model_config: ModelConfig, device: torch.device, dtype: torch.dtype, impl: str) -> Recipe:

@@ -75,10 +75,9 @@ def triton(bench: Bench, model_config: ModelConfig, batch: int) -> None:
     comparison = rdb.comparison(True, model_config, (batch, PATCH, PATCH), bench.device, dtype)
     entry = next(entry for entry in comparison.entries if entry.recipe == f"impl {impl.name}")
     bench.ceilings()
-    every, flop = triton_planes.CONFIGS, kernel_flop(model_config, batch)
+    every, flop = triton_planes.configs.candidates, kernel_flop(model_config, batch)
     for number in range(max(map(len, every.values()))):
-        triton_planes.CONFIGS = {name: configs[number : number + 1] or configs[:1] for name, configs in every.items()}
-        triton_planes._chosen.clear()
+        triton_planes.configs.restrict(number)
         contender = entry.build()
         try:
             contender.check()

@@ -17,8 +17,8 @@ from rdn_fast import devices
 from rdn_fast.config import ModelConfig
 from rdn_fast.errors import UserError
 from rdn_fast.precision import Precision
-from rdn_fast.rdb import select
-from rdn_fast.rdb.autotune import Case, choose
+from rdn_fast.rdb import Impl, select
+from rdn_fast.rdb.autotune import Case, resolve_impl
 
 
 class _DenseLayer(nn.Module):
@@ -28,19 +28,19 @@ class _DenseLayer(nn.Module):
 
 
 class _RDB(nn.Module):
-    """Holds one block's parameters; `implementation` is the row of rdb.IMPLS that computes it."""
+    """One block's parameters; forward computes it with an impl of rdb.IMPLS."""
 
     def __init__(self, g0: int, g: int, num_layers: int):
         super().__init__()
         self.layers = nn.Sequential(*(_DenseLayer(g0 + j * g, g) for j in range(num_layers)))
         self.lff = nn.Conv2d(g0 + num_layers * g, g0, 1)
 
-    def forward(self, x, implementation):
+    def forward(self, x, impl: Impl):
         convs = (*(layer.conv for layer in self.layers), self.lff)
         cast = [p for conv in convs for p in (conv.weight, conv.bias)]
         if x.dtype != cast[0].dtype:
             cast = _Cast.apply(x.dtype, *cast)
-        return implementation.module.rdb(x, cast[0:-2:2], cast[1:-2:2], cast[-2], cast[-1])
+        return impl.module.rdb(x, cast[0:-2:2], cast[1:-2:2], cast[-2], cast[-1])
 
 
 class _Cast(torch.autograd.Function):
@@ -102,12 +102,12 @@ class RDN(nn.Module):
     def forward(self, x):  # x: [B, 3, H, W]
         x = x.to(self.compute_dtype or x.dtype)
         case = Case.of(self.config, x.shape, x.device, x.dtype, torch.is_grad_enabled())
-        implementation = select(choose(self.rdb, case), case.device, case.dtype, case.training)
+        impl = select(resolve_impl(self.rdb, case), case.device, case.dtype, case.training)
         shallow = _conv(self.sfe1, x)  # [B, G0, H, W]
         y = _conv(self.sfe2, shallow)
         local = []
         for rdb in self.rdbs:
-            y = rdb(y, implementation)
+            y = rdb(y, impl)
             local.append(y)
         y = _conv(self.gff[1], _conv(self.gff[0], torch.cat(local, dim=1))) + shallow
         for layer in self.upscale:

@@ -9,7 +9,7 @@ from rdn_fast import devices
 from rdn_fast.commands.tune_modes import cases_of, tune_modes
 from rdn_fast.config import ModelConfig, TrainConfig
 from rdn_fast.rdb import IMPLS, refusal
-from rdn_fast.rdb.autotune import Case, Timing, renew
+from rdn_fast.rdb.autotune import Case, Timing, autotune
 from rdn_fast.terminal import print_table
 
 
@@ -20,7 +20,7 @@ def tune(model_config: ModelConfig, train_config: TrainConfig) -> None:
         tune_modes(model_config, train_config, device)
         return
     for case in cases_of(model_config, train_config, device):
-        timing = renew(case)
+        timing = autotune(case)
         print(case.key())  # not the table's title, which rich would wrap at the table's width
         print_table(_table(case, timing))
         print(f"auto: {timing.fastest}")

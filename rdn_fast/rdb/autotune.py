@@ -1,4 +1,4 @@
-"""`--rdb auto`: time every row that can run a block of this shape here, once, and remember the fastest in the user's cache folder."""
+"""`--rdb auto`: time every impl that can run a block here once, and remember the fastest in the user's cache folder."""
 
 from __future__ import annotations
 
@@ -19,38 +19,42 @@ from rdn_fast.files import atomic_write
 from rdn_fast.rdb import able, select
 
 ROUNDS = 3
-PICTURE = 96  # largest side of what inference is timed on, LR pixels
-CPU_PIXELS = 8 * 32 * 32
-HOPELESS = 1.5  # rows this many times slower than the fastest are not timed again
+PICTURE = 96  # LR pixels: largest side of the input on which inference is timed
+CPU_PIXELS = 8 * 32 * 32  # LR pixels of a batch: more do not change the ranking on a CPU
+NO_MEMORY = "out of memory"
+HOPELESS = 1.5  # impls this many times slower than the fastest are not timed again
 
 
 @dataclass(frozen=True)
 class Case:
-    """What the choice depends on: one block of `config` on [batch, G0, height, width] in `dtype`, with or without its backward pass."""
+    """What the choice depends on: one block on [batch, G0, height, width], with its backward pass if `training`."""
 
     device: torch.device
     dtype: torch.dtype
     training: bool
-    config: ModelConfig
+    model_config: ModelConfig
     batch: int
     height: int
     width: int
-    mode: str = ""  # of the device (device.mode)
+    mode: str = ""  # of the device, devices.mode()
 
     @classmethod
-    def of(cls, config: ModelConfig, shape, device: torch.device, dtype: torch.dtype, training: bool) -> Case:
-        """The case to time for a model's input of `shape` [B, 3, H, W]: as it is in training; for pictures, which are all
-        of different sizes, one of a moderate size; on a CPU no more patches than the speed depends on."""
+    def of(cls, model_config: ModelConfig, shape, device: torch.device, dtype: torch.dtype, training: bool) -> Case:
+        """Return the case to time for a model's input of `shape` [B, 3, H, W].
+
+        Training is timed at its own shape. Inference sees many sizes: sides are rounded up to multiples of 32, PICTURE
+        at most, and the batch is 1. On a CPU the batch is cut to CPU_PIXELS.
+        """
         batch, _, height, width = shape
         if not training:
             batch, height, width = 1, *(min(-(-side // 32) * 32, PICTURE) for side in (height, width))
         if devices.is_host(device):
             batch = min(batch, max(1, CPU_PIXELS // (height * width)))
-        return cls(device, dtype, training, config, batch, height, width, devices.mode(device))
+        return cls(device, dtype, training, model_config, batch, height, width, devices.mode(device))
 
     def key(self) -> str:
-        """Everything that a remembered choice holds for, as text."""
-        c = self.config
+        """Return the text under which a choice is remembered: everything that it depends on, versions included."""
+        c = self.model_config
         shape = f"{self.batch}x{c.num_features}x{self.height}x{self.width} G{c.growth_rate} C{c.num_layers}"
         words = devices.describe(self.device), str(self.dtype), shape, "training" if self.training else "inference"
         mode = (f"mode {self.mode}",) if self.mode else ()
@@ -58,13 +62,13 @@ class Case:
 
     @property
     def flop(self) -> int:
-        """Floating-point operations: forward, and in training twice that backward."""
-        return 2 * (3 if self.training else 1) * self.config.block_macs * self.batch * self.height * self.width
+        """Floating-point operations: those of the forward pass, three times as many in training."""
+        return 2 * (3 if self.training else 1) * self.model_config.block_macs * self.batch * self.height * self.width
 
 
 @dataclass(frozen=True)
 class Timing:
-    """seconds for each row that could be timed, reasons for the others."""
+    """Seconds of each impl that could be timed, and the reasons of those that failed."""
 
     seconds: dict[str, float]
     failed: dict[str, str]
@@ -74,26 +78,29 @@ class Timing:
         return min(self.seconds, key=self.seconds.get)
 
 
-_winners: dict[Case, str] = {}
+winners: dict[Case, str] = {}  # the fastest impls known to this process; winners.clear() forgets them
 
 
-def choose(name: str, case: Case) -> str:
-    """The row that `name` stands for: itself, checked, or for `auto` the fastest, from the cache or timed now. Raises UserError."""
+def resolve_impl(name: str, case: Case) -> str:
+    """Return the impl's name that `name` stands for: itself, or for "auto" the fastest, remembered or timed now.
+
+    Raise UserError when the named impl cannot run the case, or for "auto" when none can.
+    """
     if name != "auto":
         return select(name, case.device, case.dtype, case.training).name
-    if case not in _winners:
-        names = [row.name for row in able(case.device, case.dtype, case.training)]
+    if case not in winners:
+        names = [impl.name for impl in able(case.device, case.dtype, case.training)]
         known = remembered().get(case.key())
         if known not in names:
-            known = names[0] if len(names) == 1 else renew(case).fastest
-        _winners[case] = known
-    return _winners[case]
+            known = names[0] if len(names) == 1 else autotune(case).fastest
+        winners[case] = known
+    return winners[case]
 
 
-def renew(case: Case) -> Timing:
-    """Time the rows, and remember the fastest."""
+def autotune(case: Case) -> Timing:
+    """Time the impls, and remember the fastest in this process and in the user's cache folder."""
     timing = measure(case)
-    _winners[case] = timing.fastest
+    winners[case] = timing.fastest
     remember({case.key(): timing.fastest})
     return timing
 
@@ -104,27 +111,29 @@ def remember(choices: dict[str, str]) -> None:
     try:
         atomic_write(_file(), lambda file: file.write(text.encode()))
     except OSError as error:
-        print(
-            f"note: {_file()} cannot be written ({error.strerror}); the next run times the block's implementations again"
-        )
+        reason = f"cannot be written ({error.strerror})"
+        print(f"note: {_file()} {reason}; the next run times the block's implementations again")
 
 
 def mode_key(case: Case) -> str:
-    """Under which the mode is remembered in which the case is fastest, whatever the mode in effect."""
+    """Return the key under which the case's fastest mode is remembered. It does not depend on the mode in effect."""
     return f"{replace(case, mode='').key()}, fastest mode"
 
 
 def fastest_mode(case: Case) -> str:
-    """The mode of the device in which `rdn-fast tune` found the case fastest; "": its own, or `tune` has not looked."""
+    """Return the device mode in which `rdn-fast tune` found the case fastest; "" is the default mode."""
     known = devices.modes(case.device)
     name = remembered().get(mode_key(case)) if known else None
     return name if name in known else ""
 
 
 def measure(case: Case) -> Timing:
-    """Best of ROUNDS, the rows in turn; a row that fails or runs out of memory is out, and that is said. UserError when none is left."""
+    """Time the impls in turn, ROUNDS times after a warm-up; keep each one's best time.
+
+    An impl that raises or runs out of memory is left out with a note. Raise UserError when none is left.
+    """
     seconds, failed = {}, {}
-    names = [row.name for row in able(case.device, case.dtype, case.training)]
+    names = [impl.name for impl in able(case.device, case.dtype, case.training)]
     with torch.inference_mode(False):
         arguments = _arguments(case)
     for turn in range(ROUNDS + 1):  # the first warms up
@@ -133,17 +142,10 @@ def measure(case: Case) -> Timing:
                 continue
             try:
                 taken = _time(name, case, arguments)
-            except (
-                UserError,
-                RuntimeError,
-                ImportError,
-                OSError,
-            ) as error:  # a shape it was not made for, a compiler that fails, ...
-                lacks_memory = isinstance(error, RuntimeError) and devices.is_out_of_memory(error)
-                failed[name] = (
-                    "out of memory" if lacks_memory else f"fails: {(str(error).strip() or repr(error)).splitlines()[0]}"
-                )
-                print(f"note: --rdb auto leaves out {name}, which {'runs ' if lacks_memory else ''}{failed[name]}")
+            except (UserError, RuntimeError, ImportError, OSError) as error:  # a shape, a compiler, memory, ...
+                failed[name] = _failure(error)
+                runs = "runs " if failed[name] == NO_MEMORY else ""
+                print(f"note: --rdb auto leaves out {name}, which {runs}{failed[name]}")
                 seconds.pop(name, None)
                 gc.collect()
                 continue
@@ -151,18 +153,25 @@ def measure(case: Case) -> Timing:
                 seconds[name] = min(taken, seconds.get(name, taken))
     if not seconds:
         raise UserError(
-            f"no implementation of the block can compute {case.key()} (the notes say why); give a smaller --batch-size or --patch-size"
+            f"no implementation of the block can compute {case.key()} (the notes say why); "
+            "give a smaller --batch-size or --patch-size"
         )
     return Timing(seconds, failed)
 
 
+def _failure(error: Exception) -> str:
+    if isinstance(error, RuntimeError) and devices.is_out_of_memory(error):
+        return NO_MEMORY
+    return f"fails: {(str(error).strip() or repr(error)).splitlines()[0]}"
+
+
 def _time(name: str, case: Case, arguments) -> float:
     x, conv_w, conv_b, fuse_w, fuse_b = arguments
-    row = select(name, case.device, case.dtype, case.training)
+    impl = select(name, case.device, case.dtype, case.training)
     devices.synchronize(case.device)
     start = time.perf_counter()
     with torch.inference_mode(False), torch.set_grad_enabled(case.training):
-        y = row.module.rdb(x, conv_w, conv_b, fuse_w, fuse_b)
+        y = impl.module.rdb(x, conv_w, conv_b, fuse_w, fuse_b)
         if case.training:
             torch.autograd.grad(y, [x, *conv_w, *conv_b, fuse_w, fuse_b], x.detach())
     devices.synchronize(case.device)
@@ -170,26 +179,23 @@ def _time(name: str, case: Case, arguments) -> float:
 
 
 def _arguments(case: Case):
-    """Random inputs and weights of a block, with gradients asked for when training."""
-    c, generator = case.config, torch.Generator().manual_seed(0)
+    """Return random inputs and weights of a block, which require gradients when training."""
+    c, generator = case.model_config, torch.Generator().manual_seed(0)
     g0, g = c.num_features, c.growth_rate
-    layout = devices.memory_format(case.device)
+    memory_format = devices.memory_format(case.device)
 
     def normal(*size, std=1.0):
         tensor = torch.randn(size, generator=generator).mul_(std).to(case.device, case.dtype)
-        return (tensor.contiguous(memory_format=layout) if tensor.dim() == 4 else tensor).requires_grad_(case.training)
+        if tensor.dim() == 4:
+            tensor = tensor.contiguous(memory_format=memory_format)
+        return tensor.requires_grad_(case.training)
 
-    fan_in = [g0 + j * g for j in range(c.num_layers)]
-    conv_w = [normal(g, n, 3, 3, std=(2 / (9 * n)) ** 0.5) for n in fan_in]
-    conv_b = [normal(g, std=0.1) for _ in fan_in]
+    channels = [g0 + j * g for j in range(c.num_layers)]
+    conv_w = [normal(g, n, 3, 3, std=(2 / (9 * n)) ** 0.5) for n in channels]
+    conv_b = [normal(g, std=0.1) for _ in channels]
     n = g0 + c.num_layers * g
-    return (
-        normal(case.batch, g0, case.height, case.width),
-        conv_w,
-        conv_b,
-        normal(g0, n, 1, 1, std=n**-0.5),
-        normal(g0, std=0.1),
-    )
+    x = normal(case.batch, g0, case.height, case.width)
+    return x, conv_w, conv_b, normal(g0, n, 1, 1, std=n**-0.5), normal(g0, std=0.1)
 
 
 def _file() -> Path:
@@ -197,7 +203,7 @@ def _file() -> Path:
 
 
 def remembered() -> dict[str, str]:
-    """Winners by key. A file that cannot be read as that is removed, with one line, and made anew by the next choice."""
+    """Return {key: impl's name} from the user's cache folder. A damaged file is removed with a note."""
     try:
         choices = json.loads(_file().read_text())
         if not isinstance(choices, dict) or not all(isinstance(name, str) for name in choices.values()):

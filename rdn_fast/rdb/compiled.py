@@ -1,19 +1,19 @@
-"""torch.compile of naive. Offered on CUDA, where `auto` times it; on CPUs it has only been seen to lose (profiling/LOG.md)."""
+"""torch.compile of naive, for CUDA. On CPUs it has always been slower than the other impls (profiling/LOG.md)."""
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Callable
 
 import torch
 
 from rdn_fast.rdb import naive
 
-
-@cache
-def _compiled(dynamic: bool):
-    return torch.compile(naive.rdb, dynamic=dynamic)
+functions: dict[bool, Callable] = {}  # dynamic shapes or not: the compiled block; functions.clear() forgets both
 
 
-def rdb(x, conv_w, conv_b, fuse_w, fuse_b, *, out=None):
-    """x: [B, G0, H, W] -> y: [B, G0, H, W]; `out` is ignored. Training compiles for one shape, inference once for all pictures."""
-    return _compiled(dynamic=not torch.is_grad_enabled())(x, conv_w, conv_b, fuse_w, fuse_b)
+def rdb(x, conv_w, conv_b, fuse_w, fuse_b):
+    """x: [B, G0, H, W] -> y: [B, G0, H, W]. Training compiles once per shape, inference once for all picture sizes."""
+    dynamic = not torch.is_grad_enabled()
+    if dynamic not in functions:
+        functions[dynamic] = torch.compile(naive.rdb, dynamic=dynamic)
+    return functions[dynamic](x, conv_w, conv_b, fuse_w, fuse_b)

@@ -1,6 +1,7 @@
-"""No concatenation at all: a convolution over a concatenation is a sum of convolutions, one for each map.
+"""No concatenation: a convolution of concatenated maps is the sum of one convolution for each map.
 
-For devices whose concatenations and slices cost more than smaller convolutions. The sums are made in float32 at least.
+For devices on which concatenations and slices cost more than smaller convolutions. Sums are accumulated in float32 at
+least.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ import torch
 import torch.nn.functional as F
 
 
-def rdb(x, conv_w, conv_b, fuse_w, fuse_b, *, out=None):
-    """x: [B, G0, H, W] -> y: [B, G0, H, W]; `out` is ignored."""
+def rdb(x, conv_w, conv_b, fuse_w, fuse_b):
+    """x: [B, G0, H, W] -> y: [B, G0, H, W]."""
     wide = torch.promote_types(x.dtype, torch.float32)
     features = [x]
 

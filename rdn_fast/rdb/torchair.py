@@ -1,36 +1,53 @@
-"""Ascend's graph mode: torch.compile of naive by the vendor's package torchair, which some builds of torch_npu bring along.
+"""Ascend's graph mode: torch.compile of naive with the vendor's package torchair, which some torch_npu builds include.
 
-For inference only: so does the vendor document it, and nobody has checked the gradients that it computes.
+For inference only: the vendor documents nothing else, and the gradients of the graphs are unverified.
 """
 
 from __future__ import annotations
 
 import importlib
-from functools import cache
+from collections.abc import Callable
+from functools import cached_property
 
 import torch
 
 from rdn_fast.rdb import naive
 
 
-@cache
+class Package:
+    """The package torchair, imported at first use, and the block compiled with it."""
+
+    @cached_property
+    def missing(self) -> str | None:
+        """Why torchair cannot be imported, or None. It needs torch_npu, which devices/ has imported if there is an npu."""
+        try:
+            # torch_npu's lazy placeholder for torchair imports the package at the first attribute.
+            importlib.import_module("torchair").get_npu_backend  # noqa: B018
+        except Exception as error:  # it checks and loads much of its own
+            reason = (str(error).strip() or repr(error)).splitlines()[0]
+            return f"needs the package torchair, whose import fails: {reason}"
+        return None
+
+    @cached_property
+    def compiled(self) -> Callable:
+        """The block as a graph with dynamic shapes."""
+        torchair = importlib.import_module("torchair")
+        backend = torchair.get_npu_backend(compiler_config=torchair.CompilerConfig())
+        return torch.compile(naive.rdb, backend=backend, dynamic=True)
+
+    def clear(self) -> None:
+        """Forget both; the next use imports and compiles again."""
+        vars(self).clear()
+
+
+package = Package()
+
+
 def missing() -> str | None:
-    """Why this row cannot run here. torch_npu, which must be imported before torchair, has been where there is an npu."""
-    try:
-        importlib.import_module("torchair").get_npu_backend  # noqa: B018  (torch_npu's stand-in for it imports at the first attribute)
-    except Exception as error:  # it checks and loads much of its own
-        return f"needs the package torchair, whose import fails: {(str(error).strip() or repr(error)).splitlines()[0]}"
-    return None
+    """Return why this impl cannot run here, or None when it can."""
+    return package.missing
 
 
-@cache
-def _compiled():
-    torchair = importlib.import_module("torchair")
-    return torch.compile(
-        naive.rdb, backend=torchair.get_npu_backend(compiler_config=torchair.CompilerConfig()), dynamic=True
-    )
-
-
-def rdb(x, conv_w, conv_b, fuse_w, fuse_b, *, out=None):
-    """x: [B, G0, H, W] -> y: [B, G0, H, W]; `out` is ignored. One graph serves pictures of all sizes."""
-    return _compiled()(x, conv_w, conv_b, fuse_w, fuse_b)
+def rdb(x, conv_w, conv_b, fuse_w, fuse_b):
+    """x: [B, G0, H, W] -> y: [B, G0, H, W]. One graph serves all picture sizes."""
+    return package.compiled(x, conv_w, conv_b, fuse_w, fuse_b)

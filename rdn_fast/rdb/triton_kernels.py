@@ -1,11 +1,12 @@
-"""The Triton kernels of the row `triton_planes`; its docstring says what planes and tiles are.
+"""The Triton kernels of triton_planes, whose docstring defines planes and tiles.
 
-3x3 convolutions: weights stand on the M side of every product and pixels on the N side, since wgmma reads shared memory least so. A
-vertical tap moves the output instead of the input: one loaded tile of pixels serves the three taps of a column, each into an accumulator
-of its own, and rows are shifted once, after the last source. Loading the pixels anew for each of nine taps is bound by the L2 cache.
+The 3x3 convolutions are implicit GEMMs. Weights are the M operand and pixels the N operand, because wgmma then reads
+the least shared memory. A vertical tap shifts the output instead of the input: each loaded tile of pixels serves the
+three taps of a kernel column, each with an accumulator of its own, and the epilogue shifts the accumulators by a row
+and adds them. Loading the pixels again for each of the nine taps would be bound by the L2 cache.
 
-Descriptors (TMA) fill what lies outside a picture with zeros: that is the convolution's padding. All products accumulate in float32, and
-all sums have a fixed order. `K` is the planes' number of channels throughout, a power of two.
+Descriptors (TMA) read zeros outside an image, which is the convolution's padding. All products accumulate in float32,
+and the order of summation is fixed. `K` is always the number of channels of a plane, a power of two.
 """
 
 import triton
@@ -14,14 +15,17 @@ import triton.language as tl
 
 @triton.jit
 def _corner(across, down, ROWS: tl.constexpr, COLS: tl.constexpr):
-    """This program's image, and the first row and column of its pixels. Neighbours above and below overlap by two rows."""
+    """Return this program's image and its pixel tile's first row and column. Vertical neighbours overlap by two rows."""
     program = tl.program_id(0)
     return program // (across * down), program // across % down * (ROWS - 2), program % across * COLS
 
 
 @triton.jit
 def _pixels(top, left, H, W, ROWS: tl.constexpr, COLS: tl.constexpr):
-    """Where this program's pixels lie in their image, and which outputs are its own: the first and last row lack a tap but at the edge."""
+    """Return the index in the image of each pixel of the tile, and a mask of the outputs that this program writes.
+
+    The tile's first and last row lack a tap, so it writes them only at the image's edges.
+    """
     p = tl.arange(0, ROWS * COLS)
     r = p // COLS
     h = top + r
@@ -31,7 +35,7 @@ def _pixels(top, left, H, W, ROWS: tl.constexpr, COLS: tl.constexpr):
 
 @triton.jit
 def _shift_and_add(above, here, below, COLS: tl.constexpr):
-    """Sum of the products with the taps above, here and below, [K, ROWS * COLS] each, every one moved to the row of its output."""
+    """Return the sum of the three vertical taps' accumulators [K, ROWS * COLS], each shifted to its output's row."""
     K: tl.constexpr = here.shape[0]
     P: tl.constexpr = here.shape[1]
     p = tl.arange(0, P)
@@ -60,10 +64,12 @@ def layer(
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
 ):
-    """y = relu(bias + conv3x3(planes 0 .. sources-1)): one plane [N, H, W, K]; grid: N * down * across tiles of pixels.
+    """Compute y = relu(bias + conv3x3(planes 0 .. sources-1)), one plane [N, H, W, K].
 
-    maps: descriptor of the planes as [planes * N, H, W, K], box [1, ROWS, COLS, K]. tiles: descriptor of the weights as [tiles * K, K],
-    box [K, K]; the layer's begin at tile `first`. bias: [G].
+    Grid: N * down * across pixel tiles.
+    maps: descriptor of the planes as [planes * N, H, W, K] with box [1, ROWS, COLS, K].
+    tiles: descriptor of the weights as [tiles * K, K] with box [K, K]; the layer's begin at tile `first`.
+    bias: [G].
     """
     image, top, left = _corner(across, down, ROWS, COLS)
     above = tl.zeros((K, ROWS * COLS), tl.float32)
@@ -107,19 +113,21 @@ def data_gradient(
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
 ):
-    """d = the gradient of plane s: of a layer's sum before its ReLU, or (OF_INPUT) of the block's input; [N, H, W, K].
+    """Compute d [N, H, W, K], the gradient of plane s: before a layer's ReLU, or (OF_INPUT) of the block's input.
 
-    gradients: descriptor of the planes that later launches add to, as `maps` in `layer`: X of the block's output, then one of each layer,
-    the last layer first, of which `later` exist. The fusion's tiles begin at `first_fusion`; S: number of forward planes. other: plane s
-    itself for the ReLU's mask, or (OF_INPUT) plane s of the output's gradient, which the local residual adds. sums, of layers only:
-    [programs, K] float32, the sums of d over the program's pixels.
+    Grid: as in `layer`.
+    gradients: descriptor as `maps` in `layer` of the gradients known so far: X planes of the block's output, then one
+    of each layer, the last layer first, `later` of them.
+    tiles: descriptor of all S forward planes' weights as in `layer`; the fusion's begin at tile `first_fusion`.
+    other: plane s itself for the ReLU's mask, or (OF_INPUT) plane s of the output's gradient for the local residual.
+    sums: [programs, K] float32, the sums of d over each program's pixels; not written if OF_INPUT.
     """
     image, top, left = _corner(across, down, ROWS, COLS)
     above = tl.zeros((K, ROWS * COLS), tl.float32)
     here = tl.zeros((K, ROWS * COLS), tl.float32)
     below = tl.zeros((K, ROWS * COLS), tl.float32)
     for i in range(0, X + later * 3):
-        # A gradient walks back through its layer: taps in reverse, weights transposed.
+        # The transposed convolution: taps in reverse order, weights transposed.
         j = (i - X) // 3
         shift = (i - X) % 3 - 1
         one = layers - 1 - j
@@ -127,7 +135,7 @@ def data_gradient(
         middle = first + 3 * K
         last = first + 6 * K
         plane = X + j
-        if i < X:  # the fusion has no vertical taps: their tiles lie outside, which is zeros
+        if i < X:  # the fusion has no vertical taps: their tiles lie outside the descriptor and read as zeros
             shift = 0
             first = -K
             middle = (first_fusion + i * S + s) * K
@@ -171,11 +179,13 @@ def weight_gradient(
     DEPTH: tl.constexpr,
     CACHE: tl.constexpr,
 ):
-    """Tiles of the gradient of the weights, over `span` pixels: partial [splits, size] float32; grid: (programs, splits).
+    """Compute the weight gradients' tiles over `span` pixels per split: partial [splits, size] float32.
 
-    A program multiplies M / K gradient planes of d [rows, pixels, K] with N / K pairs (source plane, tap) of f [S, pixels, K], both
-    flattened; programs: [programs, 2] int32 says which. TAPS 9: d's planes are the layers', the last layer first, and the layer i sees
-    the first X + i sources. TAPS 1: they are those of the block's output, and the fusion sees all S.
+    Grid: (programs, splits). A grouped GEMM with split-K over pixels: each program multiplies M / K gradient planes of
+    d [rows, pixels, K] by N / K pairs (source plane, tap) of f [S, pixels, K].
+    programs: [programs, 2] int32, the row and column of each program's [M, N] block.
+    TAPS 9: d holds the layers' planes, the last layer first; layer i reads the first X + i source planes.
+    TAPS 1: d holds the planes of the block's output's gradient; the fusion reads all S source planes.
     """
     m = tl.load(programs + tl.program_id(0) * 2) * M + tl.arange(0, M)
     n = tl.load(programs + tl.program_id(0) * 2 + 1) * N + tl.arange(0, N)
@@ -215,27 +225,11 @@ def weight_gradient(
 
 
 @triton.jit
-def fusion(
-    f,
-    weights,
-    bias,
-    y,
-    S,
-    pixels,
-    image,
-    W,
-    stride_n,
-    stride_c,
-    stride_h,
-    stride_w,
-    G0: tl.constexpr,
-    K: tl.constexpr,
-    P: tl.constexpr,
-):
-    """y = x + bias + conv1x1(all planes): channels q*K .. q*K+K-1 of P pixels; grid: (pixels / P, planes of x).
+def fusion(f, weights, bias, y, S, pixels, G0: tl.constexpr, K: tl.constexpr, P: tl.constexpr):
+    """Compute channels q*K .. q*K+K-1 of y = x + bias + conv1x1(all planes) for P pixels.
 
-    f: [S, pixels, K], x being its first planes; weights: tiles [planes of x, S, K, K]; image: pixels of an image; y: [N, G0, H, W] with
-    the strides given.
+    Grid: (pixels / P, planes of x), q being the second index.
+    f: [S, pixels, K], the first planes being x. weights: tiles [planes of x, S, K, K]. y: [pixels, G0].
     """
     p = tl.program_id(0) * P + tl.arange(0, P)
     q = tl.program_id(1)
@@ -250,10 +244,6 @@ def fusion(
         z = tl.dot(x, tl.load(weights).T, z, input_precision="ieee")
         f += pixels * K
         weights += K * K
-    h = p % image // W
-    w = p % W
-    to = (p // image).to(tl.int64) * stride_n + h.to(tl.int64) * stride_h + w.to(tl.int64) * stride_w
     channel = q * K + c
-    tl.store(
-        y + to[:, None] + (channel * stride_c)[None, :], z.to(y.dtype.element_ty), mask=inside & (channel < G0)[None, :]
-    )
+    to = y + p.to(tl.int64)[:, None] * G0 + channel[None, :]
+    tl.store(to, z.to(y.dtype.element_ty), mask=inside & (channel < G0)[None, :])

@@ -1,14 +1,17 @@
-"""The residual dense block as fused Triton kernels on source-major planes, for CUDA GPUs; made for Hopper's wgmma and TMA.
+"""The residual dense block as fused Triton kernels on feature planes, for CUDA GPUs; made for Hopper's wgmma and TMA.
 
-Planes [S, N, H, W, K]: a block's features, each packed NHWC, so that every layer writes its own in place and nothing is ever concatenated.
-K is G rounded up to a power of two, 16 at least. x takes the first X = ceil(G0 / K) planes, each layer's output one more: S = X + C;
-channels beyond G0 or G are zero. Tiles [T, K, K]: all weights of the block, in the order in which the kernels read them (see `_order`).
+Planes [S, N, H, W, K] hold a block's feature maps, each map packed as NHWC. Each layer writes its own plane, so nothing
+is concatenated. K is G rounded up to a power of two, 16 at least. The block's input takes the first X = ceil(G0 / K)
+planes and each layer's output one more: S = X + C. Channels beyond G0 or G are zero.
+Tiles [T, K, K] hold all weights of the block in the order in which the kernels read them; see `_order`.
 
-A dense block's backward is a dense block: with d_i the gradient of layer i's sum before its ReLU, the gradient of plane s is the
-fusion's term + the sum over layers i that see s of convT(d_i, weights of i for s). So one fused launch per plane, last plane first,
-each over the d's so far. All weight gradients of the layers are one grouped launch. For the backward pass only planes and tiles are kept.
+The backward pass is a dense block in reverse. Let d_i be the gradient before layer i's ReLU. The gradient of plane s is
+the fusion's gradient plus the sum over layers i that read plane s of conv_transpose(d_i, weights of i for s). Each
+plane is one fused launch over the d_i known so far, the last plane first. The weight gradients of all layers are one
+grouped launch. Only planes and tiles are saved for the backward pass.
 
-No sum depends on the order in which programs end. Of the choice from `CONFIGS` only the biases' gradients do, by rounding.
+The order of summation is fixed: results do not depend on the order in which programs finish. Which configuration was
+chosen changes only the biases' gradients, by rounding.
 """
 
 from __future__ import annotations
@@ -20,57 +23,36 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-from rdn_fast.devices import DeviceTimer, is_host
 from rdn_fast.errors import UserError
+from rdn_fast.rdb.triton_configs import CANDIDATES, KernelConfigs
 
-MOST_CHANNELS = 64  # of a plane: with 128, the accumulators of a useful tile do not fit in the registers
+MOST_CHANNELS = 64  # of a plane: at 128 the accumulators of a useful tile exceed the registers
 
-# By kernel, the configurations worth timing on a card, best guess first. None spills or exceeds an SM's shared memory (tests/test_triton.py).
-_PIXELS = (
-    {"ROWS": 32, "COLS": 8, "num_warps": 8, "num_stages": 4},
-    {"ROWS": 32, "COLS": 8, "num_warps": 8, "num_stages": 3},
-    {"ROWS": 32, "COLS": 4, "num_warps": 4, "num_stages": 2},
-)
-CONFIGS = {
-    "layer": _PIXELS,
-    "data_gradient": _PIXELS,
-    "weight_gradient": (
-        {"M": 128, "N": 256, "DEPTH": 64, "CACHE": ".ca", "num_warps": 8, "num_stages": 3},
-        {"M": 128, "N": 256, "DEPTH": 64, "CACHE": ".cg", "num_warps": 8, "num_stages": 3},
-        {"M": 128, "N": 256, "DEPTH": 64, "CACHE": ".cg", "num_warps": 8, "num_stages": 4},
-        {"M": 64, "N": 256, "DEPTH": 64, "CACHE": ".ca", "num_warps": 4, "num_stages": 2},
-    ),
-    "fusion": (
-        {"P": 128, "num_warps": 8, "num_stages": 4},
-        {"P": 64, "num_warps": 4, "num_stages": 4},
-    ),
-}
-_chosen = {}
+configs = KernelConfigs(CANDIDATES)
 
 
 def missing() -> str | None:
-    """Why the kernels cannot be compiled here; None when they can."""
+    """Return why the kernels cannot be compiled here, or None when they can."""
     if find_spec("triton") is None or find_spec("triton.tools.tensor_descriptor") is None:
         return "needs the package triton, 3.6 or newer (CUDA builds of torch bring it)"
     return None
 
 
-def rdb(x, conv_w, conv_b, fuse_w, fuse_b, *, out=None):
-    """x: [B, G0, H, W] -> y: [B, G0, H, W] in `out` if given, else channels_last; float16 or bfloat16, G at most 64.
+def rdb(x, conv_w, conv_b, fuse_w, fuse_b):
+    """x: [B, G0, H, W], float16 or bfloat16 -> y: [B, G0, H, W], channels_last. Raise UserError when G exceeds 64.
 
-    Cheapest when all 4-D arguments are channels_last, G is 64, which fills wgmma's rows, and G0 a multiple of it. Raises UserError for
-    a larger G.
+    Fastest when all 4-D arguments are channels_last, G is 64, which fills wgmma's rows, and G0 is a multiple of 64.
     """
-    if conv_w[0].shape[0] > MOST_CHANNELS:
+    if (g := conv_w[0].shape[0]) > MOST_CHANNELS:
         raise UserError(
-            f"--rdb triton_planes: computes growth rates up to {MOST_CHANNELS}, not {conv_w[0].shape[0]}; choose another --rdb"
+            f"--rdb triton_planes: computes growth rates up to {MOST_CHANNELS}, not {g}; choose another --rdb"
         )
-    return _Block.apply((out,), x, fuse_w, fuse_b, *conv_w, *conv_b)
+    return _Block.apply(x, fuse_w, fuse_b, *conv_w, *conv_b)
 
 
 class _Block(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, out, x, fuse_w, fuse_b, *convs):
+    def forward(ctx, x, fuse_w, fuse_b, *convs):
         conv_w, conv_b = convs[: len(convs) // 2], convs[len(convs) // 2 :]
         (batch, g0, height, width), g = x.shape, conv_w[0].shape[0]
         k = max(16, 1 << (g - 1).bit_length())
@@ -81,8 +63,7 @@ class _Block(torch.autograd.Function):
         flat = [w.permute(0, 2, 3, 1).reshape(-1) for w in (*conv_w, fuse_w)]
         tiles = torch.cat([*flat, x.new_zeros(1)]).index_select(0, order).view(-1, k, k)
         _layers(planes, tiles, conv_b)
-        # Out of autograd's sight: y is a new tensor that shares out's memory.
-        y = torch.empty_like(x, memory_format=torch.channels_last) if out[0] is None else out[0].detach()
+        y = torch.empty_like(x, memory_format=torch.channels_last)
         _fusion(planes, tiles, fuse_b, y)
         ctx.save_for_backward(planes, tiles)
         ctx.channels = g0, g
@@ -96,26 +77,23 @@ class _Block(torch.autograd.Function):
         s, k = planes.shape[0], planes.shape[-1]
         x_planes = -(-g0 // k)
         layers = s - x_planes
-        # d: the planes of dy, those of the layers' gradients (the last layer first), those of the gradient of x.
+        # d: the planes of dy, one of each layer's gradient (the last layer first), those of x's gradient.
         d = planes.new_empty(x_planes + s, *planes.shape[1:])
         _to_planes(dy, d[:x_planes])
         biases = _data_gradients(d, planes, tiles, x_planes)[:, :g].to(dy.dtype).unbind()
-        weights = torch.cat(
-            [
-                _weight_gradients(d[x_planes:s], planes, x_planes, taps=9),
-                _weight_gradients(d[:x_planes], planes, x_planes, taps=1),
-            ]
-        )
+        of_layers = _weight_gradients(d[x_planes:s], planes, x_planes, taps=9)
+        of_fusion = _weight_gradients(d[:x_planes], planes, x_planes, taps=1)
         _, place = _order(g0, g, layers, k, dy.device)
         shapes = [*((g, 3, 3, g0 + i * g) for i in range(layers)), (g0, 1, 1, g0 + layers * g)]
-        parts = weights.index_select(0, place).to(dy.dtype).split([torch.Size(shape).numel() for shape in shapes])
+        weights = torch.cat([of_layers, of_fusion]).index_select(0, place).to(dy.dtype)
+        parts = weights.split([torch.Size(shape).numel() for shape in shapes])
         *conv_w, fuse_w = [part.view(shape).permute(0, 3, 1, 2) for part, shape in zip(parts, shapes, strict=True)]
         dx = d[s:].permute(1, 2, 3, 0, 4).flatten(3)[..., :g0].permute(0, 3, 1, 2)
-        return None, dx, fuse_w, dy.sum((0, 2, 3)), *conv_w, *biases
+        return dx, fuse_w, dy.sum((0, 2, 3)), *conv_w, *biases
 
 
 def _to_planes(x, planes):
-    """x: [N, G0, H, W] into planes: [X, N, H, W, K]; zeros into the channels beyond G0."""
+    """Copy x [N, G0, H, W] to planes [X, N, H, W, K]; set the channels beyond G0 to zero."""
     x = x.permute(0, 2, 3, 1)
     rest = planes.shape[0] * planes.shape[-1] - x.shape[-1]
     planes.copy_((F.pad(x, (0, rest)) if rest else x).unflatten(-1, (planes.shape[0], -1)).permute(3, 0, 1, 2, 4))
@@ -123,13 +101,13 @@ def _to_planes(x, planes):
 
 @cache
 def _order(g0: int, g: int, layers: int, k: int, device: torch.device):
-    """Where a tile's element lies in the block's flat weights, int32 [T * K * K], and the inverse of it, int32 [weights].
+    """Return the permutation from the block's flat weights to its tiles, int32 [T * K * K], and its inverse [weights].
 
-    Flat: every layer's [G, 3, 3, G0 + i*G], the fusion's [G0, G0 + C*G], one zero, which the channels beyond G0 and G refer to. Tiles
-    [output channel, input channel]: of every layer, of every source plane that it sees, nine taps; then of every plane of the block's
-    output, of every plane, one.
+    Flat weights: each layer's [G, 3, 3, G0 + i*G], the fusion's [G0, G0 + C*G], and one zero, to which all channels
+    beyond G0 and G refer. Tiles [output channel, input channel]: for each layer, each plane that it reads, nine taps;
+    then for each plane of the block's output, each plane, one tap.
     """
-    first = [(start, min(k, g0 - start)) for start in range(0, g0, k)]  # channels of each plane of x: start, number
+    first = [(start, min(k, g0 - start)) for start in range(0, g0, k)]  # channels of x's planes: start, number
     sources = [*first, *((g0 + i * g, g) for i in range(layers))]
     total = sum(g * 9 * (g0 + i * g) for i in range(layers)) + g0 * (g0 + layers * g)
     weights = torch.arange(total)
@@ -139,15 +117,14 @@ def _order(g0: int, g: int, layers: int, k: int, device: torch.device):
         tiles += [w[:, tap, start : start + n] for start, n in sources[: len(first) + i] for tap in range(9)]
     w = weights.view(g0, -1)
     tiles += [w[a : a + m, start : start + n] for a, m in first for start, n in sources]
-    order = torch.stack(
-        [F.pad(tile, (0, k - tile.shape[1], 0, k - tile.shape[0]), value=total) for tile in tiles]
-    ).flatten()
+    padded = [F.pad(tile, (0, k - tile.shape[1], 0, k - tile.shape[0]), value=total) for tile in tiles]
+    order = torch.stack(padded).flatten()
     place = torch.empty(total + 1, dtype=torch.int64).scatter_(0, order, torch.arange(order.numel()))[:total]
     return order.to(device, torch.int32), place.to(device, torch.int32)
 
 
 def _layers(planes, tiles, biases):
-    """Fill the layers' planes of planes [S, N, H, W, K], one launch each, from the planes before it."""
+    """Compute each layer's plane of planes [S, N, H, W, K] from those before it, one launch per layer."""
     s, batch, height, width, k = planes.shape
     sources = s - len(biases)
 
@@ -157,24 +134,14 @@ def _layers(planes, tiles, biases):
         maps, weights = _descriptor(planes.flatten(0, 1), box), _descriptor(tiles.flatten(0, 1), (k, k))
         for i, bias in enumerate(biases):
             sizes = (sources + i, _first_tile(i, sources), batch, height, width, across, down)
-            launch(
-                "layer",
-                (batch * down * across,),
-                maps,
-                weights,
-                bias,
-                planes[sources + i],
-                *sizes,
-                K=k,
-                G=len(bias),
-                **config,
-            )
+            tensors = maps, weights, bias, planes[sources + i]
+            launch("layer", (batch * down * across,), *tensors, *sizes, K=k, G=len(bias), **config)
 
-    _fastest("layer", run, planes, len(biases))
+    configs.run("layer", run, planes, len(biases))
 
 
 def _fusion(planes, tiles, bias, y):
-    """y [N, G0, H, W] = x + bias + 1x1 convolution of all planes."""
+    """Compute y [N, G0, H, W], channels_last, = x + bias + conv1x1(all planes)."""
     s, batch, height, width, k = planes.shape
     g0, pixels = len(bias), batch * height * width
     sources = -(-g0 // k)
@@ -182,28 +149,13 @@ def _fusion(planes, tiles, bias, y):
 
     def run(config):
         grid = (-(-pixels // config["P"]), sources)
-        launch(
-            "fusion",
-            grid,
-            planes,
-            weights,
-            bias,
-            y,
-            s,
-            pixels,
-            height * width,
-            width,
-            *y.stride(),
-            G0=g0,
-            K=k,
-            **config,
-        )
+        launch("fusion", grid, planes, weights, bias, y, s, pixels, G0=g0, K=k, **config)
 
-    _fastest("fusion", run, planes, y.stride(1))
+    configs.run("fusion", run, planes)
 
 
 def _data_gradients(d, planes, tiles, sources):
-    """Fill d [X + S, N, H, W, K], whose first X planes are dy's; the gradients of the biases, float32 [C, K]."""
+    """Compute the planes of d [X + S, N, H, W, K] after dy's X planes. Return the biases' gradients, float32 [C, K]."""
     s, batch, height, width, k = planes.shape
     layers = s - sources
 
@@ -219,31 +171,23 @@ def _data_gradients(d, planes, tiles, sources):
             other, result = (d[plane], d[s + plane]) if of_input else (planes[plane], d[sources + later])
             sizes = (plane, later, layers, _first_tile(layers, sources), s, batch, height, width, across, down)
             rows = sums[max(plane - sources, 0)]
-            launch(
-                "data_gradient",
-                (programs,),
-                gradients,
-                weights,
-                other,
-                result,
-                rows,
-                *sizes,
-                X=sources,
-                K=k,
-                OF_INPUT=of_input,
-                **config,
-            )
+            tensors, constants = (gradients, weights, other, result, rows), {"X": sources, "K": k, "OF_INPUT": of_input}
+            launch("data_gradient", (programs,), *tensors, *sizes, **constants, **config)
         return sums
 
-    return _fastest("data_gradient", run, planes, layers).sum(1)
+    return configs.run("data_gradient", run, planes, layers).sum(1)
 
 
 def _weight_gradients(d, planes, sources, taps):
-    """Gradients, flat and in float32, of the layers' tiles (taps 9, d: the layers' planes, the last layer first) or the fusion's (taps 1, d: dy's)."""
+    """Return the flat float32 gradients of the layers' tiles (taps=9) or of the fusion's (taps=1).
+
+    d: the planes of the layers' gradients, the last layer first (taps=9), or those of dy (taps=1). Split-K over pixels.
+    """
     (rows, *_, k), (s, batch, height, width, _) = d.shape, planes.shape
     pixels = batch * height * width
     size = (_first_tile(rows, sources) if taps == 9 else rows * s) * k * k
-    # As many splits as fit into 46 MB, of 1024 pixels at least: about 3 waves on an H100. The same on every card, as it decides the rounding.
+    # As many splits as fit into 46 MB, of 1024 pixels at least: about 3 waves on an H100. The same number on every GPU,
+    # because it decides the rounding.
     splits = max(1, min(pixels // 1024, 11 * 2**20 // size))
     span = -(-pixels // (splits * 64)) * 64
     splits = -(-pixels // span)
@@ -252,47 +196,30 @@ def _weight_gradients(d, planes, sources, taps):
     def run(config):
         programs = _programs(rows, sources, s, taps, k, config["M"], config["N"], d.device)
         grid = (len(programs), splits)
-        launch(
-            "weight_gradient",
-            grid,
-            d,
-            planes,
-            partial,
-            programs,
-            rows,
-            sources,
-            s,
-            pixels,
-            span,
-            size,
-            H=height,
-            W=width,
-            K=k,
-            TAPS=taps,
-            **config,
-        )
+        sizes, constants = (rows, sources, s, pixels, span, size), {"H": height, "W": width, "K": k, "TAPS": taps}
+        launch("weight_gradient", grid, d, planes, partial, programs, *sizes, **constants, **config)
 
-    _fastest("weight_gradient", run, planes, taps)
+    configs.run("weight_gradient", run, planes, taps)
     return partial.sum(0)
 
 
 @cache
 def _programs(rows, sources, s, taps, k, m, n, device):
-    """The [M, N] pieces of the weight gradient that hold anything, as int32 [programs, 2]: row of pieces, column of pieces."""
-    pieces = []
+    """Return the nonempty [M, N] blocks of the weight gradient as (row, column), int32 [programs, 2]."""
+    blocks = []
     for row in range(-(-rows * k // m)):
-        sees = sources + rows - 1 - row * m // k if taps == 9 else s  # of the piece's first plane, which sees most
-        pieces += [(row, column) for column in range(-(-sees * taps * k // n))]
-    return torch.tensor(pieces, dtype=torch.int32, device=device)
+        sees = sources + rows - 1 - row * m // k if taps == 9 else s  # planes that the block's first layer reads: most
+        blocks += [(row, column) for column in range(-(-sees * taps * k // n))]
+    return torch.tensor(blocks, dtype=torch.int32, device=device)
 
 
 def _first_tile(i, sources):
-    """Number of tiles before those of layer i; i = C: before the fusion's."""
+    """Return the number of tiles before those of layer i; i = C: before the fusion's."""
     return 9 * (i * sources + i * (i - 1) // 2)
 
 
 def _pixel_tiles(height, width, config):
-    """How many tiles lie side by side and on top of each other; the latter share two rows (see `_pixels` in triton_kernels)."""
+    """Return the numbers of pixel tiles across and down an image. Vertical neighbours overlap by two rows."""
     return -(-width // config["COLS"]), max(1, -(-(height - 2) // (config["ROWS"] - 2)))
 
 
@@ -303,40 +230,7 @@ def _descriptor(tensor, box):
 
 
 def launch(name, grid, *args, **config):
-    """The only place from which kernels run: tests compile without a card by replacing it."""
+    """Launch a kernel of triton_kernels. All launches pass here: tests replace it to compile without a GPU."""
     from rdn_fast.rdb import triton_kernels
 
     getattr(triton_kernels, name)[grid](*args, **config)
-
-
-def _fastest(name, run, planes, *more):
-    """run(config) with the configuration of kernel `name` that is fastest for such shapes; timed once on a card, pictures by classes of size."""
-    s, batch, height, width, k = planes.shape
-    key = name, planes.device, planes.dtype, s, batch, -(-height // 32), -(-width // 32), k, *more
-    if key not in _chosen:
-        _chosen[key] = _time(name, run, planes.device)
-    return run(_chosen[key])
-
-
-def _time(name, run, device):
-    if is_host(device):  # Triton's interpreter
-        return CONFIGS[name][0]
-    from triton.runtime.errors import OutOfResources
-
-    seconds, watch = [], DeviceTimer(device)
-    for number, config in enumerate(CONFIGS[name]):
-        try:
-            run(config)  # compiles
-        except OutOfResources:  # a card with less shared memory than Hopper's
-            continue
-        watch.read()
-        for _ in range(10):
-            watch.start()
-            run(config)
-            watch.stop()
-        seconds.append((watch.read(), number))
-    if not seconds:
-        raise UserError(
-            f"--rdb triton_planes: this card has too little shared memory for its kernel {name}; choose another --rdb"
-        )
-    return CONFIGS[name][min(seconds)[1]]

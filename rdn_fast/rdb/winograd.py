@@ -1,70 +1,126 @@
-"""The dense block in the Winograd domain (winograd.c), for float32 on CPUs: a quarter of the multiplications.
+"""The dense block by Winograd convolution F(4x4, 3x3), for float32 on CPUs: a quarter of the multiplications.
 
-Every map is transformed once, however many layers read it, and maps stay in one channels-last buffer per block: the forward
-pass keeps [f_0, ..., f_C] alone, G0 + C*G channels. The 1x1 local feature fusion, with the residual as an identity added to
-its weights, is one matrix product.
+The kernels are in winograd.c. Each feature map is transformed once, however many layers read it. All maps of a block
+share one channels-last buffer, and the forward pass saves only that: [f_0, ..., f_C], G0 + C*G channels. The 1x1 local
+feature fusion is one matrix product; the local residual is an identity matrix added to its weights.
 """
 
 from __future__ import annotations
 
 import ctypes
+import math
 import threading
-from functools import cache
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch.autograd.function import once_differentiable
 
 from rdn_fast import native
+from rdn_fast.devices import is_host
+from rdn_fast.errors import UserError
+from rdn_fast.precision import dtype_name
 
 SOURCE = Path(__file__).with_name("winograd.c")
 
-# 4x4 tiles computed at a time, for each thread: few enough for their transforms to stay in the cache, and in the backward pass
-# enough to pay for reading and writing the weights' gradients.
+# 4x4 tiles per thread and chunk of the batch. Few enough that their transforms stay in the cache; in the backward pass
+# enough to amortize reading and writing the weights' gradients.
 _TILES, _TILES_BACKWARD = 64, 128
-_PART = 192  # pixels: pictures that are higher or wider are computed in parts, unless gradients are wanted
+_CROP = 192  # pixels: without gradients, larger images are computed in crops of this size
 
 
 class _Shape(ctypes.Structure):
     _fields_ = [(name, ctypes.c_long) for name in ("batch", "h", "w", "g0", "g", "layers")]
 
 
-@cache
-def _library() -> ctypes.CDLL:
-    library = native.library(SOURCE)
-    library.rdn_packed.restype = library.rdn_gradients.restype = library.rdn_workspace.restype = ctypes.c_long
-    return library
+class Kernels:
+    """winograd.c, compiled and loaded at first use."""
+
+    @cached_property
+    def library(self) -> ctypes.CDLL:
+        """The loaded library. Raises native.CannotBuild."""
+        library = native.library(SOURCE)
+        library.rdn_packed.restype = library.rdn_gradients.restype = library.rdn_workspace.restype = ctypes.c_long
+        return library
+
+    @cached_property
+    def missing(self) -> str | None:
+        """Why the library cannot be built, or None."""
+        try:
+            _ = self.library
+        except native.CannotBuild as reason:
+            return str(reason)
+        return None
+
+    def clear(self) -> None:
+        """Forget both; the next use loads again."""
+        vars(self).clear()
 
 
-@cache
+class Scratch(threading.local):
+    """Uninitialized float32 buffers, kept from call to call, for each thread: page faults cost as much as the work."""
+
+    def __init__(self):
+        self.buffers: dict[str, torch.Tensor] = {}
+
+    def get(self, name: str, *size: int) -> torch.Tensor:
+        """Return the buffer's first elements as a tensor of this size. Valid until the next call with this name."""
+        count = math.prod(size)
+        buffer = self.buffers.get(name)
+        if buffer is None or buffer.numel() < count:
+            with torch.inference_mode(False):  # an inference tensor could not be used outside inference mode
+                buffer = self.buffers[name] = torch.empty(count, dtype=torch.float32)
+        return buffer[:count].view(size)
+
+    def clear(self) -> None:
+        """Free this thread's buffers."""
+        self.buffers.clear()
+
+
+kernels = Kernels()
+scratch = Scratch()
+
+
 def missing() -> str | None:
-    """Why this row cannot run here."""
-    try:
-        _library()
-    except native.CannotBuild as reason:
-        return str(reason)
-    return None
+    """Return why this impl cannot run here, or None when it can."""
+    return kernels.missing
 
 
-def rdb(x, conv_w, conv_b, fuse_w, fuse_b, *, out=None):
-    """x: [B, G0, H, W] float32 on a CPU -> y, channels-last; `out` is ignored. Without gradients, pictures are computed in parts:
-    memory does not grow with them."""
+def rdb(x, conv_w, conv_b, fuse_w, fuse_b):
+    """x: [B, G0, H, W], float32 on a CPU -> y: [B, G0, H, W], channels_last. Raise UserError for anything else.
+
+    Without gradients, large images are computed in crops, so memory does not grow with them.
+    """
+    _check(x, conv_w, conv_b, fuse_w, fuse_b)
     w = [w.contiguous(memory_format=torch.channels_last) for w in conv_w]
     b = [b.contiguous() for b in conv_b]
     if torch.is_grad_enabled() and any(t.requires_grad for t in (x, fuse_w, fuse_b, *w, *b)):
         return _Block.apply(x, fuse_w, fuse_b, *w, *b)
-    u = _packed(_shape(x, w), w, backward=False)
+    u = _pack(_shape(x, w), w, backward=False)
     height, width = x.shape[2:]
-    if max(height, width) <= _PART:
+    if max(height, width) <= _CROP:
         return _forward(x, w, b, fuse_w, fuse_b, u)
     y = torch.empty_like(x, memory_format=torch.channels_last)
-    for top in range(0, height, _PART):
-        for left in range(0, width, _PART):
-            above, before = min(top, len(w)), min(left, len(w))  # each layer sees one pixel further
-            part = x[:, :, top - above : top + _PART + len(w), left - before : left + _PART + len(w)]
-            inner = _forward(part, w, b, fuse_w, fuse_b, u)[:, :, above : above + _PART, before : before + _PART]
-            y[:, :, top : top + _PART, left : left + _PART] = inner
+    for top in range(0, height, _CROP):
+        for left in range(0, width, _CROP):
+            above, before = min(top, len(w)), min(left, len(w))  # the receptive field grows by one pixel per layer
+            crop = x[:, :, top - above : top + _CROP + len(w), left - before : left + _CROP + len(w)]
+            inner = _forward(crop, w, b, fuse_w, fuse_b, u)[:, :, above : above + _CROP, before : before + _CROP]
+            y[:, :, top : top + _CROP, left : left + _CROP] = inner
     return y
+
+
+def _check(x, conv_w, conv_b, fuse_w, fuse_b) -> None:
+    """Raise UserError for arguments that the C code would misread: all that it gets is pointers."""
+    for t in (x, fuse_w, fuse_b, *conv_w, *conv_b):
+        if t.dtype != torch.float32 or not is_host(t.device):
+            found = f"{dtype_name(t.dtype)} on {t.device}"
+            raise UserError(f"--rdb winograd: computes in float32 on CPUs only, not in {found}; choose another --rdb")
+    g0, g, layers = x.shape[1], len(conv_b[0]), len(conv_w)
+    shapes = [list(w.shape) for w in (*conv_w, fuse_w)]
+    expected = [*([g, g0 + j * g, 3, 3] for j in range(layers)), [g0, g0 + layers * g, 1, 1]]
+    if shapes != expected or [len(b) for b in conv_b] != [g] * layers:
+        raise UserError(f"--rdb winograd: the weights' shapes are {shapes}, a dense block's would be {expected}")
 
 
 class _Block(torch.autograd.Function):
@@ -72,7 +128,7 @@ class _Block(torch.autograd.Function):
     def forward(ctx, x, fuse_w, fuse_b, *wb):
         w, b = wb[: len(wb) // 2], wb[len(wb) // 2 :]
         f = x.new_empty(x.shape[0], *x.shape[2:], fuse_w.shape[1])
-        y = _forward(x, w, b, fuse_w, fuse_b, _packed(_shape(x, w), w, backward=False), f)
+        y = _forward(x, w, b, fuse_w, fuse_b, _pack(_shape(x, w), w, backward=False), f)
         ctx.save_for_backward(f, fuse_w, *w)
         return y
 
@@ -83,16 +139,18 @@ class _Block(torch.autograd.Function):
         g0, (batch, height, width, channels) = fuse_w.shape[0], f.shape
         gy = gy.permute(0, 2, 3, 1).contiguous()  # [B, H, W, G0]
         shape = _Shape(batch, height, width, g0, w[0].shape[0], len(w))
-        u = _packed(shape, w, backward=True)
-        du = _scratch("du", _library().rdn_gradients(ctypes.byref(shape)))
+        u = _pack(shape, w, backward=True)
+        du = scratch.get("du", kernels.library.rdn_gradients(ctypes.byref(shape)))  # in the transformed domain
         dx = torch.empty_like(gy)
         db = torch.empty(len(w), shape.g, dtype=torch.float32)
         fuse = _with_residual(fuse_w)
         for images in _chunks(shape, _TILES_BACKWARD):
             part = _part(shape, images)
-            e = torch.mm(gy[images].view(-1, g0), fuse, out=_scratch("e", part.batch * height * width, channels))
-            work = _scratch("work", _library().rdn_workspace(ctypes.byref(part), 1))
-            _call("rdn_backward", part, f[images], e, u, dx[images], du, db, images.start > 0, work)
+            df = scratch.get("df", part.batch * height * width, channels)  # the fusion's gradient of f
+            torch.mm(gy[images].view(-1, g0), fuse, out=df)
+            work = scratch.get("work", kernels.library.rdn_workspace(ctypes.byref(part), 1))
+            accumulate = images.start > 0
+            _call("rdn_backward", part, f[images], df, u, dx[images], du, db, accumulate, work)
         if not batch:
             du.zero_()
             db.zero_()
@@ -104,8 +162,8 @@ class _Block(torch.autograd.Function):
         return dx.permute(0, 3, 1, 2), dfuse_w, gy.sum(0), *dw, *db
 
 
-def _forward(x, w, b, fuse_w, fuse_b, u, kept=None):
-    """y; all maps go to `kept` [B, H, W, G0 + C*G] if it is given."""
+def _forward(x, w, b, fuse_w, fuse_b, u, features=None):
+    """Return y: [B, G0, H, W]. Write all feature maps to `features` [B, H, W, G0 + C*G] if given."""
     shape = _shape(x, w)
     channels = fuse_w.shape[1]
     x = x.permute(0, 2, 3, 1)  # [B, H, W, G0]
@@ -113,22 +171,23 @@ def _forward(x, w, b, fuse_w, fuse_b, u, kept=None):
     fuse = _with_residual(fuse_w).t()
     for images in _chunks(shape, _TILES):
         part = _part(shape, images)
-        f = _scratch("f", part.batch, shape.h, shape.w, channels) if kept is None else kept[images]
+        f = scratch.get("f", part.batch, shape.h, shape.w, channels) if features is None else features[images]
         f[..., : shape.g0] = x[images]
-        work = _scratch("work", _library().rdn_workspace(ctypes.byref(part), 0))
+        work = scratch.get("work", kernels.library.rdn_workspace(ctypes.byref(part), 0))
         _call("rdn_forward", part, f, u, _pointers(b), work)
         torch.addmm(fuse_b, f.view(-1, channels), fuse, out=y[images].view(-1, shape.g0))
     return y.permute(0, 3, 1, 2)
 
 
-def _shape(x, w):
+def _shape(x, w) -> _Shape:
     batch, g0, height, width = x.shape
     return _Shape(batch, height, width, g0, w[0].shape[0], len(w))
 
 
-def _chunks(shape: _Shape, tiles: int):
-    of_one = -(-shape.h // 4) * -(-shape.w // 4)
-    step = max(1, tiles * torch.get_num_threads() // of_one)
+def _chunks(shape: _Shape, tiles: int) -> list[slice]:
+    """Return slices of the batch that have about `tiles` tiles for each thread, one image at least."""
+    tiles_per_image = -(-shape.h // 4) * -(-shape.w // 4)
+    step = max(1, tiles * torch.get_num_threads() // tiles_per_image)
     return [slice(start, min(start + step, shape.batch)) for start in range(0, shape.batch, step)]
 
 
@@ -137,32 +196,17 @@ def _part(shape: _Shape, images: slice) -> _Shape:
 
 
 def _with_residual(fuse_w):
-    """fuse_w: [G0, G0 + C*G, 1, 1] -> [G0, G0 + C*G], the identity added where it reads the block's input."""
+    """fuse_w: [G0, G0 + C*G, 1, 1] -> [G0, G0 + C*G], the identity added to the columns of the block's input."""
     fuse = fuse_w.flatten(1).clone()
     fuse.diagonal().add_(1)
     return fuse
 
 
-def _packed(shape: _Shape, w, backward: bool):
-    u = _scratch("u", _library().rdn_packed(ctypes.byref(shape), backward))
+def _pack(shape: _Shape, w, backward: bool):
+    """Return all transformed 3x3 weights in the order in which the kernels read them."""
+    u = scratch.get("u", kernels.library.rdn_packed(ctypes.byref(shape), backward))
     _call("rdn_pack_backward" if backward else "rdn_pack_forward", shape, _pointers(w), u)
     return u
-
-
-_kept = threading.local()
-
-
-def _scratch(name: str, *size: int):
-    """Uninitialised float32 memory that is kept from call to call: fresh pages would cost as much as the work in them."""
-    count = 1
-    for n in size:
-        count *= n
-    memory = getattr(_kept, name, None)
-    if memory is None or memory.numel() < count:
-        with torch.inference_mode(False):  # memory made in that mode could not be used outside it
-            memory = torch.empty(count, dtype=torch.float32)
-        setattr(_kept, name, memory)
-    return memory[:count].view(size)
 
 
 def _pointers(tensors):
@@ -170,12 +214,10 @@ def _pointers(tensors):
 
 
 def _call(name: str, shape: _Shape, *arguments) -> None:
-    converted = [
-        ctypes.c_void_p(a.data_ptr())
-        if isinstance(a, torch.Tensor)
-        else ctypes.c_int(a)
-        if isinstance(a, (bool, int))
-        else a
-        for a in arguments
-    ]
-    getattr(_library(), name)(ctypes.byref(shape), *converted)
+    getattr(kernels.library, name)(ctypes.byref(shape), *map(_argument, arguments))
+
+
+def _argument(value):
+    if isinstance(value, torch.Tensor):
+        return ctypes.c_void_p(value.data_ptr())
+    return ctypes.c_int(value) if isinstance(value, int) else value

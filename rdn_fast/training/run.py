@@ -28,7 +28,7 @@ from rdn_fast.errors import Failure, LostContact, Stopped, UserError
 from rdn_fast.evaluation import metrics
 from rdn_fast.model import RDN
 from rdn_fast.rdb import able
-from rdn_fast.rdb.autotune import Case, choose, fastest_mode
+from rdn_fast.rdb.autotune import Case, fastest_mode, resolve_impl
 from rdn_fast.terminal import Bar, clock
 from rdn_fast.training import loss_scale
 from rdn_fast.training.apex import ApexOptimizerStep, check_apex
@@ -421,7 +421,7 @@ class _Run:
         ):
             here = [row.name for row in able(case.device, case.dtype, case.training)]
             name = c.rdb if use == "training" or c.rdb in here else "auto"
-            rows[use] = choose(before[use] if name == "auto" and before.get(use) in here else name, case)
+            rows[use] = resolve_impl(before[use] if name == "auto" and before.get(use) in here else name, case)
             if rows[use] != before.get(use, rows[use]):
                 print(f"note: --rdb for {use} was {before[use]}, now {rows[use]}: the same but for rounding")
         return rows

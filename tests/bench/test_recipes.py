@@ -98,22 +98,22 @@ def test_the_problem_has_whole_copies_only():
         Problem(baseline.RDB(6, 4, 3), torch.randn(2, 6, 9, 7), torch.float32, batch=3)
 
 
-def three_percent_off(x, *rest, out=None):
+def three_percent_off(x, *rest):
     return 1.03 * naive.rdb(x, *rest)
 
 
-def gradient_lost(x, conv_w, conv_b, fuse_w, fuse_b, *, out=None):
+def gradient_lost(x, conv_w, conv_b, fuse_w, fuse_b):
     return naive.rdb(x, conv_w, conv_b, fuse_w, fuse_b.detach() + 0 * fuse_b)
 
 
-def unwritten(x, *rest, out=None):
+def unwritten(x, *rest):
     y = naive.rdb(x, *rest)
     hole = torch.ones_like(y)
     hole[-1, -1, -1, -1] = float("nan")
     return y * hole
 
 
-def last_chunk_lost(x, *weights, out=None):
+def last_chunk_lost(x, *weights):
     """Computes in chunks of two images; the parameters' gradients miss those of the last one."""
     *chunks, last = x.split(2)
     if not chunks:
@@ -131,7 +131,7 @@ def add_impl(monkeypatch, function):
         rdb = staticmethod(function)
 
     monkeypatch.setitem(
-        rdb.IMPLS, "faulty", Impl("faulty", Module, ("cpu",), (torch.float32, torch.bfloat16), "any", True, "for tests")
+        rdb.IMPLS, "faulty", Impl("faulty", Module, ("cpu",), (torch.float32, torch.bfloat16), True, "for tests")
     )
 
 

@@ -17,7 +17,7 @@ from rdn_fast.commands.tune_modes import cases_of
 from rdn_fast.config import ModelConfig, TrainConfig
 from rdn_fast.errors import UserError
 from rdn_fast.rdb import able, autotune
-from rdn_fast.rdb.autotune import Timing, choose, fastest_mode, mode_key, remember
+from rdn_fast.rdb.autotune import Timing, fastest_mode, mode_key, remember, resolve_impl
 
 CPU = torch.device("cpu")
 CONFIG = ModelConfig(num_features=4, growth_rate=3, num_blocks=1, num_layers=2)
@@ -44,9 +44,10 @@ FLAGS = (
 def folder(monkeypatch, tmp_path):
     """An empty cache folder; neither a row nor a mode was chosen in this process."""
     monkeypatch.setattr(autotune, "cache_folder", lambda: tmp_path)
-    monkeypatch.setattr(autotune, "_winners", {})
+    autotune.winners.clear()
     devices.active_modes.clear()
     yield tmp_path
+    autotune.winners.clear()
     devices.active_modes.clear()
 
 
@@ -200,7 +201,7 @@ def test_a_rows_timing_holds_in_its_mode_alone(modes):
         case = cases_of(config, TRAIN, CPU)[0]
         keys.append(case.key())
         remember({case.key(): {"": "sliced", "hot": "summed"}[mode]})
-        assert choose("auto", case) == {"": "sliced", "hot": "summed"}[mode]
+        assert resolve_impl("auto", case) == {"": "sliced", "hot": "summed"}[mode]
     assert keys[1] == keys[0].replace(", torch 2", ", mode hot, torch 2")
 
 

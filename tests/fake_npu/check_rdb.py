@@ -1,4 +1,4 @@
-"""The block's implementations on the device, in all that it offers: a contiguous layout, and float32, bf16 and fp16."""
+"""The block's impls on the simulated npu: contiguous tensors, in float32, bf16 and fp16."""
 
 import sys
 
@@ -36,7 +36,7 @@ def get_npu_backend(*, compiler_config):
 
 @pytest.fixture
 def torchair(tmp_path, monkeypatch):
-    """A package torchair that runs graphs as they are, and writes a line for each to the file that is returned."""
+    """Provide a package torchair that runs graphs as they are. Return the file to which it writes a line for each."""
     (tmp_path / "torchair.py").write_text(TORCHAIR)
     monkeypatch.syspath_prepend(tmp_path)
     yield tmp_path / "graphs"
@@ -45,25 +45,23 @@ def torchair(tmp_path, monkeypatch):
 
 
 @pytest.fixture(autouse=True)
-def _nothing_known():
-    torchair_impl.missing.cache_clear()
-    torchair_impl._compiled.cache_clear()
+def _forget_package():
+    torchair_impl.package.clear()
 
 
-def test_the_layout_is_contiguous_and_these_rows_can_run():
+def test_the_memory_format_is_contiguous_and_these_impls_can_run():
     assert devices.memory_format(NPU) is torch.contiguous_format
-    here = [row for row in IMPLS.values() if "npu" in row.devices]
-    assert [row.name for row in here] == ["naive", "sliced", "summed", "torchair"]
-    assert {row.layout for row in here} <= {"any", "contiguous"}
-    assert all(set(row.dtypes) >= set(FLOATS) for row in here)
-    assert [row.name for row in here if row.trains] == ["naive", "sliced", "summed"]
+    here = [impl for impl in IMPLS.values() if "npu" in impl.devices]
+    assert [impl.name for impl in here] == ["naive", "sliced", "summed", "torchair"]
+    assert all(set(impl.dtypes) >= set(FLOATS) for impl in here)
+    assert [impl.name for impl in here if impl.trains] == ["naive", "sliced", "summed"]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("name", ["naive", "sliced", "summed"])
 def test_output_and_gradients_are_as_good_as_naives(name, dtype, shape):
-    """naive itself by the CPU's."""
+    """Judge naive on the npu by naive on the CPU."""
     for seed in range(2):
         if name != "naive":
             check(IMPLS[name], torch.contiguous_format, shape, dtype, seed)
@@ -72,39 +70,36 @@ def test_output_and_gradients_are_as_good_as_naives(name, dtype, shape):
         oracle, plain = solve(block, *in_float64(arguments, upstream)), solve(naive.rdb, arguments, upstream)
         for part, result in solve(naive.rdb, arguments, upstream, device=NPU).items():
             assert (result.device, result.dtype) == (NPU, dtype), part
-            assert_as_good_as_naive(
-                result, oracle[part], plain[part], dtype, f"naive, {part}, shape {shape}, seed {seed}"
-            )
+            what = f"naive, {part}, shape {shape}, seed {seed}"
+            assert_as_good_as_naive(result, oracle[part], plain[part], dtype, what)
 
 
 def test_the_graph_gives_naives_numbers_for_pictures_of_all_sizes(torchair):
-    row = select("torchair", NPU, torch.float32, training=False)
+    impl = select("torchair", NPU, torch.float32, training=False)
     with torch.inference_mode():
         for dtype in FLOATS:
             for size in ((5, 7), (9, 4), (16, 16)):
                 arguments, _ = problem((1, 18, 13, 2, *size), dtype, 0)
-                results = [
+                y, plain = (
                     solve(function, arguments, None, trains=False, device=NPU)["y"]
-                    for function in (row.module.rdb, naive.rdb)
-                ]
-                assert torch.equal(*results), (dtype, size)
+                    for function in (impl.module.rdb, naive.rdb)
+                )
+                assert torch.equal(y, plain), (dtype, size)
     graphs = torchair.read_text().splitlines()
     assert len(graphs) == len(FLOATS), "one graph for each dtype"
 
 
 def test_the_graph_does_not_train(torchair):
-    assert "torchair" in [row.name for row in able(NPU, torch.float16, training=False)]
-    assert "torchair" not in [row.name for row in able(NPU, torch.float16, training=True)]
+    assert "torchair" in [impl.name for impl in able(NPU, torch.float16, training=False)]
+    assert "torchair" not in [impl.name for impl in able(NPU, torch.float16, training=True)]
     with pytest.raises(UserError, match="--rdb torchair has no backward pass"):
         select("torchair", NPU, torch.float16, training=True)
 
 
 def test_without_the_package_it_is_left_out():
-    assert "torchair" not in [row.name for row in able(NPU, torch.float32, training=False)]
-    with pytest.raises(
-        UserError,
-        match=r"--rdb torchair needs the package torchair, whose import fails: No module named 'torchair'; .*naive, sliced, summed$",
-    ):
+    assert "torchair" not in [impl.name for impl in able(NPU, torch.float32, training=False)]
+    reason = "needs the package torchair, whose import fails: No module named 'torchair'"
+    with pytest.raises(UserError, match=rf"--rdb torchair {reason}; .*naive, sliced, summed$"):
         select("torchair", NPU, torch.float32, training=False)
 
 
@@ -114,21 +109,10 @@ def test_a_package_that_breaks_is_left_out(torchair):
 
 
 def test_naming_it_for_training_is_one_line(capsys, tmp_path):
-    flags = (
-        "train",
-        "--data-path",
-        make_data(tmp_path / "data"),
-        "--outputs-dir",
-        tmp_path / "out",
-        *TINY,
-        "--device",
-        "npu",
-        "--rdb",
-        "torchair",
-    )
+    paths = ("--data-path", make_data(tmp_path / "data"), "--outputs-dir", tmp_path / "out")
+    flags = ("train", *paths, *TINY, "--device", "npu", "--rdb", "torchair")
     assert main([str(flag) for flag in flags]) == 2
     err = capsys.readouterr().err
-    assert err.startswith(
-        "rdn-fast: error: --rdb torchair has no backward pass; on npu in float16 can run: naive, sliced, summed"
-    )
+    reason = "--rdb torchair has no backward pass; on npu in float16 can run: naive, sliced, summed"
+    assert err.startswith(f"rdn-fast: error: {reason}")
     assert err.count("\n") == 1

@@ -41,7 +41,7 @@ class Nearest:
 @pytest.fixture(autouse=True)
 def untimed(monkeypatch):
     """No implementation is looked for that is the fastest here: that takes longer than these tests."""
-    monkeypatch.setattr(rdn_fast.model, "choose", lambda name, case: "sliced")
+    monkeypatch.setattr(rdn_fast.model, "resolve_impl", lambda name, case: "sliced")
 
 
 @pytest.fixture(scope="session")
@@ -772,7 +772,7 @@ def test_ctrl_c(tmp_path, weights):
             folder / "000.png", folder / f"{i:03}.png"
         )
     out = tmp_path / "out"
-    program = "import sys, rdn_fast.model, rdn_fast.cli; rdn_fast.model.choose = lambda *_: 'sliced'; sys.exit(rdn_fast.cli.main())"  # as above
+    program = "import sys, rdn_fast.model, rdn_fast.cli; rdn_fast.model.resolve_impl = lambda *_: 'sliced'; sys.exit(rdn_fast.cli.main())"  # as above
     arguments = [sys.executable, "-c", program, "upscale", "-w", weights, "-i", folder, "-o", out]
     process = subprocess.Popen(
         arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)}

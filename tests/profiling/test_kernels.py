@@ -14,6 +14,7 @@ from bench.measure import Bench
 from profiling import kernels
 from rdn_fast.config import ModelConfig
 from rdn_fast.rdb import IMPLS, Impl, naive, triton_planes
+from rdn_fast.rdb.triton_configs import KernelConfigs
 
 CPU = torch.device("cpu")
 TINY = ModelConfig(num_features=6, growth_rate=4, num_blocks=2, num_layers=2)
@@ -63,14 +64,13 @@ def planes(monkeypatch):
         timed = []
 
         def times(contender, device, names):
-            timed.append(triton_planes.CONFIGS)
+            timed.append(triton_planes.configs.candidates)
             return dict.fromkeys(names, 0.5)
 
-        impl = Impl(
-            "triton_planes", SimpleNamespace(rdb=function), ("cpu",), (torch.float32,), "any", True, "for tests"
-        )
+        impl = Impl("triton_planes", SimpleNamespace(rdb=function), ("cpu",), (torch.float32,), True, "for tests")
         monkeypatch.setitem(IMPLS, "triton_planes", impl)
-        monkeypatch.setattr(triton_planes, "CONFIGS", {"layer": ({"A": 1}, {"A": 2}), "fusion": ({"B": 3},)})
+        candidates = {"layer": ({"A": 1}, {"A": 2}), "fusion": ({"B": 3},)}
+        monkeypatch.setattr(triton_planes, "configs", KernelConfigs(candidates))
         monkeypatch.setattr(kernels, "kernel_times", times)
         return timed
 
@@ -89,7 +89,7 @@ def test_every_configuration_of_a_kernel_is_timed_once(bench, planes):
 
 
 def test_a_wrong_configuration_is_not_timed(bench, planes):
-    timed = planes(lambda *arguments, out=None: 1.03 * naive.rdb(*arguments))
+    timed = planes(lambda *arguments: 1.03 * naive.rdb(*arguments))
     kernels.triton(bench, TINY, 1)
     assert timed == bench.results.rows == []
     assert ["configuration 0" in bench.failures[0], "configuration 1" in bench.failures[1]] == [True, True]

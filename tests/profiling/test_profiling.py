@@ -32,7 +32,7 @@ def only_impl(monkeypatch):
     """only_impl(function): the RDB table holds nothing else."""
 
     def put(function) -> None:
-        impl = Impl("only", SimpleNamespace(rdb=function), ("cpu",), (torch.float32,), "any", True, "for tests")
+        impl = Impl("only", SimpleNamespace(rdb=function), ("cpu",), (torch.float32,), True, "for tests")
         monkeypatch.setattr(rdb, "IMPLS", {"only": impl})
 
     return put
@@ -110,7 +110,7 @@ def test_every_part_is_timed(only_impl):
 
 @pytest.mark.usefixtures("ceilings")
 def test_a_wrong_step_is_not_timed(only_impl, monkeypatch, capsys):
-    only_impl(lambda *arguments, out=None: 1.03 * naive.rdb(*arguments))
+    only_impl(lambda *arguments: 1.03 * naive.rdb(*arguments))
     monkeypatch.setattr(roofline, "RDN_B", TINY)
     assert roofline.main(["--device", "cpu", "--batch-size", "1"]) == 1
     assert "relative error" in capsys.readouterr().err

@@ -1,6 +1,7 @@
-"""Run blocks of the row `triton_planes` in Triton's interpreter, which must be chosen before triton is imported: python interpreted.py IN OUT.
+"""Run blocks of triton_planes in Triton's interpreter: `python interpreted.py IN OUT`.
 
-IN holds a list of (number of the configuration, arguments, upstream, out) as test_rdb.problem makes them, OUT gets a list of (results, out).
+The interpreter must be chosen before triton is imported. IN holds a list of (number of the kernels' configuration,
+arguments, upstream), made by test_rdb.problem. OUT receives a list of test_rdb.solve's results.
 """
 
 import os
@@ -18,10 +19,9 @@ from rdn_fast.rdb import triton_planes
 
 
 def dot(builder, a, b, *rest, plain=interpreter.InterpreterBuilder.create_dot):
-    """The interpreter keeps bfloat16 as bits, and multiplies the bits; a GPU multiplies what they stand for."""
-    return plain(
-        builder, *(from_bits(operand) if operand.dtype.scalar == tl.bfloat16 else operand for operand in (a, b)), *rest
-    )
+    """Multiply bfloat16 by value: the interpreter stores it as integers, and multiplies those."""
+    a, b = (from_bits(operand) if operand.dtype.scalar == tl.bfloat16 else operand for operand in (a, b))
+    return plain(builder, a, b, *rest)
 
 
 def from_bits(operand):
@@ -29,7 +29,7 @@ def from_bits(operand):
 
 
 def convert(data, source, target, mode, plain=interpreter._convert_float):
-    """The interpreter cuts float32 off to bfloat16; a GPU rounds to the nearest."""
+    """Round float32 to the nearest bfloat16, as a GPU does: the interpreter truncates."""
     if (source, target) != (tl.float32, tl.bfloat16):
         return plain(data, source, target, mode)
     return torch.from_numpy(data.copy()).bfloat16().view(torch.uint16).numpy()
@@ -40,9 +40,8 @@ if __name__ == "__main__":
     interpreter._convert_float = convert
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = True  # with NaN
-    every, results = triton_planes.CONFIGS, []
-    for number, arguments, upstream, out in torch.load(sys.argv[1]):
-        triton_planes._chosen.clear()
-        triton_planes.CONFIGS = {name: (configs[min(number, len(configs) - 1)],) for name, configs in every.items()}
-        results.append((solve(triton_planes.rdb, arguments, upstream, torch.channels_last, out=out), out))
+    results = []
+    for number, arguments, upstream in torch.load(sys.argv[1]):
+        triton_planes.configs.restrict(number)
+        results.append(solve(triton_planes.rdb, arguments, upstream, torch.channels_last))
     torch.save(results, sys.argv[2])

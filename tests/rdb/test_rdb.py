@@ -1,4 +1,4 @@
-"""Every row of rdb.IMPLS against the paper's equations in float64, and the rules by which a row is chosen."""
+"""Every impl of rdb.IMPLS against the paper's equations in float64, and the rules of selecting one."""
 
 import functools
 import statistics
@@ -15,15 +15,16 @@ from rdn_fast import devices, rdb
 from rdn_fast.config import ModelConfig
 from rdn_fast.errors import UserError
 from rdn_fast.model import RDN
+from rdn_fast.precision import Precision
 from rdn_fast.rdb import IMPLS, Impl, naive, refusal, select
 
 CPU = torch.device("cpu")
-DEVICE = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else CPU  # where the rows compute
+DEVICE = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else CPU  # of the impls
 FLOAT32 = torch.float32
 LOW = (torch.bfloat16, torch.float16)
 
-# batch, G0, G, C, H, W: H and W are multiples of nothing, G != G0, and the channels are many enough for rounding errors to average
-# out. The fourth is one pixel per image: padding everywhere. The last has more channels than any vector or tile.
+# batch, G0, G, C, H, W: H and W are multiples of nothing, G != G0, and there are enough channels for rounding errors to
+# average out. The fourth has one pixel per image: padding everywhere. The last has more channels than a vector or tile.
 SHAPES = (
     (1, 18, 13, 1, 5, 7),
     (1, 13, 18, 2, 7, 5),
@@ -32,35 +33,29 @@ SHAPES = (
     (1, 70, 37, 2, 5, 9),
 )
 
-FORMATS = {
-    "any": (torch.contiguous_format, torch.channels_last),
-    "contiguous": (torch.contiguous_format,),
-    "channels_last": (torch.channels_last,),
-}
+FORMATS = dict.fromkeys([torch.contiguous_format, devices.memory_format(DEVICE)])
 CASES = [
-    pytest.param(
-        (row, layout, dtype), id=f"{row.name}-{str(layout).removeprefix('torch.')}-{str(dtype).removeprefix('torch.')}"
-    )
-    for row in IMPLS.values()
-    if DEVICE.type in row.devices
-    for layout in FORMATS[row.layout]
+    pytest.param((impl, memory_format, dtype), id=f"{impl.name}-{memory_format}-{dtype}".replace("torch.", ""))
+    for impl in IMPLS.values()
+    if DEVICE.type in impl.devices
+    for memory_format in FORMATS
     for dtype in (FLOAT32, *LOW)
-    if dtype in row.dtypes
+    if dtype in impl.dtypes
 ]
 
 
 @pytest.fixture
 def case(request):
-    """(row, layout, dtype), skipped where the row lacks something."""
-    row, layout, dtype = request.param
-    if reason := refusal(row, DEVICE, dtype, row.trains):
-        pytest.skip(f"{row.name} {reason}")
-    return row, layout, dtype
+    """Return (impl, memory_format, dtype), or skip the test where the impl cannot run."""
+    impl, memory_format, dtype = request.param
+    if reason := refusal(impl, DEVICE, dtype, impl.trains):
+        pytest.skip(f"{impl.name} {reason}")
+    return impl, memory_format, dtype
 
 
 @pytest.fixture(autouse=True)
 def _poisoned_memory():
-    """torch.empty is filled with NaN, so that reading memory that was never written cannot pass."""
+    """Fill torch.empty with NaN, so that reading memory that was never written cannot pass."""
     before, filled = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = True
@@ -81,8 +76,8 @@ def conv3x3(x, w, b):
     return sum(taps) + b[:, None, None]
 
 
-def block(x, conv_w, conv_b, fuse_w, fuse_b, out=None):
-    """Equations 5 to 8 of arXiv:1802.08797 without a concatenation: a product with a concatenation is a sum over its parts."""
+def block(x, conv_w, conv_b, fuse_w, fuse_b):
+    """Equations 5 to 8 of arXiv:1802.08797; a product with a concatenation is a sum of products with its parts."""
     features = [x]
 
     def parts(w):
@@ -118,21 +113,20 @@ def problem(shape, dtype, seed):
     return arguments | {"fuse_w": made.state["lff.weight"], "fuse_b": made.state["lff.bias"]}, made.upstream
 
 
-def solve(function, arguments, upstream, layout=torch.contiguous_format, trains=True, out=None, device=CPU):
-    """{"y": output, "gradient of x": ..., ...} of a block function; gradients only of one that trains."""
+def solve(function, arguments, upstream, memory_format=torch.contiguous_format, trains=True, device=CPU):
+    """Return {"y": output, "gradient of x": ..., ...} of a block function; gradients only if it trains."""
 
     def leaf(tensor):
-        tensor = (
-            tensor.detach().to(device).clone(memory_format=layout if tensor.dim() == 4 else torch.contiguous_format)
-        )
+        tensor = tensor.detach().to(device)
+        tensor = tensor.clone(memory_format=memory_format if tensor.dim() == 4 else torch.contiguous_format)
         return tensor.requires_grad_(trains)
 
     leaves = {name: leaf(tensor) for name, tensor in arguments.items()}
     lists = [[tensor for name, tensor in leaves.items() if name.startswith(prefix)] for prefix in ("conv_w", "conv_b")]
-    y = function(leaves["x"], *lists, leaves["fuse_w"], leaves["fuse_b"], out=out)
+    y = function(leaves["x"], *lists, leaves["fuse_w"], leaves["fuse_b"])
     results = {"y": y.detach().clone()}
     if trains:
-        y.backward(upstream.to(device).clone(memory_format=layout))
+        y.backward(upstream.to(device).clone(memory_format=memory_format))
         results |= {f"gradient of {name}": tensor.grad for name, tensor in leaves.items()}
     return results
 
@@ -141,17 +135,15 @@ def in_float64(arguments, upstream):
     return {name: tensor.double() for name, tensor in arguments.items()}, upstream.double()
 
 
-def check(row, layout, shape, dtype, seed, out=None):
+def check(impl, memory_format, shape, dtype, seed):
+    """Fail unless the impl's output and gradients are as good as naive's on a random problem."""
     arguments, upstream = problem(shape, dtype, seed)
     oracle = solve(block, *in_float64(arguments, upstream))
-    plain = solve(naive.rdb, arguments, upstream, layout, device=DEVICE)
-    results = solve(row.module.rdb, arguments, upstream, layout, row.trains, out, DEVICE)
-    for name, result in results.items():
-        assert result.dtype == dtype, f"{row.name}: {name} is {result.dtype}"
-        assert_as_good_as_naive(
-            result, oracle[name], plain[name], dtype, f"{row.name}, {name}, shape {shape}, seed {seed}"
-        )
-    return results["y"]
+    plain = solve(naive.rdb, arguments, upstream, memory_format, device=DEVICE)
+    for name, result in solve(impl.module.rdb, arguments, upstream, memory_format, impl.trains, DEVICE).items():
+        what = f"{impl.name}, {name}, shape {shape}, seed {seed}"
+        assert result.dtype == dtype, f"{what}: is {result.dtype}"
+        assert_as_good_as_naive(result, oracle[name], plain[name], dtype, what)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -165,42 +157,26 @@ def test_naive_is_the_papers_equations_in_float64(shape, seed):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("case", CASES, indirect=True)
 def test_output_and_gradients_are_as_good_as_naives(case, shape, seed):
-    row, layout, dtype = case
-    check(row, layout, shape, dtype, seed)
+    impl, memory_format, dtype = case
+    check(impl, memory_format, shape, dtype, seed)
 
 
-@pytest.mark.parametrize("case", CASES, indirect=True)
-def test_out_is_written_whole_or_left_alone(case, seed):
-    row, layout, dtype = case
-    # `out` is the middle third of a buffer of NaN, as a block's slice of the global fusion's input is.
-    shape = SHAPES[2]
-    batch, g0, _, _, height, width = shape
-    buffer = torch.full((batch, 3 * g0, height, width), float("nan"), dtype=dtype, device=DEVICE).to(
-        memory_format=layout
-    )
-    before, out, after = buffer.split(g0, dim=1)
-    y = check(row, layout, shape, dtype, seed, out)
-    assert before.isnan().all(), f"{row.name} writes before out (seed {seed})"
-    assert after.isnan().all(), f"{row.name} writes behind out (seed {seed})"
-    assert torch.equal(out, y) or out.isnan().all(), f"{row.name} leaves out half written (seed {seed})"
-
-
-def three_percent_off(*arguments, out=None):
+def three_percent_off(*arguments):
     return 1.03 * naive.rdb(*arguments)
 
 
-def layer_left_out(x, conv_w, conv_b, fuse_w, fuse_b, out=None):
+def layer_left_out(x, conv_w, conv_b, fuse_w, fuse_b):
     """The fusion does not see the last layer."""
     seen = torch.ones_like(fuse_w)
     seen[:, -conv_w[-1].shape[0] :] = 0
     return naive.rdb(x, conv_w, conv_b, fuse_w * seen, fuse_b)
 
 
-def gradient_lost(x, conv_w, conv_b, fuse_w, fuse_b, out=None):
+def gradient_lost(x, conv_w, conv_b, fuse_w, fuse_b):
     return naive.rdb(x, conv_w, [b.detach() + 0 * b for b in conv_b], fuse_w, fuse_b)
 
 
-def corner_not_written(*arguments, out=None):
+def corner_not_written(*arguments):
     y = naive.rdb(*arguments)
     buffer = torch.empty_like(y)
     written = torch.ones_like(y, dtype=torch.bool)
@@ -211,49 +187,45 @@ def corner_not_written(*arguments, out=None):
 @pytest.mark.parametrize("dtype", [torch.float32, *LOW], ids=str)
 @pytest.mark.parametrize("fault", [three_percent_off, layer_left_out, gradient_lost, corner_not_written])
 def test_the_check_itself_notices_faults(fault, dtype, seed):
-    row = Impl("faulty", SimpleNamespace(rdb=fault), (DEVICE.type,), (dtype,), "any", True, "for tests")
+    impl = Impl("faulty", SimpleNamespace(rdb=fault), (DEVICE.type,), (dtype,), True, "for tests")
     with pytest.raises(AssertionError, match=r"faulty, .*relative error"):
-        check(row, torch.contiguous_format, SHAPES[2], dtype, seed)
+        check(impl, torch.contiguous_format, SHAPES[2], dtype, seed)
 
 
 @pytest.mark.parametrize("case", CASES, indirect=True)
 def test_arguments_are_not_changed(case, seed):
-    row, layout, dtype = case
+    impl, memory_format, dtype = case
     arguments, _ = problem(SHAPES[1], dtype, seed)
     given = {
-        name: tensor.to(DEVICE, memory_format=layout if tensor.dim() == 4 else torch.preserve_format)
+        name: tensor.to(DEVICE, memory_format=memory_format if tensor.dim() == 4 else torch.preserve_format)
         for name, tensor in arguments.items()
     }
     copies = {name: tensor.clone() for name, tensor in given.items()}
     lists = [[tensor for name, tensor in given.items() if name.startswith(prefix)] for prefix in ("conv_w", "conv_b")]
     with torch.inference_mode():
-        row.module.rdb(given["x"], *lists, given["fuse_w"], given["fuse_b"])
+        impl.module.rdb(given["x"], *lists, given["fuse_w"], given["fuse_b"])
     for name, tensor in given.items():
-        assert torch.equal(tensor, copies[name]), f"{row.name} changes {name} (seed {seed})"
+        assert torch.equal(tensor, copies[name]), f"{impl.name} changes {name} (seed {seed})"
 
 
 def train(name, dtype, seed):
-    """32 steps of Adam on a small RDN that a row computes in `dtype` -> (losses, all weights), float64."""
+    """Train a small RDN for 32 steps with this impl and compute dtype. Return (losses, all weights) in float64."""
     torch.manual_seed(seed)
-    model = RDN(ModelConfig(num_features=16, growth_rate=12, num_blocks=2, num_layers=3), name).to(
-        memory_format=torch.channels_last
-    )
-    if dtype in LOW:
-        model.compute_dtype, model.output_dtype = dtype, FLOAT32
-    model.to(DEVICE if dtype is not torch.float64 else CPU, torch.float64 if dtype is torch.float64 else FLOAT32)
-    device = next(model.parameters()).device
+    model = RDN(ModelConfig(num_features=16, growth_rate=12, num_blocks=2, num_layers=3), name)
+    device, parameters = (CPU, dtype) if dtype == torch.float64 else (DEVICE, FLOAT32)
+    model.to(device, parameters, memory_format=torch.channels_last)
     optimizer = devices.adam(model.parameters(), device, 1e-3, 0.0)
     losses = []
-    for _ in range(32):
-        hr = torch.rand(2, 3, 18, 14).to(device, torch.float64 if dtype is torch.float64 else FLOAT32)
-        optimizer.zero_grad()
-        loss = F.l1_loss(model(F.avg_pool2d(hr, 2)).to(hr.dtype), hr)
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return torch.tensor(losses, dtype=torch.float64), torch.cat(
-        [p.detach().cpu().double().flatten() for p in model.parameters()]
-    )
+    with model.computing(Precision("O1", dtype, parameters)):
+        for _ in range(32):
+            hr = torch.rand(2, 3, 18, 14).to(device, parameters)
+            optimizer.zero_grad()
+            loss = F.l1_loss(model(F.avg_pool2d(hr, 2)).to(hr.dtype), hr)
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+    weights = torch.cat([p.detach().cpu().double().flatten() for p in model.parameters()])
+    return torch.tensor(losses, dtype=torch.float64), weights
 
 
 @functools.cache
@@ -262,63 +234,47 @@ def trained(name, dtype, seed):
 
 
 @pytest.mark.parametrize("dtype", [FLOAT32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(
-    "row",
-    [row for row in IMPLS.values() if DEVICE.type in row.devices and row.name != "naive"],
-    ids=lambda row: row.name,
-)
-def test_32_steps_end_where_naive_ends(row, dtype):
-    """Errors against training in float64, for losses and weights, as the median of five runs: a ReLU or an Adam step whose sign
-    is decided by rounding alone now and then carries a single run away."""
-    if reason := refusal(row, DEVICE, dtype, True):
-        pytest.skip(f"{row.name} {reason}")
-    errors = {"naive": [], row.name: []}
-    for seed in range(5):
-        oracle = trained("naive", torch.float64, seed)
-        for name, seen in errors.items():
-            seen.append(
-                [
-                    relative_error(result, wanted)
-                    for result, wanted in zip(trained(name, dtype, seed), oracle, strict=True)
-                ]
-            )
-    for what, plain, own in zip(
-        ("losses", "weights"), zip(*errors["naive"], strict=True), zip(*errors[row.name], strict=True), strict=True
-    ):
+@pytest.mark.parametrize("name", [i.name for i in IMPLS.values() if DEVICE.type in i.devices and i.name != "naive"])
+def test_32_steps_end_where_naive_ends(name, dtype):
+    """Compare losses and weights with training in float64, by the median error of five runs.
+
+    A ReLU or a step of Adam whose sign is decided by rounding alone now and then carries a single run away.
+    """
+    if reason := refusal(IMPLS[name], DEVICE, dtype, True):
+        pytest.skip(f"{name} {reason}")
+
+    def errors(impl):
+        """Return the relative errors of the losses and of the weights, each of five runs."""
+        runs = [zip(trained(impl, dtype, i), trained("naive", torch.float64, i), strict=True) for i in range(5)]
+        return zip(*([relative_error(*pair) for pair in run] for run in runs), strict=True)
+
+    for what, own, plain in zip(("losses", "weights"), errors(name), errors("naive"), strict=True):
         bound = 2 * statistics.median(plain) + SLACK[dtype]
-        assert statistics.median(own) <= bound, f"{row.name}, {what}: {own}, naive: {plain}"
+        assert statistics.median(own) <= bound, f"{name}, {what}: {own}, naive: {plain}"
 
 
-def test_rows_declare_themselves():
-    for name, row in IMPLS.items():
-        assert row.name == name
-        assert row.layout in FORMATS
-        assert row.devices
-        assert set(row.devices) <= {"cpu", "cuda", "npu"}
-        assert set(row.dtypes) <= {FLOAT32, torch.float64, *LOW}
-        assert row.why
+def test_impls_declare_themselves():
+    for name, impl in IMPLS.items():
+        assert impl.name == name
+        assert impl.devices
+        assert set(impl.devices) <= {"cpu", "cuda", "npu"}
+        assert set(impl.dtypes) <= {FLOAT32, torch.float64, *LOW}
+        assert impl.why
 
 
 @pytest.fixture
 def table(monkeypatch):
-    """A table of rows: four that the CPU cannot run or train in float32, each for its own reason, and two that can do all."""
-    rows = (
-        Impl("elsewhere", naive, ("cuda", "npu"), (FLOAT32,), "any", True, "for tests"),
-        Impl("narrow", naive, ("cpu",), LOW, "any", True, "for tests"),
-        Impl(
-            "poor",
-            SimpleNamespace(rdb=naive.rdb, missing=lambda: "needs a moon"),
-            ("cpu",),
-            (FLOAT32,),
-            "any",
-            True,
-            "for tests",
-        ),
-        Impl("forward_only", naive, ("cpu",), (FLOAT32,), "any", False, "for tests"),
-        Impl("first", naive, ("cpu", "cuda"), (FLOAT32,), "any", True, "for tests"),
-        Impl("second", naive, ("cpu",), (FLOAT32,), "any", True, "for tests"),
+    """Replace the table: four impls cannot train on a CPU in float32, each for its own reason, and two can."""
+    poor = SimpleNamespace(rdb=naive.rdb, missing=lambda: "needs a moon")
+    impls = (
+        Impl("elsewhere", naive, ("cuda", "npu"), (FLOAT32,), True, "for tests"),
+        Impl("narrow", naive, ("cpu",), LOW, True, "for tests"),
+        Impl("poor", poor, ("cpu",), (FLOAT32,), True, "for tests"),
+        Impl("forward_only", naive, ("cpu",), (FLOAT32,), False, "for tests"),
+        Impl("first", naive, ("cpu", "cuda"), (FLOAT32,), True, "for tests"),
+        Impl("second", naive, ("cpu",), (FLOAT32,), True, "for tests"),
     )
-    monkeypatch.setattr(rdb, "IMPLS", {row.name: row for row in rows})
+    monkeypatch.setattr(rdb, "IMPLS", {impl.name: impl for impl in impls})
 
 
 @pytest.mark.usefixtures("table")
@@ -341,12 +297,12 @@ def test_select_refuses_aloud_and_names_what_can_run(name, training, reason):
 
 
 @pytest.mark.usefixtures("table")
-def test_select_gives_the_row_that_is_named():
+def test_select_returns_the_impl_of_that_name():
     assert select("second", CPU, FLOAT32, True).name == "second"
     assert select("forward_only", CPU, FLOAT32, False).name == "forward_only"
 
 
-def test_model_with_an_unknown_implementation_is_a_user_error():
+def test_model_with_an_unknown_impl_is_a_user_error():
     model = RDN(ModelConfig(num_features=4, growth_rate=3, num_blocks=1, num_layers=1), rdb="nonsense")
     with pytest.raises(UserError, match="nonsense"):
         model(torch.zeros(1, 3, 4, 4))

@@ -1,9 +1,8 @@
-"""What is special about the Winograd row: work in parts, kept scratch memory, remembered weights, and the compiler that it needs."""
+"""What only winograd has: work in chunks and crops, scratch memory, arguments that C would misread, a compiler."""
 
 import os
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
@@ -13,55 +12,80 @@ from test_rdb import SHAPES, block, in_float64, problem, solve
 
 from bench.parity import assert_as_good_as_naive
 from rdn_fast import native
+from rdn_fast.errors import UserError
 from rdn_fast.rdb import naive, winograd
 
 pytestmark = pytest.mark.skipif(winograd.missing() is not None, reason=f"winograd {winograd.missing()}")
 SOURCE = Path(winograd.__file__).with_name("winograd.c")
 
 
-def weights(arguments):
-    return [[t for name, t in arguments.items() if name.startswith(prefix)] for prefix in ("conv_w", "conv_b")]
-
-
 def call(function, arguments):
-    return function(arguments["x"], *weights(arguments), arguments["fuse_w"], arguments["fuse_b"])
+    lists = [[t for name, t in arguments.items() if name.startswith(prefix)] for prefix in ("conv_w", "conv_b")]
+    return function(arguments["x"], *lists, arguments["fuse_w"], arguments["fuse_b"])
 
 
-def test_batches_in_several_parts_are_as_good_as_naive(monkeypatch, seed):
-    shape = (5, 9, 8, 3, 6, 9)  # six tiles an image: parts of 2, 2 and 1 images
-    monkeypatch.setattr(winograd, "_TILES", 12)
-    monkeypatch.setattr(winograd, "_TILES_BACKWARD", 12)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+def check(shape, seed):
+    """Fail unless all results are as good as naive's on a random problem. Return its arguments and the results."""
     arguments, upstream = problem(shape, torch.float32, seed)
     oracle, plain = solve(block, *in_float64(arguments, upstream)), solve(naive.rdb, arguments, upstream)
     results = solve(winograd.rdb, arguments, upstream)
     for name, result in results.items():
         assert_as_good_as_naive(result, oracle[name], plain[name], torch.float32, f"{name}, seed {seed}")
+    return arguments, results
+
+
+def test_batches_in_several_chunks_are_as_good_as_naive(monkeypatch, seed):
+    monkeypatch.setattr(winograd, "_TILES", 12)
+    monkeypatch.setattr(winograd, "_TILES_BACKWARD", 12)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    arguments, results = check((5, 9, 8, 3, 6, 9), seed)  # six tiles an image: chunks of 2, 2 and 1 images
     with torch.no_grad():
         assert torch.equal(call(winograd.rdb, arguments), results["y"])
 
 
-def test_pictures_in_parts_are_whole(monkeypatch, seed):
-    monkeypatch.setattr(winograd, "_PART", 7)
+def test_images_in_crops_are_whole(monkeypatch, seed):
+    monkeypatch.setattr(winograd, "_CROP", 7)
     arguments, _ = problem((2, 5, 6, 3, 23, 16), torch.float32, seed)
     with torch.no_grad():
-        parts = call(winograd.rdb, arguments)
-        monkeypatch.setattr(winograd, "_PART", 64)
+        crops = call(winograd.rdb, arguments)
+        monkeypatch.setattr(winograd, "_CROP", 64)
         whole = call(winograd.rdb, arguments)
-    torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(crops, whole, rtol=1e-5, atol=1e-5)
 
 
 def test_a_block_of_rdn_b_is_as_good_as_naive(seed):
-    arguments, upstream = problem((2, 64, 64, 8, 32, 32), torch.float32, seed)
-    oracle, plain = solve(block, *in_float64(arguments, upstream)), solve(naive.rdb, arguments, upstream)
-    for name, result in solve(winograd.rdb, arguments, upstream).items():
-        assert_as_good_as_naive(result, oracle[name], plain[name], torch.float32, f"{name}, seed {seed}")
+    check((2, 64, 64, 8, 32, 32), seed)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (torch.Tensor.bfloat16, "not in bfloat16 on cpu"),
+        (torch.Tensor.double, "not in float64 on cpu"),
+        (lambda tensor: tensor.to("meta"), "not in float32 on meta"),
+    ],
+)
+@pytest.mark.parametrize("names", ["all", "x", "conv_w[1]", "conv_b[0]", "fuse_w", "fuse_b"])
+def test_other_dtypes_and_devices_are_an_error(names, change, found, training):
+    arguments, _ = problem(SHAPES[2], torch.float32, 0)
+    changed = {name: change(tensor) if names in ("all", name) else tensor for name, tensor in arguments.items()}
+    with pytest.raises(UserError, match=f"--rdb winograd: computes in float32 on CPUs only, {found}; "):
+        call(winograd.rdb, {name: tensor.requires_grad_(training) for name, tensor in changed.items()})
+
+
+@pytest.mark.parametrize("name", ["x", "conv_w[0]", "conv_w[2]", "conv_b[1]", "fuse_w"])
+def test_weights_of_no_dense_block_are_an_error(name):
+    arguments, _ = problem(SHAPES[2], torch.float32, 0)
+    dim = min(1, arguments[name].dim() - 1)
+    arguments[name] = arguments[name].narrow(dim, 0, arguments[name].shape[dim] - 1)
+    with pytest.raises(UserError, match="--rdb winograd: the weights' shapes are "):
+        call(winograd.rdb, arguments)
 
 
 def test_results_do_not_depend_on_which_thread_computes_what(seed):
-    arguments, upstream = problem(
-        (5, 20, 18, 3, 30, 31), torch.float32, seed
-    )  # more tiles than two threads take at a time
+    shape = (5, 20, 18, 3, 30, 31)  # more tiles than two threads take at a time
+    arguments, upstream = problem(shape, torch.float32, seed)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
@@ -82,7 +106,7 @@ def test_no_images_give_zero_gradients(seed):
 
 
 def test_weights_that_an_optimizer_changed_are_the_ones_used(seed):
-    """torch's fused Adam changes weights without counting their versions: nothing may be remembered by those."""
+    """torch's fused Adam changes weights without bumping their version counters, so those are no cache key."""
     arguments, _ = problem(SHAPES[2], torch.float32, seed)
     arguments = {name: t.requires_grad_() for name, t in arguments.items()}
     optimizer = torch.optim.Adam([t for name, t in arguments.items() if name != "x"], lr=0.1, fused=True)
@@ -96,8 +120,8 @@ def test_weights_that_an_optimizer_changed_are_the_ones_used(seed):
         torch.testing.assert_close(second, call(naive.rdb, arguments))
 
 
-def test_scratch_memory_of_inference_mode_serves_everything_else(monkeypatch, seed):
-    monkeypatch.setattr(winograd, "_kept", threading.local())
+def test_scratch_memory_of_inference_mode_serves_everything_else(seed):
+    winograd.scratch.clear()
     arguments, upstream = problem(SHAPES[2], torch.float32, seed)
     with torch.inference_mode():
         y = call(winograd.rdb, arguments)
@@ -106,8 +130,8 @@ def test_scratch_memory_of_inference_mode_serves_everything_else(monkeypatch, se
     torch.testing.assert_close(solve(winograd.rdb, arguments, upstream)["y"], y)
 
 
-def test_a_second_backward_uses_what_was_kept(seed):
-    """Two blocks whose passes interleave: scratch memory of one must not be the other's."""
+def test_a_second_backward_uses_its_own_features(seed):
+    """Interleave the passes of two blocks, which share scratch memory."""
     cases = [problem((2, 6, 5, 3, 9, 7), torch.float32, seed + i) for i in range(2)]
     alone = [solve(winograd.rdb, *case) for case in cases]
     leaves = [{name: t.clone().requires_grad_() for name, t in arguments.items()} for arguments, _ in cases]
@@ -121,7 +145,7 @@ def test_a_second_backward_uses_what_was_kept(seed):
 
 @pytest.fixture
 def fresh(monkeypatch, tmp_path):
-    """An empty cache folder, and nothing loaded."""
+    """Use an empty cache folder, and forget the loaded libraries."""
     monkeypatch.setattr(native, "cache_folder", lambda: tmp_path)
     native.library.cache_clear()
     yield tmp_path
