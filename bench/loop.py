@@ -18,7 +18,7 @@ from rdn_fast.distributed.process_group import Ranks
 from rdn_fast.training.throughput import ThroughputMeter, per_second
 
 LR_SIZE = 351, 510  # height and width of DIV2K's five crops at x2, at most
-DIFFERENT = 16  # images unless asked for more; the others are hard links to them
+DIFFERENT = 16  # distinct images, by default; the others are hard links to them
 
 
 def noise(_: int, height: int, width: int) -> np.ndarray:

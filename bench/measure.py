@@ -33,7 +33,7 @@ class Bench:
         self.results = Results(f"bench-{command}", device)
         self.default, self.dtypes = default_dtype(device), dtypes_of(device)
         self._ceilings: dict[str, float] = {}
-        devices.enable_autotuning(device)  # for every recipe: the reference's train.py asks cuDNN for it, too
+        devices.enable_autotuning(device)  # for every recipe, as the reference's train.py does
 
     def ceilings(self) -> None:
         for dtype, (what, times, gflops) in ceilings(self.device, self.dtypes).items():

@@ -1,4 +1,4 @@
-"""Time contenders in turn (A B A B ...), so that a machine whose speed drifts drifts for all of them alike."""
+"""Time contenders in turn (A B A B ...), so that a drift of the machine's speed hits all of them alike."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ class Run:
         return patches / seconds if seconds else None
 
     def benchmark(self, runs: list[list[Row]]) -> float | None:
-        """Return patches per second in the newest end-to-end benchmark of just this training on this device, if any."""
+        """Return patches per second of the newest end-to-end benchmark of this training on this device, if any."""
         start = self.start
         device, dtype = re.search(r"\((.*)\)", start["device"])[1], start["precision"].split()[1]
         shape = words(self.config, start["patch_size"], start["patch_size"])
@@ -164,17 +164,17 @@ def quality_table(models: dict[str, Run], words: dict[str, str]) -> str:
 
 
 def charts(models: dict[str, Run]) -> dict[str, Figure]:
-    """Return {file name: figure}: each model's validation over patches, and over minutes if the run has told them."""
+    """Return {file name: figure}: each model's validation over patches, and over minutes if it recorded them."""
     found = {}
     for name, run in models.items():
-        told = [epoch for epoch in run.of("epoch") if "psnr_y" in epoch]
+        validated = [epoch for epoch in run.of("epoch") if "psnr_y" in epoch]
         what = "PSNR-Y of the validation set, dB"
         keys = {"canonical": "psnr_y", "reference-compatible": "psnr_y_compat"}
-        axes = {"thousands of patches": [run.patches(epoch) / 1e3 for epoch in told]}
-        if all("seconds" in epoch for epoch in told):
-            axes["minutes"] = [epoch["seconds"] / 60 for epoch in told]
+        axes = {"thousands of patches": [run.patches(epoch) / 1e3 for epoch in validated]}
+        if all("seconds" in epoch for epoch in validated):
+            axes["minutes"] = [epoch["seconds"] / 60 for epoch in validated]
         panels = [
-            Curve({label: (x, [epoch[key] for epoch in told]) for label, key in keys.items()}, axis, what)
+            Curve({label: (x, [epoch[key] for epoch in validated]) for label, key in keys.items()}, axis, what)
             for axis, x in axes.items()
         ]
         found[f"training_{name}.svg"] = Figure(f"{name}, trained on {run.start['device']}", panels)
@@ -210,7 +210,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.trained", description=__doc__, formatter_class=kind)
     parser.add_argument("name", choices=NAMES)
     parser.add_argument("--outputs-dir", type=Path, required=True, help="of rdn-fast train")
-    parser.add_argument("--weights", type=Path, required=True, help="the file that is given away")
+    parser.add_argument("--weights", type=Path, required=True, help="the published file")
     parser.add_argument("--eval", type=Path, nargs="+", required=True, help="of rdn-fast eval --json, of these weights")
     options = parser.parse_args(argv)
     try:

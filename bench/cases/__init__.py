@@ -18,7 +18,7 @@ def load() -> dict[str, Case]:
 
 
 def commands() -> list[str]:
-    """Return what bench/run.py can be asked for: the cases' commands, and the names of their files."""
+    """Return the commands of bench/run.py: those that cases name, and the names of the cases' files."""
     return list(dict.fromkeys([*(command for case in load().values() for command in case.commands), *load()]))
 
 
