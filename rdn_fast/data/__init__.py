@@ -1,1 +1,1 @@
-"""From image files to batches. Read images, pairs, h5_writer, prepare; then h5, sampler, augment, patches, slot_ring, prefetch."""
+"""From image files to batches. Read images, pairs, h5_writer, prepare, h5, sampler, augment, patches, prefetch."""

@@ -1,6 +1,7 @@
-"""Patches out of a tensor that holds the bytes of a whole h5 file, or of a batch: many at once, by addresses.
+"""Cut, orient and scale many patches at once out of a tensor that holds the bytes of a whole h5 file, or of a batch.
 
-On the host C does it (patches.c), without Python's lock; where there is no C compiler, and on other devices, a few tensor operations.
+On the host patches.c does it without Python's lock. Other devices use tensor operations, as do hosts without a C
+compiler.
 """
 
 from __future__ import annotations
@@ -13,60 +14,70 @@ import numpy as np
 import torch
 
 from rdn_fast import native
-from rdn_fast.devices import is_host, memory_format
+from rdn_fast.data import augment
+from rdn_fast.devices import memory_format
 
 
 class CutShort(Exception):
-    """The file behind the bytes has been cut short, or could not be read."""
+    """The mapped file was truncated, or could not be read."""
 
 
 def crop(flat: torch.Tensor, start: np.ndarray, pitch: np.ndarray, out: torch.Tensor) -> None:
-    """Copy n upright patches: flat uint8 [bytes] on the host -> out uint8 [n, size, size, 3].
+    """Copy n patches as they lie: flat uint8 [bytes] on the host -> out uint8 [n, size, size, 3].
 
-    start, pitch: int64 [n], the address of a patch's first byte, and from row to row. Raises CutShort.
+    start, pitch: int64 [n], the address of a patch's first byte, and the bytes from row to row. Raises CutShort.
     """
     n, size = out.shape[:2]
     assert out.is_contiguous()
     if library := _library():
-        _finish(library.crop(_at(flat), _longs(start), _longs(pitch), n, size, _at(out)))
+        _check(library.crop(_address(flat), _array(start), _array(pitch), n, size, _address(out)))
         return
     source, patches = flat.numpy(), out.view(n, size, 3 * size).numpy()
     for k in range(n):
         patches[k] = np.ndarray((size, 3 * size), np.uint8, source, start[k], (pitch[k], 1))
 
 
-def develop(flat: torch.Tensor, walk: torch.Tensor, out: torch.Tensor) -> None:
-    """Turn and scale n patches: flat uint8 [bytes] -> out float32 [n, 3, size, size] in 0..1, all on one device.
+def gather_to_float(
+    flat: torch.Tensor, start: np.ndarray, pitch: np.ndarray, orientation: np.ndarray, out: torch.Tensor
+) -> None:
+    """Cut, orient and scale n patches on the host: flat uint8 [bytes] -> out float32 [n, 3, size, size] in 0..1.
 
-    walk: int64 [3, n], as augment.walk makes it: pixel (y, x) of patch k lies at walk[0, k] + y * walk[1, k] + x * walk[2, k].
-    Raises CutShort.
+    start, pitch: as for crop(). orientation: uint8 [n], as in augment.Plan. out: channels_last. Raises CutShort.
     """
     n, size = out.shape[0], out.shape[2]
-    if is_host(flat.device) and (library := _library()):
-        assert out.is_contiguous(memory_format=torch.channels_last)
-        assert walk.stride(1) == 1
-        ways = (ctypes.c_void_p(walk.data_ptr() + 8 * walk.stride(0) * i) for i in range(3))
-        _finish(library.develop(_at(flat), *ways, n, size, _at(out)))
-        return
-    way = torch.arange(size, device=flat.device)
-    start, down, right = walk.view(3, n, 1, 1, 1)
-    address = (
-        start + down * way.view(size, 1, 1) + right * way.view(size, 1) + torch.arange(3, device=flat.device)
-    )  # [n, size, size, 3]
-    whole = torch.full(
-        (), 255.0, device=flat.device
-    )  # by a Python number CUDA would multiply with its rounded reciprocal
-    torch.div(flat[address].permute(0, 3, 1, 2), whole, out=out)
-
-
-def expect(flat: torch.Tensor, start: np.ndarray, pitch: np.ndarray, size: int) -> None:
-    """Have the kernel read from the disk what crop() or develop() of these patches will need, many pages at a time."""
+    assert out.is_contiguous(memory_format=torch.channels_last)
     if library := _library():
-        library.expect(_at(flat), _longs(start), _longs(pitch), len(start), size)
+        where = _array(start), _array(pitch), _array(orientation, np.uint8)
+        _check(library.gather_to_float(_address(flat), *where, n, size, _address(out)))
+        return
+    gather_strided_to_float(flat, torch.from_numpy(augment.strides(start, pitch, orientation, size)), out)
+
+
+def gather_strided_to_float(flat: torch.Tensor, strides: torch.Tensor, out: torch.Tensor) -> None:
+    """Do the same on any device by tensor operations; out may have any memory format.
+
+    strides: int64 [3, n] as augment.strides() makes them, on the device of flat and out.
+    """
+    n, size = out.shape[0], out.shape[2]
+    position = torch.arange(size, device=flat.device)
+    start, row, column = strides.view(3, n, 1, 1, 1)
+    channel = torch.arange(3, device=flat.device)
+    address = start + row * position.view(size, 1, 1) + column * position.view(size, 1) + channel  # [n, size, size, 3]
+    divisor = torch.full((), 255.0, device=flat.device)  # CUDA multiplies by a Python number's rounded reciprocal
+    torch.div(flat[address].permute(0, 3, 1, 2), divisor, out=out)
+
+
+def read_ahead(flat: torch.Tensor, start: np.ndarray, pitch: np.ndarray, size: int) -> None:
+    """Make the kernel read from the disk what crop() or gather_to_float() of these patches needs, many pages at a time.
+
+    Does nothing where there is no C library.
+    """
+    if library := _library():
+        library.read_ahead(_address(flat), _array(start), _array(pitch), len(start), size)
 
 
 def compiled() -> bool:
-    """Whether there is a C library; it is compiled now if it was not before. Without it expect() does nothing."""
+    """Return whether there is a C library. Compiles it at the first call."""
     return _library() is not None
 
 
@@ -84,18 +95,18 @@ def _library() -> ctypes.CDLL | None:
         return None
 
 
-def _finish(ended: int) -> None:
-    if ended == 1:
+def _check(status: int) -> None:
+    if status == 1:
         raise CutShort
-    if ended:
+    if status:
         raise MemoryError
 
 
-def _at(tensor: torch.Tensor) -> ctypes.c_void_p:
+def _address(tensor: torch.Tensor) -> ctypes.c_void_p:
     return ctypes.c_void_p(tensor.data_ptr())
 
 
-def _longs(values: np.ndarray):
-    assert values.dtype == np.int64
+def _array(values: np.ndarray, dtype=np.int64) -> ctypes.c_void_p:
+    assert values.dtype == dtype
     assert values.flags.c_contiguous
     return values.ctypes.data_as(ctypes.c_void_p)

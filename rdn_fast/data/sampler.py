@@ -1,4 +1,7 @@
-"""Which patches make which batch: a pure function of the step, the same for every mode of delivery (data/feed.py)."""
+"""Deterministic patch sampling: maps a step to the patches of its batch.
+
+The result is independent of workers, ranks and loader mode.
+"""
 
 from __future__ import annotations
 
@@ -7,72 +10,39 @@ from typing import NamedTuple
 import numpy as np
 
 from rdn_fast.data import augment
+from rdn_fast.data.augment import Plan
 from rdn_fast.data.h5 import PairedH5
 from rdn_fast.errors import UserError
 
 
-class _once:
-    """A property that is computed at its first use. functools.cached_property has one lock for all objects before Python 3.12: a process
-    that is forked while another thread holds it would wait for ever; here two threads may compute the same at the same time."""
+class _Epoch(NamedTuple):
+    """The M images of a sampler in one epoch. order: int64 [M]. starts: as in Share, [2, M]."""
 
-    def __init__(self, function):
-        self._function, self.__doc__ = function, function.__doc__
-
-    def __set_name__(self, owner, name: str):
-        self._name = name
-
-    def __get__(self, instance, owner=None):
-        value = instance.__dict__[self._name] = self._function(instance)
-        return value
-
-
-class Epoch:
-    """What is done with the M images of a loader in one epoch: the order [M] of their numbers, every image's patch, and where it lies."""
-
-    def __init__(self, sampler: PatchSampler, number: int):
-        self._sampler, m = sampler, len(sampler)
-        self.order = augment.order(sampler.seed, number, m)
-        self.plan = augment.plan(
-            sampler.seed, number, np.arange(m), sampler.pairs.sizes[sampler.images], sampler.patch_size
-        )
-
-    @_once
-    def starts(self) -> list[np.ndarray]:
-        """For LR and HR, the addresses [M] of the crops in the file."""
-        sampler = self._sampler
-        offsets = sampler.pairs.offset[:, sampler.images]
-        return [
-            augment.corner(self.plan, *where) for where in zip(offsets, sampler.pitches, sampler.factors, strict=True)
-        ]
-
-    @_once
-    def walks(self) -> list[np.ndarray]:
-        """For LR and HR, the ways [3, M] through the file that turn the crops (augment.walk)."""
-        return [
-            augment.walk(self.plan, *where)
-            for where in zip(self.starts, self._sampler.pitches, self._sampler.edges, strict=True)
-        ]
-
-    @_once
-    def turns(self) -> list[np.ndarray]:
-        """The same through crops that were copied as they lie, each at address 0."""
-        return [
-            augment.walk(self.plan, *where)
-            for where in ((0, np.full(len(self.order), 3 * edge), edge) for edge in self._sampler.edges)
-        ]
+    order: np.ndarray
+    plan: Plan
+    starts: np.ndarray | None
 
 
 class Share(NamedTuple):
-    """One rank's patches of a step: their numbers [b] in the epoch's arrays; `count` and `total` as in feed.Batch."""
+    """One rank's b patches of a step.
 
-    epoch: Epoch
-    index: np.ndarray
+    images: int64 [b], numbers in the file. starts: int64 [2, b], addresses of the LR and HR crops in the file; None
+    where it cannot be mapped. pitches: int64 [2, b], bytes from row to row. count, total: as in prefetch.Batch.
+    """
+
+    images: np.ndarray
+    plan: Plan
+    starts: np.ndarray | None
+    pitches: np.ndarray
     count: int
     total: int
 
 
 class PatchSampler:
-    """Cuts one patch from every image in every epoch, `batch_size` per rank and step; `drop_last`: leaves out the last, partial batch."""
+    """Samples one patch of every image in every epoch, `batch_size` per rank and step.
+
+    drop_last: leave out the last, partial batch of an epoch. `steps`: steps in an epoch.
+    """
 
     def __init__(
         self,
@@ -84,7 +54,10 @@ class PatchSampler:
         world: int = 1,
         drop_last: bool = False,
     ):
-        """Raises UserError when no image is as large as the patch; smaller ones are left out and named in `left_out`."""
+        """patch_size: in LR pixels. Smaller images are left out and named in `left_out`.
+
+        Raises UserError when no image is large enough, or when no batch is left.
+        """
         large = (pairs.sizes >= patch_size).all(axis=1)
         if not large.any():
             largest = max(pairs.sizes, key=min)
@@ -92,32 +65,25 @@ class PatchSampler:
                 f"{pairs.path}: no image is as large as the patch ({patch_size}x{patch_size} LR pixels; the largest is "
                 f"{largest[1]}x{largest[0]}): give a smaller --patch-size, or prepare larger images"
             )
+        self.pairs, self.patch_size, self.batch_size, self.seed = pairs, patch_size, batch_size, seed
+        self.rank, self.world = rank, world
         self.left_out = pairs.names(np.flatnonzero(~large)) if not large.all() else []
-        self.pairs, self.patch_size, self.batch_size, self.seed, self.rank, self.world = (
-            pairs,
-            patch_size,
-            batch_size,
-            seed,
-            rank,
-            world,
-        )
-        self.images = np.flatnonzero(large)  # [M], their numbers in the file
+        self.images = np.flatnonzero(large)  # [M], numbers in the file
         self.factors = 1, pairs.scale  # of LR and HR
-        self.edges = tuple(factor * patch_size for factor in self.factors)  # of the patches, in pixels
+        self.edges = tuple(factor * patch_size for factor in self.factors)  # of LR and HR patches, in pixels
         self.patch_bytes = sum(3 * edge**2 for edge in self.edges)
-        self.pitches = [
-            3 * factor * pairs.sizes[self.images, 1] for factor in self.factors
-        ]  # [M], bytes from row to row
+        self._pitches = np.outer([3 * factor for factor in self.factors], pairs.sizes[self.images, 1])  # [2, M]
         self.global_batch = batch_size * world
-        self.steps = len(self) // self.global_batch if drop_last else -(-len(self) // self.global_batch)  # in an epoch
+        self.steps = len(self) // self.global_batch if drop_last else -(-len(self) // self.global_batch)
         if not self.steps:
             raise UserError(
-                f"--drop-last: {len(self)} images do not make one batch of {self.global_batch}; give a smaller --batch-size"
+                f"{pairs.path}: {len(self)} images do not make one batch of {self.global_batch}; "
+                "give a smaller --batch-size, or leave out --drop-last"
             )
-        self._epochs: dict[int, Epoch] = {}
+        self._epochs: dict[int, _Epoch] = {}
 
     def __len__(self) -> int:
-        """Images that are large enough."""
+        """Return the number of images that are large enough."""
         return len(self.images)
 
     @property
@@ -126,20 +92,40 @@ class PatchSampler:
         return min(len(self), self.steps * self.global_batch)
 
     def share(self, step: int) -> Share:
-        """This rank's share of `step`, counted from 0 through all epochs."""
+        """Return this rank's share of `step`, counted from 0 through all epochs. Thread-safe."""
         number, position = divmod(step, self.steps)
         epoch = self._epoch(number)
-        chosen = epoch.order[position * self.global_batch : (position + 1) * self.global_batch]
-        each, more = divmod(len(chosen), self.world)  # the first `more` ranks have one patch more
+        batch = epoch.order[position * self.global_batch : (position + 1) * self.global_batch]
+        each, more = divmod(len(batch), self.world)  # the first `more` ranks have one patch more
         begin = self.rank * each + min(self.rank, more)
-        mine = chosen[begin : begin + each + (self.rank < more)]
-        return Share(epoch, mine if len(mine) else chosen[:1], len(mine), len(chosen))
+        count = each + (self.rank < more)
+        index = batch[begin : begin + count] if count else batch[:1]
+        return Share(
+            self.images[index],
+            Plan(*(field[index] for field in epoch.plan)),
+            None if epoch.starts is None else epoch.starts.take(index, axis=1),
+            self._pitches.take(index, axis=1),
+            count,
+            len(batch),
+        )
 
-    def _epoch(self, number: int) -> Epoch:
+    def _epoch(self, number: int) -> _Epoch:
+        """Return the epoch, from memory if a thread has computed it.
+
+        There is no lock: a process forked while another thread holds it would wait forever. Two threads may compute the
+        same epoch.
+        """
         epochs = self._epochs
         if number not in epochs:
-            before = {
-                n: epochs[n] for n in (number - 1,) if n in epochs
-            }  # other threads may still fill its last batches
-            epochs = self._epochs = {**before, number: Epoch(self, number)}
+            previous = {n: epochs[n] for n in (number - 1,) if n in epochs}  # threads may still fill its last batches
+            epochs = self._epochs = {**previous, number: self._draw(number)}
         return epochs[number]
+
+    def _draw(self, number: int) -> _Epoch:
+        pairs, m = self.pairs, len(self)
+        plan = augment.plan(self.seed, number, np.arange(m), pairs.sizes[self.images], self.patch_size)
+        starts = None
+        if pairs.unmappable is None:
+            places = zip(pairs.offset[:, self.images], self._pitches, self.factors, strict=True)
+            starts = np.stack([augment.start_address(plan, *place) for place in places])
+        return _Epoch(augment.order(self.seed, number, m), plan, starts)

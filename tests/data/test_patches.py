@@ -1,4 +1,4 @@
-"""Patches out of bytes: the same bits in C, in tensor operations and by hand; nothing else read or written; files that are cut short."""
+"""Patches out of bytes: the same bits in C, by tensor operations and by hand; bounds; files that are truncated."""
 
 import ctypes
 import itertools
@@ -20,7 +20,7 @@ from runs import ROOT
 
 from rdn_fast.data import augment, patches
 from rdn_fast.data.augment import Plan
-from rdn_fast.data.patches import CutShort, crop, develop, expect, to_float
+from rdn_fast.data.patches import CutShort, crop, gather_strided_to_float, gather_to_float, read_ahead, to_float
 
 PAGE = mmap.PAGESIZE
 GUARD = 64  # values on either side of `out` that must stay as they are
@@ -36,21 +36,19 @@ class Cuts:
         self.flat = np.concatenate([np.full(before, 99, np.uint8), *(image.reshape(-1) for image in images)])
         begin = before + np.cumsum([0, *(image.size for image in images)])[index]
         self.pitch = np.array([3 * images[i].shape[1] for i in index])
-        self.start = augment.corner(plan, begin, self.pitch, 1)
-        self.walk = torch.from_numpy(augment.walk(plan, self.start, self.pitch, size))
+        self.start = augment.start_address(plan, begin, self.pitch, 1)
+        self.where = self.start, self.pitch, plan.orientation
 
     def upright(self) -> np.ndarray:
         """What crop() must give, by hand."""
-        straight = self.plan._replace(
-            **dict.fromkeys(("flip_vertical", "flip_horizontal", "transpose"), np.zeros(len(self.index), bool))
-        )
+        straight = self.plan._replace(orientation=np.zeros(len(self.index), np.uint8))
         return np.stack([cut(self.images[i], straight, k, self.size, 1) for k, i in enumerate(self.index)])
 
-    def developed(self) -> torch.Tensor:
-        """What develop() must give, by hand."""
+    def floats(self) -> torch.Tensor:
+        """What gather_to_float() must give, by hand."""
         return floats([cut(self.images[i], self.plan, k, self.size, 1) for k, i in enumerate(self.index)])
 
-    def check(self, contiguous: bool = False) -> None:
+    def check(self) -> None:
         """Both functions give what they must, into memory full of other values, and write nothing beside it."""
         n, size = len(self.index), self.size
         flat, count = torch.from_numpy(self.flat), n * size * size * 3
@@ -64,9 +62,9 @@ class Cuts:
 
         values = torch.full((count + 2 * GUARD,), torch.nan)
         inside = values[GUARD:-GUARD]
-        out = inside.view(n, 3, size, size) if contiguous else inside.view(n, size, size, 3).permute(0, 3, 1, 2)
-        develop(flat, self.walk, out)
-        assert torch.equal(out, self.developed())
+        out = inside.view(n, size, size, 3).permute(0, 3, 1, 2)
+        gather_to_float(flat, *self.where, out)
+        assert torch.equal(out, self.floats())
         assert values[:GUARD].isnan().all()
         assert values[-GUARD:].isnan().all()
 
@@ -74,9 +72,9 @@ class Cuts:
 def all_cuts(height: int, width: int, size: int, **options) -> Cuts:
     """Every position and variant of a patch in two images of this size."""
     images = list(np.random.default_rng(0).integers(0, 256, (2, height, width, 3), dtype=np.uint8))
-    ways = itertools.product(range(2), range(height - size + 1), range(width - size + 1), *[(False, True)] * 3)
-    index, *plan = zip(*ways, strict=True)
-    return Cuts(images, list(index), Plan(*map(np.array, plan)), size, **options)
+    ways = itertools.product(range(2), range(height - size + 1), range(width - size + 1), range(8))
+    index, top, left, orientation = map(np.array, zip(*ways, strict=True))
+    return Cuts(images, list(index), Plan(top, left, orientation.astype(np.uint8)), size, **options)
 
 
 @pytest.fixture
@@ -110,9 +108,11 @@ def test_all_places_and_variants(way, height, width, size):
     all_cuts(height, width, size).check()
 
 
-def test_tensors_write_contiguous_planes_too(monkeypatch):
-    monkeypatch.setattr(patches, "_library", lambda: None)
-    all_cuts(6, 9, 5).check(contiguous=True)
+def test_tensors_write_contiguous_planes_too():
+    cuts = all_cuts(6, 9, 5)
+    out = torch.full((len(cuts.index), 3, 5, 5), torch.nan)
+    gather_strided_to_float(torch.from_numpy(cuts.flat), torch.from_numpy(augment.strides(*cuts.where, 5)), out)
+    assert torch.equal(out, cuts.floats())
 
 
 @st.composite
@@ -126,7 +126,7 @@ def any_cuts(draw) -> Cuts:
     return Cuts(
         images,
         list(index),
-        Plan(top, left, *rng.integers(0, 2, (3, len(index))).astype(bool)),
+        Plan(top, left, rng.integers(0, 8, len(index), dtype=np.uint8)),
         size,
         before=draw(st.integers(0, 9)),
     )
@@ -146,24 +146,26 @@ def test_any_images(c, cuts):
 def test_every_value_of_a_byte(way):
     values = torch.arange(256, dtype=torch.uint8)
     out = torch.full((254, 3, 1, 1), torch.nan)
-    start = torch.arange(254)
-    develop(values, torch.stack([start, torch.full((254,), 3), torch.full((254,), 3)]), out)
+    gather_to_float(values, np.arange(254), np.full(254, 3), np.zeros(254, np.uint8), out)
     expected = values.numpy().astype(np.float32) / np.float32(255)
     for channel in range(3):
         assert out[:, channel, 0, 0].numpy().tobytes() == expected[channel : channel + 254].tobytes()
 
 
-@both_ways
-def test_a_part_of_a_batch(way):
-    """A partial batch is the first patches of a slot, and the first columns of its walk."""
+def test_a_part_of_a_batch():
+    """A partial batch is the first patches of a slot, and the first columns of its strides."""
     cuts = all_cuts(6, 5, 4)
-    n = len(cuts.index)
-    walk = torch.zeros(2, 3, n + 7, dtype=torch.int64)
-    walk[1, :, :n] = cuts.walk
-    slot = torch.full((n + 7, 3, 4, 4), torch.nan).contiguous(memory_format=torch.channels_last)
-    develop(torch.from_numpy(cuts.flat), walk[1, :, :n], slot[:n])
-    assert torch.equal(slot[:n], cuts.developed())
-    assert slot[n:].isnan().all()
+    flat, n = torch.from_numpy(cuts.flat), len(cuts.index)
+    strides = torch.zeros(2, 3, n + 7, dtype=torch.int64)
+    strides[1, :, :n] = torch.from_numpy(augment.strides(*cuts.where, 4))
+    for gather in (
+        lambda out: gather_strided_to_float(flat, strides[1, :, :n], out),
+        lambda out: gather_to_float(flat, *cuts.where, out),
+    ):
+        slot = torch.full((n + 7, 3, 4, 4), torch.nan).contiguous(memory_format=torch.channels_last)
+        gather(slot[:n])
+        assert torch.equal(slot[:n], cuts.floats())
+        assert slot[n:].isnan().all()
 
 
 def test_to_float_is_0_to_1_in_channel_planes():
@@ -190,7 +192,7 @@ _MAP_FIXED = 0x10
 
 @pytest.fixture
 def walled(tmp_path):
-    """walled(n, at_end): n bytes of memory, uint8, that end (or begin) at a page which cannot be touched: CutShort comes of it.
+    """walled(n, at_end): n bytes of memory, uint8, that end (or begin) at a page that raises CutShort when touched.
 
     That page is of a map of a file, behind the file's end.
     """
@@ -223,16 +225,15 @@ def test_c_reads_nothing_outside_of_the_bytes(walled, height, width, size, at_en
     crop(flat, cuts.start, cuts.pitch, pixels)
     assert pixels.numpy().tobytes() == cuts.upright().tobytes()
     out = torch.zeros(n, 3, size, size).contiguous(memory_format=torch.channels_last)
-    develop(flat, cuts.walk, out)
-    assert torch.equal(out, cuts.developed())
-    expect(flat, cuts.start, cuts.pitch, size)
+    gather_to_float(flat, *cuts.where, out)
+    assert torch.equal(out, cuts.floats())
+    read_ahead(flat, cuts.start, cuts.pitch, size)
     # The walls stand: one byte further is CutShort.
     step = 1 if at_end else -1
     with pytest.raises(CutShort):
         crop(flat, cuts.start + step, cuts.pitch, pixels)
-    cuts.walk[0] += step
     with pytest.raises(CutShort):
-        develop(flat, cuts.walk, out)
+        gather_to_float(flat, cuts.start + step, *cuts.where[1:], out)
 
 
 @in_c
@@ -244,8 +245,8 @@ def test_c_writes_nothing_outside_of_out(walled, at_end):
     crop(flat, cuts.start, cuts.pitch, pixels)
     assert pixels.numpy().tobytes() == cuts.upright().tobytes()
     out = walled(n * 300, at_end).view(torch.float32).view(n, 5, 5, 3).permute(0, 3, 1, 2)
-    develop(flat, cuts.walk, out)
-    assert torch.equal(out, cuts.developed())
+    gather_to_float(flat, *cuts.where, out)
+    assert torch.equal(out, cuts.floats())
 
 
 # ---- files that are cut short ----
@@ -263,12 +264,15 @@ def shortened(tmp_path):
 
 
 def cut_at(flat: torch.Tensor, address: int, size: int = 16) -> None:
-    """crop() and develop() of one patch at the address; each CutShort, or neither."""
+    """crop() and gather_to_float() of one patch at the address; each CutShort, or neither."""
     start, pitch = np.array([address]), np.array([3 * size])
     pixels, out = torch.empty(1, size, size, 3, dtype=torch.uint8), torch.empty(1, size, size, 3).permute(0, 3, 1, 2)
-    walk = torch.tensor([[address], [3 * size], [3]])
+    upright = np.zeros(1, np.uint8)
     expected = address + 3 * size * size > 2 * PAGE
-    for what in (lambda: crop(flat, start, pitch, pixels), lambda: develop(flat, walk, out)):
+    for what in (
+        lambda: crop(flat, start, pitch, pixels),
+        lambda: gather_to_float(flat, start, pitch, upright, out),
+    ):
         try:
             what()
         except CutShort:
@@ -288,7 +292,7 @@ def test_a_file_that_is_cut_short_ends_the_call_only(shortened):
     starts = np.array([0, PAGE, 3 * PAGE])  # the first patches of a batch are still there
     with pytest.raises(CutShort):
         crop(shortened, starts, np.full(3, 48), torch.empty(3, 16, 16, 3, dtype=torch.uint8))
-    expect(shortened, starts, np.full(3, 48), 16)
+    read_ahead(shortened, starts, np.full(3, 48), 16)
 
 
 @in_c

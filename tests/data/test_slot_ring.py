@@ -225,7 +225,10 @@ FREE = -1
 def stress(
     kind: type[SlotRing], threads: int, fill_pause: float, take_pause: float, held: int, steps: int = 2000
 ) -> int:
-    """How many steps' slots did not hold what they should, from take() to give_back(), which spoils them. held: slots taken at once."""
+    """Return how many steps' slots held wrong data between take() and give_back(), which spoils them.
+
+    held: slots taken at once.
+    """
     memory = [np.full(64, FREE) for _ in range(held + 3)]
     busy = [threading.Lock() for _ in memory]
     wrong = []
@@ -299,16 +302,12 @@ class Crowded(SlotRing):
     """Counts one slot more than there are."""
 
     def _claim(self):
-        with self._news:
-            self._news.wait_for(
-                lambda: (
-                    self._closed or self._claimed == self._stop or self._claimed <= self._free_from + len(self._slots)
-                )
-            )
-            if self._closed or self._claimed == self._stop:
+        with self._changed:
+            self._changed.wait_for(lambda: self._ended() or self._next_step <= self._oldest + len(self._slots))
+            if self._ended():
                 return None
-            self._claimed += 1
-            return self._claimed - 1
+            self._next_step += 1
+            return self._next_step - 1
 
 
 @pytest.mark.parametrize("kind", [Hasty, Overtaking, Crowded])

@@ -27,7 +27,7 @@ def pairs(tmp_path_factory, make_h5) -> PairedH5:
     return PairedH5(make_h5(tmp_path_factory.mktemp("lane") / "a.h5", IMAGES), 2)
 
 
-def loader(pairs: PairedH5, batch_size: int = 6, **options) -> PatchSampler:
+def sampler(pairs: PairedH5, batch_size: int = 6, **options) -> PatchSampler:
     return PatchSampler(pairs, PATCH, batch_size, 9, **options)
 
 
@@ -36,7 +36,7 @@ class Spoiling(SlotRing):
 
     def give_back(self, step):
         slot = self._slots[step % len(self._slots)]
-        for tensor in (slot.walk, *slot.pixels):
+        for tensor in slot.tensors:
             tensor.zero_()
         super().give_back(step)
 
@@ -51,7 +51,7 @@ class Punctual(Spoiling):
 
 
 def deliver(
-    monkeypatch, lane: SimulatedLane, loader: PatchSampler, mode="mmap", workers=1, flush=0, ring=Punctual
+    monkeypatch, lane: SimulatedLane, sampler: PatchSampler, mode="mmap", workers=1, flush=0, ring=Punctual
 ) -> list[Batch]:
     """What a training loop finds in its batches when the device computes its steps. The host waits for it after every `flush` steps; 0: at the end."""
     monkeypatch.setattr(devices, "side_stream", lambda device: lane)
@@ -64,7 +64,7 @@ def deliver(
             tensor.fill_(torch.nan)
 
     def train() -> None:
-        with PrefetchLoader(loader, CPU, mode, workers, 0, STEPS) as source:
+        with PrefetchLoader(sampler, CPU, mode, workers, 0, STEPS) as source:
             for step, batch in enumerate(source, 1):
                 lane.compute(lambda batch=batch: compute(batch))
                 if flush and step % flush == 0:
@@ -80,7 +80,7 @@ def deliver(
 @pytest.mark.parametrize("flush", [0, 1, 3])
 @pytest.mark.parametrize(("workers", "ring"), [(0, Spoiling), (1, Punctual), (3, Punctual), (3, Spoiling)])
 def test_a_device_finds_the_right_batches(monkeypatch, pairs, eager, mode, flush, workers, ring):
-    source = loader(pairs)
+    source = sampler(pairs)
     assert same(
         deliver(monkeypatch, SimulatedLane(eager), source, mode, workers, flush, ring),
         by_hand(source, IMAGES, 0, STEPS),
@@ -91,7 +91,9 @@ def test_a_device_finds_the_right_batches(monkeypatch, pairs, eager, mode, flush
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("rank", [0, 2])
 def test_a_rank_finds_its_share(monkeypatch, pairs, eager, mode, rank):
-    source = loader(pairs, 2, rank=rank, world=3)  # in the last step of an epoch rank 2 has a patch that does not count
+    source = sampler(
+        pairs, 2, rank=rank, world=3
+    )  # in the last step of an epoch rank 2 has a patch that does not count
     assert same(deliver(monkeypatch, SimulatedLane(eager), source, mode), by_hand(source, IMAGES, 0, STEPS))
 
 
@@ -99,7 +101,7 @@ def test_a_rank_finds_its_share(monkeypatch, pairs, eager, mode, rank):
 @pytest.mark.parametrize("ahead", [2, 5])
 def test_the_number_of_slots_changes_nothing(monkeypatch, pairs, eager, ahead):
     monkeypatch.setattr(prefetch, "AHEAD", ahead)
-    source = loader(pairs)
+    source = sampler(pairs)
     assert same(deliver(monkeypatch, SimulatedLane(eager), source, workers=0), by_hand(source, IMAGES, 0, STEPS))
     assert same(deliver(monkeypatch, SimulatedLane(eager), source, workers=1), by_hand(source, IMAGES, 0, STEPS))
 
@@ -109,7 +111,7 @@ def test_nothing_is_under_way_when_the_feed_is_left(monkeypatch, pairs, mode):
     lane = SimulatedLane(eager=False)
     monkeypatch.setattr(devices, "side_stream", lambda device: lane)
     monkeypatch.setattr(prefetch, "SlotRing", Punctual)
-    with PrefetchLoader(loader(pairs), CPU, mode, 1, 0, STEPS) as source:
+    with PrefetchLoader(sampler(pairs), CPU, mode, 1, 0, STEPS) as source:
         next(source)
         next(source)
         assert lane.pending > 0
@@ -120,7 +122,7 @@ def test_nothing_is_under_way_when_the_feed_is_left(monkeypatch, pairs, mode):
 
 
 def wrong(monkeypatch, pairs, lane: SimulatedLane) -> bool:
-    source = loader(pairs)
+    source = sampler(pairs)
     return not same(deliver(monkeypatch, lane, source), by_hand(source, IMAGES, 0, STEPS))
 
 
@@ -159,12 +161,12 @@ def test_finds_an_event_that_is_recorded_before_the_work(monkeypatch, pairs):
 
 
 def test_finds_that_one_batch_of_floats_is_not_enough(monkeypatch, pairs):
-    class Mutant(prefetch._Crossing):
+    class Mutant(prefetch._DeviceBuffers):
         def __init__(self, *arguments):
             super().__init__(*arguments)
             self._floats[1] = self._floats[0]
 
-    monkeypatch.setattr(prefetch, "_Crossing", Mutant)
+    monkeypatch.setattr(prefetch, "_DeviceBuffers", Mutant)
     assert wrong(monkeypatch, pairs, SimulatedLane(eager=True))
 
 
@@ -278,7 +280,7 @@ def test_free_memory_of_the_host(monkeypatch):
 @pytest.mark.parametrize("workers", [0, 3])
 def test_a_real_device_finds_the_right_batches(pairs, mode, workers):
     device, found = torch.accelerator.current_accelerator(), []
-    with PrefetchLoader(loader(pairs), device, mode, workers, 0, STEPS) as source:
+    with PrefetchLoader(sampler(pairs), device, mode, workers, 0, STEPS) as source:
         for batch in source:
             for tensor in (batch.lr, batch.hr):
                 assert tensor.device.type == device.type
@@ -286,5 +288,5 @@ def test_a_real_device_finds_the_right_batches(pairs, mode, workers):
             found.append(batch._replace(lr=batch.lr.clone(), hr=batch.hr.clone()))
     assert same(
         [batch._replace(lr=batch.lr.cpu(), hr=batch.hr.cpu()) for batch in found],
-        by_hand(loader(pairs), IMAGES, 0, STEPS),
+        by_hand(sampler(pairs), IMAGES, 0, STEPS),
     )

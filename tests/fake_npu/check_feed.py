@@ -17,7 +17,7 @@ STEPS = 30
 
 
 @pytest.fixture
-def loader(tmp_path) -> PatchSampler:
+def sampler(tmp_path) -> PatchSampler:
     path = tmp_path / "a.h5"
     with h5py.File(path, "w") as file:
         for i, (lr, hr) in enumerate(IMAGES):
@@ -25,9 +25,9 @@ def loader(tmp_path) -> PatchSampler:
     return PatchSampler(PairedH5(path, 2), PATCH, 6, seed=3)
 
 
-def arriving(loader: PatchSampler, mode: str, workers: int) -> list:
+def arriving(sampler: PatchSampler, mode: str, workers: int) -> list:
     found = []
-    with PrefetchLoader(loader, NPU, mode, workers, 0, STEPS) as feed:
+    with PrefetchLoader(sampler, NPU, mode, workers, 0, STEPS) as feed:
         for batch in feed:
             found.append(batch._replace(lr=batch.lr.clone(), hr=batch.hr.clone()))  # what a step would read
     return [batch._replace(lr=batch.lr.cpu(), hr=batch.hr.cpu()) for batch in found]
@@ -35,8 +35,8 @@ def arriving(loader: PatchSampler, mode: str, workers: int) -> list:
 
 @pytest.mark.parametrize("mode", ["mmap", "resident", "h5py"])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_every_batch_is_whole(loader, mode, workers):
-    assert same(arriving(loader, mode, workers), by_hand(loader, IMAGES, 0, STEPS))
+def test_every_batch_is_whole(sampler, mode, workers):
+    assert same(arriving(sampler, mode, workers), by_hand(sampler, IMAGES, 0, STEPS))
 
 
 def without_join(monkeypatch):
@@ -80,13 +80,13 @@ def with_slots_given_back_too_early(monkeypatch):
 @pytest.mark.parametrize(
     "fault", [without_join, without_waiting_for_the_steps, with_an_event_too_early, with_slots_given_back_too_early]
 )
-def test_every_wait_is_needed(loader, monkeypatch, fault):
-    expected = by_hand(loader, IMAGES, 0, STEPS)
+def test_every_wait_is_needed(sampler, monkeypatch, fault):
+    expected = by_hand(sampler, IMAGES, 0, STEPS)
     fault(monkeypatch)
 
     def goes_unseen() -> bool:
         try:
-            return same(arriving(loader, "mmap", 2), expected)
+            return same(arriving(sampler, "mmap", 2), expected)
         except RuntimeError as error:
             return "pinned" not in str(error)  # a pinned source has changed before it was copied
 
