@@ -62,7 +62,7 @@ def files(tmp_path_factory, make_h5) -> dict[int, Files]:
 
 @pytest.fixture
 def own_file(files, tmp_path) -> Path:
-    """A file that the test may change; last changed long ago, since file systems count time in steps of milliseconds."""
+    """A file that the test may change, last changed long ago: file systems count time in steps of milliseconds."""
     path = Path(shutil.copy(files[2].plain.path, tmp_path / "own.h5"))
     os.utime(path, ns=(10**18, 10**18))
     return path
@@ -330,7 +330,7 @@ def test_a_short_run_holds_no_more_slots_than_steps(files):
 
 
 def waited(sampler: PatchSampler, kind: type[PrefetchLoader], workers: int, pause: float, steps: int = 30) -> float:
-    """Return the share of the time after the first batch that a caller waits, who is busy for `pause` seconds per batch."""
+    """Return the share of the time after the first batch for which a caller waits who works `pause` seconds a batch."""
     with kind(sampler, CPU, "mmap", workers, 0, steps + 1) as source:
         next(source)
         first, began = source.waited, time.perf_counter()
