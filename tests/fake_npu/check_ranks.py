@@ -1,4 +1,4 @@
-"""Two ranks, each on its own device: collectives, and DistributedDataParallel, which gives what it gives on the CPU over gloo."""
+"""Two ranks, one simulated npu each: collectives, and DistributedDataParallel with the results of gloo on the CPU."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ RANKS = 2
 
 
 def train(device: torch.device, group, **settings) -> list[torch.Tensor]:
-    torch.manual_seed(dist.get_rank())  # the first rank's weights count
+    torch.manual_seed(dist.get_rank())  # DDP broadcasts those of rank 0
     model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 3, 3, padding=1)).to(device)
     replica = DistributedDataParallel(model, process_group=group, **settings)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2, foreach=True)
@@ -25,9 +25,11 @@ def train(device: torch.device, group, **settings) -> list[torch.Tensor]:
     return [p.detach().cpu() for p in model.parameters()]
 
 
-def collectives(device: torch.device) -> None:
+def check_collectives(device: torch.device) -> None:
     rank = dist.get_rank()
-    mine = torch.full((3,), float(rank + 1), pin_memory=True).to(device, non_blocking=True)  # a collective waits for it
+    mine = torch.full((3,), float(rank + 1), pin_memory=True).to(
+        device, non_blocking=True
+    )  # a collective must wait for the copy
     dist.all_reduce(mine)
     assert mine.tolist() == [3] * 3
     dist.all_reduce(mine[:1], op=dist.ReduceOp.MAX)
@@ -59,8 +61,8 @@ def collectives(device: torch.device) -> None:
     assert objects == [{"rank": 0}]
 
 
-def unordered(device: torch.device) -> None:
-    """A collective of memory that another stream still writes."""
+def check_unordered_collective(device: torch.device) -> None:
+    """Reduce memory that another stream still writes: the result must be wrong, as on a device."""
     side, memory = torch.Stream(device), torch.zeros(3, device=device)
     torch.npu.synchronize()
     with side:
@@ -76,8 +78,8 @@ def rank_main(rank: int, store: str) -> None:
     dist.init_process_group("hccl", init_method=f"file://{store}", rank=rank, world_size=RANKS, device_id=device)
     assert dist.get_backend() == "hccl"
     gloo = dist.new_group(backend="gloo")
-    collectives(device)
-    unordered(device)
+    check_collectives(device)
+    check_unordered_collective(device)
     for settings in ({}, {"gradient_as_bucket_view": True, "static_graph": True}):
         ours, theirs = train(device, None, **settings), train(torch.device("cpu"), gloo, **settings)
         assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True)), settings

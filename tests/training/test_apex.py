@@ -1,7 +1,9 @@
-"""--amp-backend apex, with a stand-in for apex on the simulated npu: it trains as torch does, and what is not there is said in one line."""
+"""--amp-backend apex with a stand-in for apex on the simulated npu: trains as torch does; errors are one line."""
 
+import importlib.util
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 from runs import TINY, assert_user_error, cli, events, make_data
 
+from rdn_fast.training import apex as apex_module
 from rdn_fast.training.apex import missing_apex
 
 TESTS = Path(__file__).parents[1]
@@ -16,15 +19,10 @@ HUGE = 2.0**22
 RUNS = {
     "O1": ("--opt-level", "O1", "--clip-grad", "0.1"),
     "O2": ("--opt-level", "O2", "--weight-decay", "0.1"),
-    "overflow": (
-        "--opt-level",
-        "O1",
-        "--epochs",
-        9,
-        "--loss-scale-value",
-        HUGE,
-    ),  # 27 steps, most of them skipped, while it is halved
+    # 27 steps, most of them skipped while the loss scale is halved.
+    "overflow": ("--opt-level", "O1", "--epochs", 9, "--loss-scale-value", HUGE),
 }
+# Runs that are stopped at these steps and resumed; (): resumed to the end.
 STOPS = [
     (name, stop)
     for name, steps in (("O1", (2, 3)), ("overflow", (17, 22)))
@@ -34,7 +32,7 @@ STOPS = [
 
 @pytest.fixture(scope="module")
 def environment(npu_environment):
-    """environment(**more): of processes that may import the stand-ins for torch_npu and apex."""
+    """environment(**more): variables of processes that can import the stand-ins for torch_npu and apex."""
     paths = os.pathsep.join([str(TESTS / "fake_apex"), npu_environment["PYTHONPATH"]])
     return lambda **more: npu_environment | {"PYTHONPATH": paths} | more
 
@@ -45,27 +43,13 @@ def data(tmp_path_factory):
 
 
 def train(data: Path, out: Path, backend: str, *flags, device: str = "npu") -> list[str]:
-    words = (
-        "train",
-        "--data-path",
-        data,
-        "--outputs-dir",
-        out,
-        *TINY,
-        "--batch-size",
-        4,
-        "--epochs",
-        2,
-        "--device",
-        device,
-        "--rdb",
-        "naive",
-    )
-    return [str(word) for word in (*words, "--eval-every", 50, "--amp-backend", backend, *flags)]
+    always = shlex.split("--batch-size 4 --epochs 2 --rdb naive --eval-every 50")
+    words = ("train", "--data-path", data, "--outputs-dir", out, *TINY, *always, "--device", device)
+    return [str(word) for word in (*words, "--amp-backend", backend, *flags)]
 
 
-def called(file: Path) -> list[list[dict]]:
-    """What was asked of apex, from each `initialize` on."""
+def recorded_calls(file: Path) -> list[list[dict]]:
+    """The recorded calls of apex, a list for each `initialize` and what follows it."""
     runs = []
     for call in map(json.loads, file.read_text().splitlines()):
         if call["call"] == "initialize":
@@ -76,7 +60,7 @@ def called(file: Path) -> list[list[dict]]:
 
 @pytest.fixture(scope="module")
 def folders(environment, data, tmp_path_factory):
-    """Of the runs by torch ("torch" / name), by a build of apex that can combine gradients ("1"), and by one that cannot ("0")."""
+    """Outputs of the runs: "torch", "1" by a build of apex that can combine gradients, "0" by one that cannot."""
     folders, processes = {"torch": tmp_path_factory.mktemp("torch")}, []
     for combines in "10":
         folder = folders[combines] = tmp_path_factory.mktemp("apex")
@@ -97,7 +81,7 @@ def folders(environment, data, tmp_path_factory):
     for process in processes:
         out, err = process.communicate(timeout=300)
         assert (process.returncode, err) == (0, ""), out + err
-        assert "Selected optimization level" not in out  # apex's own words
+        assert "Selected optimization level" not in out  # apex is silent
     return folders
 
 
@@ -110,8 +94,8 @@ def assert_same_run(ours: Path, theirs: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("combines", "10")
 @pytest.mark.parametrize("name", RUNS)
-def test_it_trains_as_torch_does(folders, combines, name):
-    """To the last bit: unscaling by a power of two rounds nothing."""
+def test_equals_torch_bit_for_bit(folders, combines, name):
+    # Unscaling by a power of two is exact.
     ours = folders[combines] / name
     assert_same_run(ours, folders["torch"] / name)
     skipped = [bool(record.get("skipped")) for record in events(ours, "step")]
@@ -128,17 +112,16 @@ def test_it_trains_as_torch_does(folders, combines, name):
 @pytest.mark.parametrize("name", ["O1", "overflow"])
 def test_resuming_is_exact(folders, combines, name):
     resumed = folders[combines] / "resumed" / name
-    assert [record["step"] for record in events(resumed, "resume")] == [
-        int(stop[1]) for of, stop in STOPS if of == name and stop
-    ]
+    stops = [stop[1] for run, stop in STOPS if run == name and stop]
+    assert [record["step"] for record in events(resumed, "resume")] == stops
     assert_same_run(resumed, folders[combines] / name)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("combines", "10")
-def test_what_it_is_asked_for(folders, combines):
-    runs = called(folders[combines] / "calls")
-    assert len(runs) == len(RUNS) + len(STOPS)  # O0 asks for nothing
+def test_calls_of_apex(folders, combines):
+    runs = recorded_calls(folders[combines] / "calls")
+    assert len(runs) == len(RUNS) + len(STOPS)  # none at O0
     for first, *later in runs:
         assert first["opt_level"] == "O1"  # at O2 as well: the model casts by itself
         assert first["patch_torch_functions"] is False
@@ -150,7 +133,7 @@ def test_what_it_is_asked_for(folders, combines):
 
 
 @pytest.mark.slow
-def test_two_ranks(environment, data, tmp_path):
+def test_two_ranks_equal_torch(environment, data, tmp_path):
     calls = tmp_path / "calls"
     for backend in ("apex", "torch"):
         words = train(data, tmp_path / backend, backend, *RUNS["O1"], "--batch-size", 2, "--nproc", 2)
@@ -160,33 +143,33 @@ def test_two_ranks(environment, data, tmp_path):
     assert calls.read_text().count('"initialize"') == 2
 
 
-def test_a_cpu_is_not_for_it(environment, data, tmp_path):
+def test_cpu_is_a_user_error(environment, data, tmp_path):
     result = cli(*train(data, tmp_path / "out", "apex", "--opt-level", "O1", device="cpu"), env=environment())
     assert_user_error(result, "--amp-backend apex", "leave --amp-backend at torch")
 
 
-STRANGERS = {  # the files of package `apex`, and what is said of it
+OTHER_PACKAGES = {  # files of a package `apex`, and words of the error about it
     "PyPI's, as pip installs it": (
         {"__init__.py": "from no_such_mailer.interfaces import IMailer\n", "forms.py": ""},
         ("PyPI", "pip uninstall apex"),
     ),
-    "PyPI's, with all that it needs": (
+    "PyPI's, with its requirements": (
         {"__init__.py": "from apex import forms\n", "forms.py": ""},
         ("PyPI", "pip uninstall apex"),
     ),
-    "one without what it needs": (
+    "without its requirements": (
         {"__init__.py": "", "amp.py": "import no_such_library\n"},
         ("does not import", "no_such_library"),
     ),
-    "one that fails": (
+    "failing import": (
         {"__init__.py": "raise RuntimeError('built for another torch\\nin two lines')\n", "amp.py": ""},
         ("built for another torch",),
     ),
 }
 
 
-@pytest.mark.parametrize(("files", "words"), STRANGERS.values(), ids=STRANGERS)
-def test_another_apex_is_told_from_it(tmp_path, monkeypatch, files, words):
+@pytest.mark.parametrize(("files", "words"), OTHER_PACKAGES.values(), ids=OTHER_PACKAGES)
+def test_other_packages_named_apex_are_recognized(tmp_path, monkeypatch, files, words):
     (tmp_path / "apex").mkdir()
     for name, text in files.items():
         (tmp_path / "apex" / name).write_text(text)
@@ -202,14 +185,19 @@ def test_another_apex_is_told_from_it(tmp_path, monkeypatch, files, words):
     assert all(word in reason for word in (*words, "leave --amp-backend at torch")), reason
 
 
-def test_where_it_is_not(monkeypatch):
+def test_apex_is_never_our_own_module():
+    spec = importlib.util.find_spec("apex")
+    assert spec is None or Path(spec.origin).resolve() != Path(apex_module.__file__).resolve()
+
+
+def test_missing_apex_is_reported(monkeypatch):
     monkeypatch.setitem(sys.modules, "apex", None)
     assert "apex is not installed" in missing_apex()
 
 
-def test_another_apex_is_one_line(environment, npu_environment, data, tmp_path):
+def test_other_package_named_apex_is_a_user_error(environment, npu_environment, data, tmp_path):
     (tmp_path / "apex").mkdir()
-    (tmp_path / "apex/__init__.py").write_text(STRANGERS["PyPI's, as pip installs it"][0]["__init__.py"])
+    (tmp_path / "apex/__init__.py").write_text(OTHER_PACKAGES["PyPI's, as pip installs it"][0]["__init__.py"])
     variables = environment(PYTHONPATH=os.pathsep.join([str(tmp_path), npu_environment["PYTHONPATH"]]))
     assert_user_error(
         cli(*train(data, tmp_path / "out", "apex", "--opt-level", "O1"), env=variables), "--amp-backend apex", "PyPI"

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and a run that finds its way back from damaged ones."""
+"""Checkpoints are written atomically; resuming goes back from damaged ones; loading runs no code."""
 
 import pickle
 
@@ -11,33 +11,37 @@ from rdn_fast.training import checkpoint
 from rdn_fast.weights.load import load_tensors
 
 
-def save(folder, step):
-    path = checkpoint.checkpoint_path(folder, step)
+def save(outputs, step):
+    path = checkpoint.checkpoint_path(outputs, step)
     path.parent.mkdir(exist_ok=True)
     state = dict.fromkeys(checkpoint._KEYS) | {"model": {"w": torch.full((1000,), float(step))}, "step": step}
     files.atomic_write(path, lambda file: torch.save(state, file))
     return path
 
 
-def flip(path):
-    """Change one byte in the middle of the first tensor's data."""
+def flip_bit(path):
+    """Flip a bit in the middle of the first tensor's data."""
     content = bytearray(path.read_bytes())
     at = content.index(torch.full((4,), float(torch.load(path)["step"])).numpy().tobytes()) + 1000
     content[at] ^= 0x40
     path.write_bytes(content)
 
 
+def listed_steps(outputs):
+    return [torch.load(path)["step"] for path in checkpoint.list_checkpoints(outputs / "checkpoints")]
+
+
 DAMAGE = {
     "truncated": lambda path: path.write_bytes(path.read_bytes()[:-700]),
     "empty": lambda path: path.write_bytes(b""),
-    "a flipped bit": flip,
+    "flipped bit": flip_bit,
     "text": lambda path: path.write_text("not a checkpoint"),
     "other content": lambda path: torch.save({"a": 1}, path),
 }
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_damaged_newest_goes_back_and_says_so(tmp_path, kind):
+def test_auto_goes_back_from_a_damaged_checkpoint_and_says_so(tmp_path, kind):
     save(tmp_path, 9)
     newest = save(tmp_path, 10)
     DAMAGE[kind](newest)
@@ -47,9 +51,8 @@ def test_damaged_newest_goes_back_and_says_so(tmp_path, kind):
     assert len(said) == 1
     assert str(newest) in said[0]
     assert "going back" in said[0]
-    assert checkpoint.list_checkpoints(tmp_path / "checkpoints") == [
-        newest.with_name("step_00000009.pt")
-    ]  # it is not counted any more
+    readable = newest.with_name("step_00000009.pt")
+    assert checkpoint.list_checkpoints(tmp_path / "checkpoints") == [readable]  # the damaged one is renamed
 
 
 def test_all_damaged_is_an_error_not_a_fresh_start(tmp_path):
@@ -65,26 +68,22 @@ def test_auto_without_checkpoints_starts_anew(tmp_path):
     assert "starting anew" in said[0]
 
 
-def test_newest_is_by_step_not_by_spelling(tmp_path):
+def test_checkpoints_are_ordered_by_step_not_by_name(tmp_path):
     for step in (99_999_999, 123_456_789, 5):
         save(tmp_path, step)
     for name in ("step_mine.pt", "step_00000007-backup.pt"):  # the user's own
         (tmp_path / "checkpoints" / name).write_text("")
-    assert [torch.load(path)["step"] for path in checkpoint.list_checkpoints(tmp_path / "checkpoints")] == [
-        123_456_789,
-        99_999_999,
-        5,
-    ]
+    assert listed_steps(tmp_path) == [123_456_789, 99_999_999, 5]
 
 
-def test_named_checkpoint(tmp_path):
+def test_checkpoint_by_its_path(tmp_path):
     path = save(tmp_path, 7)
     assert checkpoint.load_checkpoint(str(path), tmp_path, print)["step"] == 7
     with pytest.raises(UserError, match="no such file"):
         checkpoint.load_checkpoint(str(tmp_path / "none.pt"), tmp_path, print)
 
 
-def test_failed_write_leaves_the_old_file(tmp_path):
+def test_failed_atomic_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "a.bin"
     path.write_bytes(b"old")
 
@@ -98,7 +97,7 @@ def test_failed_write_leaves_the_old_file(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.bin"]
 
 
-def test_result_that_cannot_be_written_is_one_line(tmp_path):
+def test_result_that_cannot_be_written_is_a_user_error(tmp_path):
     files.write_result(tmp_path / "a.bin", b"whole", "--json a.bin")
     assert (tmp_path / "a.bin").read_bytes() == b"whole"
     with pytest.raises(UserError, match=r"^--json a\.bin: cannot be written \(No such file or directory\); "):
@@ -111,7 +110,7 @@ def test_writer_keeps_the_newest_two_and_reports_errors(tmp_path):
     for step in (1, 2, 3, 10):
         writer.put(checkpoint.checkpoint_path(tmp_path, step), {"step": step}, prune=True)
     writer.close()
-    assert [torch.load(path)["step"] for path in checkpoint.list_checkpoints(tmp_path / "checkpoints")] == [10, 3]
+    assert listed_steps(tmp_path) == [10, 3]
 
     writer = checkpoint.CheckpointWriter()
     writer.put(tmp_path / "no folder" / "x.pt", {})
@@ -119,7 +118,7 @@ def test_writer_keeps_the_newest_two_and_reports_errors(tmp_path):
         writer.close()
 
 
-def test_host_copy_is_a_copy():
+def test_host_copy_is_contiguous_and_independent():
     source = {"a": [torch.arange(6.0).reshape(1, 2, 3, 1).contiguous(memory_format=torch.channels_last)], "b": 3}
     copy = checkpoint.host_copy(source)
     source["a"][0].zero_()

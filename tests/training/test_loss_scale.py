@@ -1,4 +1,4 @@
-"""`--loss-scale-value auto` and `rdn-fast tune --loss-scale`: what is counted, what is chosen from it, and what is shown."""
+"""`--loss-scale-value auto` and `rdn-fast tune --loss-scale`: the histogram, the scale it leads to, and the output."""
 
 import csv
 import math
@@ -32,17 +32,20 @@ def data(tmp_path_factory):
     return make_data(tmp_path_factory.mktemp("data"))
 
 
-def small(seed=0) -> RDN:
+def small_model(seed=0) -> RDN:
     torch.manual_seed(seed)
     return RDN(SMALL, "naive").to(memory_format=torch.channels_last)
 
 
-def some(count=3, size=9) -> list[Batch]:
+def random_batches(count=3, size=9) -> list[Batch]:
     return [Batch(torch.rand(size, 3, 7, 5), torch.rand(size, 3, 14, 10), size, size) for _ in range(count)]
 
 
-def by_hand(model: RDN, batch: Batch) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
-    """Gradients with respect to the inputs of all convolutions but the first, the output, and the parameters, as backward() leaves them."""
+def plain_gradients(model: RDN, batch: Batch) -> tuple[list[torch.Tensor], ...]:
+    """Return the gradients of one backward() with respect to four lists of tensors.
+
+    They are the inputs of all convolutions but the first, the output, all parameters, and those of the last layer.
+    """
     inputs = []
 
     def conv(layer, x):
@@ -73,53 +76,53 @@ def by_hand(model: RDN, batch: Batch) -> tuple[list[torch.Tensor], list[torch.Te
 
 
 def exponents(gradients) -> Counter:
-    """How many magnitudes have which exponent; None: zeros."""
+    """Return {exponent: number of magnitudes that have it}; None: zeros."""
     values = np.abs(np.concatenate([g.numpy().ravel() for g in gradients])).astype(np.float64)
     counts = Counter((np.frexp(values[values > 0])[1] - 1).tolist())
     counts[None] = int((values == 0).sum())
     return +counts
 
 
-def counted(column: list[int]) -> Counter:
-    return +Counter({place - EXPONENT_BIAS if place else None: count for place, count in enumerate(column)})
+def as_counter(counts: list[int]) -> Counter:
+    return +Counter({i - EXPONENT_BIAS if i else None: count for i, count in enumerate(counts)})
 
 
-def near(ours: Counter, theirs: Counter) -> bool:
-    """Whether they count as many, and the same but for a few that lie beside a power of two."""
+def nearly_equal(ours: Counter, theirs: Counter) -> bool:
+    """Return whether the totals are equal and the counts too, but for a few magnitudes next to a power of two."""
     return ours.total() == theirs.total() and (ours - theirs).total() <= 1e-3 * theirs.total()
 
 
 @pytest.mark.parametrize("level", [O1, O2], ids=str)
-def test_every_gradient_that_would_be_fp16_is_counted(level):
-    model, batches = small(), some()
-    evidence = calibrate(model, level, batches)
-    measured = {"activations": Counter(), "weights": Counter()}
+def test_calibrate_measures_every_gradient_that_would_be_fp16(level):
+    model, batches = small_model(), random_batches()
+    measured = calibrate(model, level, batches)
+    expected = {"activations": Counter(), "weights": Counter()}
     largest = 0.0
     for batch in batches:
-        inputs, output, weights, of_last = by_hand(model, batch)
+        inputs, output, weights, of_last = plain_gradients(model, batch)
         if level is O1:
             output, weights = [], weights[: -len(of_last)]
-        measured["activations"] += exponents(inputs + output)
-        measured["weights"] += exponents(weights)
+        expected["activations"] += exponents(inputs + output)
+        expected["weights"] += exponents(weights)
         largest = max(largest, *(g.abs().max().item() for g in inputs + output + weights))
-    for kind, counts in evidence.counts.items():
-        assert near(counted(counts), measured[kind]), kind
-    assert evidence.largest == pytest.approx(largest, rel=1e-5)
-    assert evidence.batches == 3
+    for kind, counts in measured.counts.items():
+        assert nearly_equal(as_counter(counts), expected[kind]), kind
+    assert measured.largest == pytest.approx(largest, rel=1e-5)
+    assert measured.batches == 3
 
 
-def test_batches_may_be_computed_in_parts(monkeypatch):
-    model, batches = small(), some(1)
+def test_calibrate_is_independent_of_the_patches_per_pass(monkeypatch):
+    model, batches = small_model(), random_batches(1)
     whole = calibrate(model, O2, batches)
     monkeypatch.setattr(loss_scale, "_PATCHES", 2)
     parts = calibrate(model, O2, batches)
     for kind, counts in whole.counts.items():
-        assert near(counted(parts.counts[kind]), counted(counts)), kind
+        assert nearly_equal(as_counter(parts.counts[kind]), as_counter(counts)), kind
     assert parts.largest == pytest.approx(whole.largest, rel=1e-5)
 
 
-def evidence(largest: float, **counts: int) -> GradientHistogram:
-    """counts: of exponents, as minus_24=3."""
+def histogram(largest: float, **counts: int) -> GradientHistogram:
+    """counts: magnitudes by exponent, such as minus_24=3."""
     column = [0] * 256
     for name, count in counts.items():
         column[EXPONENT_BIAS - int(name.removeprefix("minus_"))] = count
@@ -129,15 +132,15 @@ def evidence(largest: float, **counts: int) -> GradientHistogram:
 @pytest.mark.parametrize(
     "largest", [1.0, FP16_MAX, FP16_MAX / MARGIN, math.nextafter(FP16_MAX / MARGIN, 1e9), 3e-7, 0.044]
 )
-def test_the_scale_is_the_largest_power_of_two_with_room(largest):
-    found = evidence(largest)
+def test_scale_is_the_largest_power_of_two_with_room(largest):
+    found = histogram(largest)
     assert math.frexp(found.scale)[0] == 0.5
     assert found.scale * largest * MARGIN <= FP16_MAX < 2 * found.scale * largest * MARGIN
     assert found.overflow_limit * largest <= FP16_MAX < 2 * found.overflow_limit * largest
 
 
-def test_shares_leave_zeros_out():
-    found = evidence(1.0, minus_25=1, minus_24=2, minus_15=3, minus_14=4)
+def test_share_below_ignores_zeros():
+    found = histogram(1.0, minus_25=1, minus_24=2, minus_15=3, minus_14=4)
     assert found.share_below(-24) == 0.1
     assert found.share_below(-14) == 0.6
     assert found.share_below(-24, 2.0) == 0.0
@@ -145,63 +148,56 @@ def test_shares_leave_zeros_out():
     assert found.share_below(-24, 2.0**-200) == 1.0
 
 
-def test_the_choice_is_a_function_of_weights_and_batches_and_leaves_the_model_alone():
-    model, batches = small(), some()
+def test_resolve_is_deterministic_and_leaves_the_model_as_it_was():
+    model, batches = small_model(), random_batches()
     model.compute_dtype, model.output_dtype = torch.bfloat16, torch.float32
     before = {name: value.clone() for name, value in model.state_dict().items()}
     choice = resolve(model, O1, lambda: batches)
     assert choice == resolve(model, O1, lambda: batches)
     assert choice.scale == choice.histogram.scale
     assert choice.lines[0].startswith(f"loss scale auto: {choice.scale:.0f}, ")
-    assert (model.compute_dtype, model.output_dtype, model.rdb, model.training) == (
-        torch.bfloat16,
-        torch.float32,
-        "naive",
-        True,
-    )
+    assert (model.compute_dtype, model.output_dtype) == (torch.bfloat16, torch.float32)
+    assert (model.rdb, model.training) == ("naive", True)
     assert all(p.grad is None for p in model.parameters())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize(("level", "dtype"), [("O0", "float32"), ("O1", "bfloat16")])
-def test_where_nothing_underflows_it_is_1_and_no_batch_is_looked_at(level, dtype):
-    choice = resolve(small(), precision.resolve(level, "bf16", CPU), lambda: 1 / 0)
+def test_scale_is_1_without_batches_where_compute_is_not_fp16(level, dtype):
+    choice = resolve(small_model(), precision.resolve(level, "bf16", CPU), lambda: 1 / 0)
     assert (choice.scale, choice.histogram) == (1.0, None)
     assert dtype in choice.lines[0]
 
 
-def finite(model: RDN, batch: Batch, scale: float) -> bool:
+def is_finite(model: RDN, batch: Batch, scale: float) -> bool:
     O2.apply(model)
     (scale * F.l1_loss(model(batch.lr).float(), batch.hr)).backward()
     return all(p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_a_scale_that_overflows_in_fp16_is_halved_until_it_does_not(monkeypatch):
-    batches = some()
-    monkeypatch.setattr(
-        loss_scale, "calibrate", lambda *_: evidence(2.0**-24, minus_24=1)
-    )  # far too small: the choice from it overflows
-    choice = resolve(small(), O2, lambda: batches)
+def test_scale_that_overflows_in_fp16_is_halved_until_it_does_not(monkeypatch):
+    batches = random_batches()
+    tiny = histogram(2.0**-24, minus_24=1)  # the scale that follows from it overflows
+    monkeypatch.setattr(loss_scale, "calibrate", lambda *_: tiny)
+    choice = resolve(small_model(), O2, lambda: batches)
     assert choice.scale < choice.histogram.scale
-    assert finite(small(), batches[0], choice.scale)
-    assert not finite(small(), batches[0], 2 * choice.scale)
-    assert (
-        choice.lines[-1]
-        == f"a step in fp16 overflowed at that scale: halved to {choice.scale:.0f}, where its gradients are finite"
-    )
+    assert is_finite(small_model(), batches[0], choice.scale)
+    assert not is_finite(small_model(), batches[0], 2 * choice.scale)
+    halved = f"halved to {choice.scale:.0f}, where its gradients are finite"
+    assert choice.lines[-1] == f"a step in fp16 overflowed at that scale: {halved}"
 
 
-def test_weights_that_no_scale_helps_are_a_users_error():
-    model = small()
+def test_weights_that_no_scale_helps_are_a_user_error():
+    model = small_model()
     with torch.no_grad():
         model.sfe1.bias.fill_(math.nan)
     with pytest.raises(UserError, match=r"^--loss-scale-value auto: the largest gradient in float32 is nan"):
-        resolve(model, O1, some)
-    model = small()
+        resolve(model, O1, random_batches)
+    model = small_model()
     with torch.no_grad():
-        model.sfe1.bias.fill_(1e6)  # which fp16 does not hold
+        model.sfe1.bias.fill_(1e6)  # overflows in fp16
     with pytest.raises(UserError, match="at any scale; give --amp-dtype bf16 or --opt-level O0"):
-        resolve(model, O1, some)
+        resolve(model, O1, random_batches)
 
 
 def test_tune_shows_what_a_run_chooses(cli, data, tmp_path, monkeypatch):
@@ -230,37 +226,23 @@ def test_tune_shows_what_a_run_chooses(cli, data, tmp_path, monkeypatch):
 
 
 def test_tune_in_float32_says_why_and_writes_nothing(cli, data, tmp_path):
-    ended = cli(
-        "tune",
-        "--loss-scale",
-        "--data-path",
-        data,
-        *TINY,
-        "--device",
-        "cpu",
-        "--opt-level",
-        "O0",
-        "--outputs-dir",
-        tmp_path / "out",
-    )
-    assert (
-        ended.out == "loss scale auto: 1, because gradients do not underflow in float32, which reaches down to 2^-126\n"
-    )
+    flags = ("--device", "cpu", "--opt-level", "O0", "--outputs-dir", tmp_path / "out")
+    ended = cli("tune", "--loss-scale", "--data-path", data, *TINY, *flags)
+    reason = "because gradients do not underflow in float32, which reaches down to 2^-126"
+    assert ended.out == f"loss scale auto: 1, {reason}\n"
     assert not any((tmp_path / "out").iterdir())
 
 
-def test_what_tune_cannot_read_or_write_is_a_users_error(cli, data, tmp_path):
+def test_what_tune_cannot_read_or_write_is_a_user_error(cli, data, tmp_path):
     assert "--train-file" in cli("tune", "--loss-scale", *TINY, *FP16).user_error()
     (tmp_path / "file").touch()
     ended = cli("tune", "--loss-scale", "--data-path", data, *TINY, *FP16, "--outputs-dir", tmp_path / "file")
-    assert (
-        ended.user_error()
-        == f"--outputs-dir {tmp_path / 'file'}: cannot be written (File exists); choose another folder"
-    )
+    remedy = "cannot be written (File exists); choose another folder"
+    assert ended.user_error() == f"--outputs-dir {tmp_path / 'file'}: {remedy}"
 
 
 @pytest.mark.slow
-def test_on_the_simulated_npu_it_counts_as_on_the_cpu(npu_environment, data, tmp_path):
+def test_histogram_on_the_simulated_npu_equals_the_cpus(npu_environment, data, tmp_path):
     tables = {}
     for device in ("cpu", "npu"):
         flags = ("--data-path", data, *TINY, *FP16, "--device", device, "--outputs-dir", tmp_path / device)
@@ -272,4 +254,4 @@ def test_on_the_simulated_npu_it_counts_as_on_the_cpu(npu_environment, data, tmp
             Counter({(row["of"], row["exponent"]): int(row["count"]) for row in rows}),
         )
     assert tables["npu"][0] == tables["cpu"][0]
-    assert near(tables["npu"][1], tables["cpu"][1])
+    assert nearly_equal(tables["npu"][1], tables["cpu"][1])

@@ -1,4 +1,4 @@
-"""The optimizer step against torch's own pieces: scaling, clipping, steps that must leave no trace, and a scale that is halved at last."""
+"""OptimizerStep against plain torch: scaling, clipping, skipped steps, halving of the loss scale."""
 
 import copy
 
@@ -16,7 +16,7 @@ def parameters():
 
 
 def optimizers():
-    """The device's own (takes a skip flag) and one that cannot."""
+    """The device's own Adam, which takes `found_inf`, and one that does not."""
     return [
         lambda p: devices.adam(p, CPU, lr=0.01, weight_decay=0.1),
         lambda p: torch.optim.Adam(p, lr=0.01, weight_decay=0.1, foreach=True),
@@ -26,17 +26,17 @@ def optimizers():
 def run(make, params, gradients, scale=1.0, clip=None):
     params = copy.deepcopy(params)
     optimizer = make(params)
-    update = make_optimizer_step(optimizer, CPU, scale, clip)
-    for rows in gradients:
-        backward(update, params, rows)
-        update.step()
+    optimizer_step = make_optimizer_step(optimizer, CPU, scale, clip)
+    for of_step in gradients:
+        backward(optimizer_step, params, of_step)
+        optimizer_step.step()
     return params, optimizer
 
 
-def backward(update, params, rows):
-    """Leave `rows`, scaled, as the gradients."""
-    update._optimizer.zero_grad()
-    update.backward(sum((p * g).sum() for p, g in zip(params, rows, strict=True)))
+def backward(optimizer_step, params, gradients):
+    """Make the scaled `gradients` those of `params`."""
+    optimizer_step._optimizer.zero_grad()
+    optimizer_step.backward(sum((p * g).sum() for p, g in zip(params, gradients, strict=True)))
 
 
 @pytest.mark.parametrize("make", optimizers())
@@ -48,8 +48,8 @@ def test_step_is_adam_on_unscaled_clipped_gradients(make, scale, clip):
     ours, _ = run(make, params, gradients, scale, clip)
     expected = copy.deepcopy(params)
     adam = torch.optim.Adam(expected, lr=0.01, weight_decay=0.1, foreach=False, fused=False)
-    for rows in gradients:
-        for p, g in zip(expected, rows, strict=True):
+    for of_step in gradients:
+        for p, g in zip(expected, of_step, strict=True):
             p.grad = g.clone()
         if clip is not None:
             torch.nn.utils.clip_grad_norm_(expected, clip)
@@ -58,7 +58,7 @@ def test_step_is_adam_on_unscaled_clipped_gradients(make, scale, clip):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
-def test_weight_decay_is_real():
+def test_weight_decay_shrinks_parameters():
     params = [torch.nn.Parameter(torch.ones(4))]
     zero = [[torch.zeros(4)]]
     (decayed,), _ = run(lambda p: devices.adam(p, CPU, lr=0.01, weight_decay=0.1), params, zero)
@@ -70,7 +70,7 @@ def test_weight_decay_is_real():
 @pytest.mark.parametrize("make", optimizers())
 @pytest.mark.parametrize("poison", [float("inf"), float("-inf"), float("nan")])
 @pytest.mark.parametrize("clip", [None, 0.5])
-def test_overflow_changes_nothing(make, poison, clip):
+def test_step_with_overflow_changes_nothing(make, poison, clip):
     params = parameters()
     good = [[torch.randn_like(p) for p in params] for _ in range(2)]
     bad = [torch.randn_like(p) for p in params]
@@ -80,60 +80,58 @@ def test_overflow_changes_nothing(make, poison, clip):
     for a, b in zip(with_bad, without, strict=True):
         assert torch.equal(a, b)
         for key, value in reference.state[b].items():
-            assert torch.equal(optimizer.state[a][key], value), key  # the moments and the step count too
+            assert torch.equal(optimizer.state[a][key], value), key  # moments and step count, too
 
 
 @pytest.mark.parametrize(("make", "kind"), list(zip(optimizers(), (OptimizerStep, SyncingOptimizerStep), strict=True)))
-def test_skip_flag(make, kind):
+def test_step_returns_whether_it_was_skipped(make, kind):
     p = torch.nn.Parameter(torch.ones(2))
-    update = make_optimizer_step(make([p]), CPU, 1.0)
-    assert type(update) is kind
-    backward(update, [p], [torch.tensor([1.0, float("nan")])])
-    assert update.step().item() == 1
-    backward(update, [p], [torch.ones(2)])
-    assert update.step().item() == 0
+    optimizer_step = make_optimizer_step(make([p]), CPU, 1.0)
+    assert type(optimizer_step) is kind
+    backward(optimizer_step, [p], [torch.tensor([1.0, float("nan")])])
+    assert optimizer_step.step().item() == 1
+    backward(optimizer_step, [p], [torch.ones(2)])
+    assert optimizer_step.step().item() == 0
 
 
 @pytest.mark.parametrize("make", optimizers())
 @pytest.mark.parametrize("clip", [None, 1.0])
-def test_the_scale_is_halved_when_a_whole_row_of_steps_overflows_and_never_else(make, clip):
+def test_scale_is_halved_only_after_consecutive_overflows(make, clip):
     p = torch.nn.Parameter(torch.ones(2))
-    update = make_optimizer_step(make([p]), CPU, 3.0, clip)
+    optimizer_step = make_optimizer_step(make([p]), CPU, 3.0, clip)
     good, bad = torch.ones(2), torch.tensor([1.0, float("inf")])
     scales = []
     for gradient in [*[bad] * (HALVE_AFTER - 1), good, *[bad] * HALVE_AFTER, good, *[bad] * 3 * HALVE_AFTER]:
-        backward(update, [p], [gradient])
+        backward(optimizer_step, [p], [gradient])
         finite = p.grad.isfinite()
-        assert (p.grad[finite] == update.scale).all()  # gradients are scaled by the scale of now
-        update.step()
-        scales.append(update.scale.item())
+        assert (p.grad[finite] == optimizer_step.scale).all()  # by the current scale
+        optimizer_step.step()
+        scales.append(optimizer_step.scale.item())
     before = 2 * HALVE_AFTER - 1
     assert scales == [3.0] * before + [1.5] * (len(scales) - before)  # 0.75 would be below 1
 
 
 @pytest.mark.parametrize("make", optimizers())
-def test_a_streak_goes_on_where_it_was(make):
+def test_skips_in_a_row_resume_from_their_count(make):
     p = torch.nn.Parameter(torch.ones(2))
-    update = make_optimizer_step(make([p]), CPU, 8.0, None, HALVE_AFTER - 2)
+    optimizer_step = make_optimizer_step(make([p]), CPU, 8.0, None, HALVE_AFTER - 2)
     for expected in (8.0, 4.0, 4.0):
-        backward(update, [p], [torch.full((2,), float("inf"))])
-        update.step()
-        assert update.scale.item() == expected
+        backward(optimizer_step, [p], [torch.full((2,), float("inf"))])
+        optimizer_step.step()
+        assert optimizer_step.scale.item() == expected
 
 
 @pytest.mark.parametrize("make", optimizers())
-def test_after_a_halving_steps_are_as_with_the_half_from_the_start(make):
+def test_halved_scale_equals_half_the_scale_from_the_start(make):
     params = parameters()
-    rows = [torch.randn_like(p) for p in params]
+    gradients = [torch.randn_like(p) for p in params]
     halved, other = (copy.deepcopy(params) for _ in range(2))
-    ours, theirs = (
-        make_optimizer_step(make(halved), CPU, 1024.0, None, HALVE_AFTER - 1),
-        make_optimizer_step(make(other), CPU, 512.0),
-    )
+    ours = make_optimizer_step(make(halved), CPU, 1024.0, None, HALVE_AFTER - 1)
+    theirs = make_optimizer_step(make(other), CPU, 512.0)
     backward(ours, halved, [torch.full_like(p, float("nan")) for p in params])
     ours.step()
-    for update, parts in ((ours, halved), (theirs, other)):
-        backward(update, parts, rows)
-        update.step()
+    for optimizer_step, weights in ((ours, halved), (theirs, other)):
+        backward(optimizer_step, weights, gradients)
+        optimizer_step.step()
     assert all(torch.equal(a, b) for a, b in zip(halved, other, strict=True))
     assert not torch.equal(other[0], params[0])

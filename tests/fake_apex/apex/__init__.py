@@ -1,4 +1,4 @@
-"""A stand-in for Ascend's build of NVIDIA's apex, of which it has `apex.amp` only. Nothing here was run on Ascend."""
+"""A stand-in for Ascend's build of NVIDIA's apex, with `apex.amp` only. Not run on Ascend."""
 
 from apex import amp
 

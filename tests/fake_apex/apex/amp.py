@@ -1,10 +1,10 @@
-"""apex.amp as a static loss scale needs it: the public names of Ascend's build, and at least its strictness.
+"""The part of apex.amp that a static loss scale needs: the public names of Ascend's build, at least as strict.
 
-It was written from what the real ones do (NVIDIA's, and Ascend's patch of it), and serves tests. Where they go wrong in silence, or do what
-this does not stand for (casts, master weights, a dynamic scale), it raises.
+Written for tests, from the behaviour of the real ones (NVIDIA's, and Ascend's patch of it). Raises where they fail
+silently, and for what is not simulated (casts, master weights, a dynamic scale).
 
-FAKE_APEX_COMBINE_GRAD=0 gives `initialize` the parameters of a build that cannot combine gradients. Every call becomes a line of JSON in
-the file that FAKE_APEX_CALLS names.
+FAKE_APEX_COMBINE_GRAD=0: `initialize` has the parameters of a build that cannot combine gradients.
+FAKE_APEX_CALLS=FILE: append every call to FILE as a line of JSON.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from torch_npu.optim import NpuFusedAdam, _move_together
 
 __all__ = ["initialize", "load_state_dict", "master_params", "scale_loss", "state_dict"]
 
-# What a level means where the caller says nothing else: (cast_model_type, patch_torch_functions, master_weights).
+# Defaults of a level: (cast_model_type, patch_torch_functions, master_weights).
 _LEVELS = {"O1": (None, True, None), "O2": (torch.float16, False, True)}
 _scalers: list[dict] = []  # {"loss_scale": float, "unskipped": int}, as in state_dict()
 
 
-def _tell(call: str, **details) -> None:
+def _record(call: str, **details) -> None:
     if file := os.environ.get("FAKE_APEX_CALLS"):
         with open(file, "a") as lines:
             lines.write(json.dumps({"call": call, **details}) + "\n")
@@ -48,7 +48,7 @@ def initialize(
     max_loss_scale=2.0**24,
     combine_grad=None,
 ):
-    """The model and the optimizer as they came; from now on scale_loss scales by `loss_scale`.
+    """Return the model and the optimizer unchanged. scale_loss will scale by `loss_scale`.
 
     combine_grad: the first backward pass moves all gradients into one buffer, where they must stay.
     """
@@ -57,7 +57,7 @@ def initialize(
         "patch_torch_functions": patch_torch_functions,
         "master_weights": master_weights,
     }
-    _tell(
+    _record(
         "initialize",
         opt_level=opt_level,
         loss_scale=loss_scale,
@@ -92,8 +92,9 @@ def initialize(
         raise RuntimeError("A given optimizer should only be passed through amp.initialize once.")
     if isinstance(optimizers, NpuFusedAdam):
         raise TypeError(
-            "apex replaces the gradients, or moves them into a buffer of its own, and torch_npu.optim.NpuFusedAdam goes on reading the old ones, "
-            "in silence: zeros from the second step on, or with combine_grad the sum of all steps. Give it a torch.optim.Adam."
+            "apex replaces the gradients, or moves them into a buffer of its own, and torch_npu.optim.NpuFusedAdam "
+            "silently goes on reading the old ones: zeros from the second step on, or with combine_grad the sum of all "
+            "steps. Give it a torch.optim.Adam."
         )
     if verbosity:
         print(f"Selected optimization level {opt_level}")
@@ -105,8 +106,8 @@ def initialize(
 def _check_model(model: torch.nn.Module) -> None:
     if isinstance(model, torch.nn.parallel.DistributedDataParallel):
         raise RuntimeError(
-            "Incoming model is an instance of torch.nn.parallel.DistributedDataParallel. Parallel wrappers should only be applied to the model(s) "
-            "AFTER \nthe model(s) have been returned from amp.initialize."
+            "Incoming model is an instance of torch.nn.parallel.DistributedDataParallel. Parallel wrappers should only "
+            "be applied to the model(s) AFTER \nthe model(s) have been returned from amp.initialize."
         )
     for name, parameter in model.named_parameters():
         if parameter.type() != "torch.npu.FloatTensor":
@@ -114,19 +115,19 @@ def _check_model(model: torch.nn.Module) -> None:
 
 
 class _Gradients:
-    """An optimizer's gradients around a backward pass, which adds scaled ones to those that are there."""
+    """An optimizer's gradients around a backward pass: the new ones are unscaled and added to those before."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, combine: bool):
-        self._optimizer, self._combine, self._places = optimizer, combine, None
+        self._optimizer, self._combine, self._addresses = optimizer, combine, None
         if combine:
             zero_grad = optimizer.zero_grad
-            optimizer.zero_grad = lambda: self._zero() if self._places else zero_grad()  # takes no set_to_none
+            optimizer.zero_grad = lambda: self._zero() if self._addresses else zero_grad()  # takes no set_to_none
 
     def prepare(self) -> None:
-        """Put aside what is there: new gradients are made, unless they have been combined."""
+        """Save the gradients and remove them; combined ones are set to zero in their buffer instead."""
         self._check()
         params = list(master_params(self._optimizer))
-        if self._places:
+        if self._addresses:
             self._before = [p.grad.clone() for p in params]
             self._zero()
         else:
@@ -136,18 +137,18 @@ class _Gradients:
 
     @torch.no_grad()
     def finish(self, loss_scale: float) -> None:
-        """Unscale, and add what was put aside. No gradient is looked at: a static scale's overflow goes unseen."""
+        """Unscale the gradients and add the saved ones. As in apex, a static scale is not checked for overflow."""
         self._check()
         params = list(master_params(self._optimizer))
-        if self._combine and not self._places:
+        if self._combine and not self._addresses:
             if any(p.grad is None for p in params):
                 raise RuntimeError("combine_grad: a parameter without a gradient in the first step is never unscaled")
             _move_together([p.grad for p in params])
-            self._places = [p.grad.data_ptr() for p in params]
+            self._addresses = [p.grad.data_ptr() for p in params]
         for p, before in zip(params, self._before, strict=True):
             if p.grad is None:
                 p.grad = before
-            elif before is None or self._places:
+            elif before is None or self._addresses:
                 p.grad.mul_(1 / loss_scale).add_(0 if before is None else before)
             else:
                 p.grad.data = p.grad * (1 / loss_scale) + before
@@ -158,7 +159,7 @@ class _Gradients:
             p.grad.zero_()
 
     def _check(self) -> None:
-        if self._places and self._places != [
+        if self._addresses and self._addresses != [
             p.grad is not None and p.grad.data_ptr() for p in master_params(self._optimizer)
         ]:
             raise RuntimeError("combine_grad: a gradient is no longer in the buffer that is unscaled and set to zero")
@@ -166,14 +167,14 @@ class _Gradients:
 
 @contextlib.contextmanager
 def scale_loss(loss, optimizers, loss_id=0, model=None, delay_unscale=False, delay_overflow_check=False):
-    """Yields loss.float() * the loss scale, float32 []; the optimizer's gradients of it are unscaled at the end."""
+    """Yield loss.float() * the loss scale, float32 []. Unscale the optimizer's gradients at the end of the block."""
     if not _scalers:
         raise RuntimeError("Invoked 'with amp.scale_loss`, but internal Amp state has not been initialized.")
     if delay_unscale:
         raise NotImplementedError("the stand-in apex unscales after every backward pass")
     scaler = _scalers[loss_id]
     scale = scaler["loss_scale"]
-    _tell("scale_loss", loss_scale=scale)
+    _record("scale_loss", loss_scale=scale)
     if scale == 1:
         yield loss.float()
         return
@@ -184,20 +185,20 @@ def scale_loss(loss, optimizers, loss_id=0, model=None, delay_unscale=False, del
 
 
 def master_params(optimizer):
-    """The parameters that the optimizer steps."""
+    """Yield the parameters that the optimizer updates."""
     for group in optimizer.param_groups:
         yield from group["params"]
 
 
 def state_dict(destination=None):
-    """{"loss_scaler0": {"loss_scale": float, "unskipped": int}}."""
+    """Return {"loss_scaler0": {"loss_scale": float, "unskipped": int}}."""
     destination = OrderedDict() if destination is None else destination
     return destination | {f"loss_scaler{i}": dict(scaler) for i, scaler in enumerate(_scalers)}
 
 
 def load_state_dict(state_dict) -> None:
-    """Take over the scale, and the count of steps, of each loss."""
-    _tell("load_state_dict", **state_dict)
+    """Set the scale and the count of steps of each loss."""
+    _record("load_state_dict", **state_dict)
     if state_dict.keys() != {f"loss_scaler{i}" for i in range(len(_scalers))}:
         raise RuntimeError(f"Error(s) in loading state_dict. Unexpected or missing key(s): {', '.join(state_dict)}")
     for scaler, new in zip(_scalers, state_dict.values(), strict=True):
