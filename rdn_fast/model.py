@@ -1,6 +1,6 @@
 """RDN: shallow features, residual dense blocks, global fusion, up-sampling (Zhang et al., CVPR 2018, arXiv:1802.08797).
 
-The model owns float32 parameters under the reference's names and shapes; how a block is computed is looked up in rdb/'s table.
+The model owns float32 parameters under the reference's names and shapes. The impls of rdb/ compute its blocks.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class _RDB(nn.Module):
 
 
 class _Cast(torch.autograd.Function):
-    """Tensors in another dtype, all in one launch, and so their gradients back."""
+    """Cast all tensors in one launch, and their gradients back in another."""
 
     @staticmethod
     def forward(ctx, dtype, *tensors):
@@ -65,14 +65,15 @@ class _Cast(torch.autograd.Function):
 class RDN(nn.Module):
     """Residual dense network.
 
-    Input [B, 3, H, W], RGB in 0..1, any H and W; output [B, 3, scale*H, scale*W] in the same range, not clamped.
-    `compute_dtype` (None: the input's) is what the convolutions compute in, `output_dtype` (None: the same) the last one.
-    `rdb` names a row of rdn_fast.rdb.IMPLS, or "auto": the fastest here, timed when first needed (rdb/tune.py).
+    Input: [B, 3, H, W], RGB in 0..1, any H and W. Output: [B, 3, scale*H, scale*W] in the same range, not clamped.
+    compute_dtype: of all convolutions but the last (None: the input's dtype).
+    output_dtype: of the last convolution (None: the same as the others).
+    rdb: an impl of rdn_fast.rdb.IMPLS, or "auto": the fastest here, timed at the first call (rdb/autotune.py).
     """
 
-    def __init__(self, config: ModelConfig | None = None, rdb: str = "auto"):
+    def __init__(self, model_config: ModelConfig | None = None, rdb: str = "auto"):
         super().__init__()
-        self.config = c = config or ModelConfig()
+        self.config = c = model_config or ModelConfig()
         self.rdb = rdb
         self.compute_dtype: torch.dtype | None = None
         self.output_dtype: torch.dtype | None = None
@@ -90,7 +91,7 @@ class RDN(nn.Module):
 
     @contextmanager
     def computing(self, precision: Precision | None, rdb: str | None = None) -> Iterator[None]:
-        """Compute at this precision (None: in the input's dtype) with this impl (None: the same) within the block."""
+        """Within the block, compute at this precision (None: in the input's dtype) with this impl (None: no change)."""
         before = self.compute_dtype, self.output_dtype, self.rdb
         self.compute_dtype, self.output_dtype = (precision.compute, precision.output) if precision else (None, None)
         self.rdb = rdb or self.rdb
@@ -106,8 +107,8 @@ class RDN(nn.Module):
         shallow = _conv(self.sfe1, x)  # [B, G0, H, W]
         y = _conv(self.sfe2, shallow)
         local = []
-        for rdb in self.rdbs:
-            y = rdb(y, impl)
+        for block in self.rdbs:
+            y = block(y, impl)
             local.append(y)
         y = _conv(self.gff[1], _conv(self.gff[0], torch.cat(local, dim=1))) + shallow
         for layer in self.upscale:
@@ -116,29 +117,25 @@ class RDN(nn.Module):
 
 
 def _conv(conv: nn.Conv2d, x):
-    """The convolution in x's dtype; its float32 parameters are cast, and their gradients cast back."""
+    """Compute the convolution in x's dtype. Its float32 parameters are cast, and their gradients cast back."""
     return F.conv2d(x, conv.weight.to(x.dtype), conv.bias.to(x.dtype), padding=conv.padding)
 
 
-def empty(config: ModelConfig) -> RDN:
-    """The model without numbers: on the meta device, at no cost."""
+def meta_model(model_config: ModelConfig) -> RDN:
+    """Return the model on the meta device: names and shapes without memory."""
     with torch.device("meta"):
-        return RDN(config)
+        return RDN(model_config)
 
 
 def infer_config(state: dict, name: str) -> ModelConfig:
-    """Read an RDN's shape off its state dict (reference names). Raises UserError, naming `name`, when it is none."""
+    """Return the ModelConfig of a state dict (reference names). Raise UserError, naming `name`, if it is no RDN's."""
     for key in ("sfe1.weight", "rdbs.0.layers.0.conv.weight", "upscale.0.weight", "output.weight"):
         if key not in state or state[key].ndim != 4 or 0 in state[key].shape:
             first = ", ".join(list(state)[:3])
-            raise UserError(
-                f"{name}: these are no weights of an RDN ({key} is missing or no convolution's); the file's keys begin with {first}"
-            )
-    g0, g, u = (
-        state["sfe1.weight"].shape[0],
-        state["rdbs.0.layers.0.conv.weight"].shape[0],
-        state["output.weight"].shape[1],
-    )
+            reason = f"({key} is missing or no convolution's); the file's keys begin with {first}"
+            raise UserError(f"{name}: these are no weights of an RDN {reason}")
+    g0, u = state["sfe1.weight"].shape[0], state["output.weight"].shape[1]
+    g = state["rdbs.0.layers.0.conv.weight"].shape[0]
     blocks = sum(key.startswith("rdbs.") and key.endswith(".lff.weight") for key in state)
     layers = sum(key.startswith("rdbs.0.layers.") and key.endswith(".conv.weight") for key in state)
     scale = 4 if "upscale.2.weight" in state else round((state["upscale.0.weight"].shape[0] / u) ** 0.5)
@@ -148,32 +145,35 @@ def infer_config(state: dict, name: str) -> ModelConfig:
         raise UserError(f"{name}: these weights describe no RDN ({error})") from None
 
 
-def check_state(config: ModelConfig, state: dict, name: str) -> None:
-    """UserError with the difference in keys and shapes when `state` (from file `name`) does not fit the model exactly."""
-    own = empty(config).state_dict()
-    shapes = [
-        f"{k} is {list(state[k].shape)}, not {list(v.shape)}"
-        for k, v in own.items()
-        if k in state and state[k].shape != v.shape
-    ]
-    groups = _grouped("missing", own.keys() - state.keys()), _grouped("unexpected", state.keys() - own.keys()), shapes
-    if any(groups):
-        problems = [
-            word
-            for group in groups
-            for word in (*group[:6], *([f"and {len(group) - 6} more"] if len(group) > 6 else []))
-        ]
-        raise UserError(f"{name} does not fit this model ({describe(config)}): {'; '.join(problems)}")
+def check_state(model_config: ModelConfig, state: dict, name: str) -> None:
+    """Raise UserError with the differing keys and shapes unless `state`, from file `name`, fits the model exactly."""
+    expected = meta_model(model_config).state_dict()
+    problems = (
+        _grouped("missing", expected.keys() - state.keys()),
+        _grouped("unexpected", state.keys() - expected.keys()),
+        [
+            f"{key} is {list(state[key].shape)}, not {list(value.shape)}"
+            for key, value in expected.items()
+            if key in state and state[key].shape != value.shape
+        ],
+    )
+    if any(problems):
+        words = "; ".join(word for group in problems for word in _shortened(group))
+        raise UserError(f"{name} does not fit this model ({describe(model_config)}): {words}")
 
 
-def describe(config: ModelConfig) -> str:
-    """The shape in words: RDN x2 D16 C8 G64 G0 64."""
-    c = config
+def describe(model_config: ModelConfig) -> str:
+    """Return the model's shape in words: RDN x2 D16 C8 G64 G0 64."""
+    c = model_config
     tail = "" if c.tail_channels == c.num_features else f", {c.tail_channels} after up-sampling"
     return f"RDN x{c.scale} D{c.num_blocks} C{c.num_layers} G{c.growth_rate} G0 {c.num_features}{tail}"
 
 
+def _shortened(words: list[str]) -> list[str]:
+    return words[:6] + ([f"and {len(words) - 6} more"] if len(words) > 6 else [])
+
+
 def _grouped(what: str, keys) -> list[str]:
-    """The keys as words, those of one block as one."""
+    """Return the keys in words, all keys of a block as one."""
     counts = Counter(".".join(key.split(".")[:2]) + ".*" if key.startswith("rdbs.") else key for key in keys)
     return [f"{what} {key}" + (f" ({n} keys)" if n > 1 else "") for key, n in sorted(counts.items())]

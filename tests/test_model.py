@@ -10,12 +10,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from bench.parity import assert_as_good_as_naive, assert_same_in_float64, relative_error
 from rdn_fast.config import PRESETS, ModelConfig, make_configs
 from rdn_fast.errors import UserError
-from rdn_fast.model import RDN, check_state, describe, infer_config
+from rdn_fast.model import RDN, check_state, describe, infer_config, meta_model
 from rdn_fast.precision import resolve
 
 TINY = {"num_features": 6, "growth_rate": 4, "num_blocks": 2, "num_layers": 2}  # G0 != G
 
-# The shapes that TINY must have: those of every model, then by (scale, upsample_channels).
+# The shapes of TINY's parameters: those of every scale, then those by (scale, upsample_channels).
 TRUNK = {
     "sfe1.weight": (6, 3, 3, 3),
     "sfe1.bias": (6,),
@@ -49,7 +49,7 @@ TAILS = {
         "upscale.2.bias": (24,),
         "output.weight": (3, 6, 3, 3),
     },
-    # EDSR-PyTorch's tail, which has channels of its own.
+    # EDSR-PyTorch's tail, whose number of channels differs from G0.
     (2, 5): {"upscale.0.weight": (20, 6, 3, 3), "upscale.0.bias": (20,), "output.weight": (3, 5, 3, 3)},
     (3, 5): {"upscale.0.weight": (45, 6, 3, 3), "upscale.0.bias": (45,), "output.weight": (3, 5, 3, 3)},
     (4, 5): {
@@ -67,13 +67,11 @@ def tiny(scale=2, upsample_channels=None) -> ModelConfig:
     return ModelConfig(scale=scale, upsample_channels=upsample_channels, **TINY)
 
 
-def on_meta(config: ModelConfig) -> RDN:
-    with torch.device("meta"):
-        return RDN(config)
-
-
 def oracle(x, p, config, dtype=torch.float64, output_dtype=None):
-    """Equations 1 to 9 of arXiv:1802.08797 on parameters p under the reference's names; all in `dtype`, the last one in `output_dtype`."""
+    """Equations 1 to 9 of arXiv:1802.08797 on parameters p under the reference's names.
+
+    All convolutions compute in `dtype`, the last one in `output_dtype`.
+    """
     p = {name: value.to(dtype) for name, value in p.items() if not name.startswith("output.")} | {
         name: value.to(output_dtype or dtype) for name, value in p.items() if name.startswith("output.")
     }
@@ -111,7 +109,7 @@ def test_state_dict_has_the_references_names_and_shapes(scale, upsample_channels
 
 @pytest.mark.parametrize(("scale", "millions"), [(2, 22.12), (3, 22.31), (4, 22.27)])
 def test_rdn_b_has_the_published_number_of_parameters(scale, millions):
-    model = on_meta(make_configs({"scale": scale}, "rdn-b")[0])
+    model = meta_model(make_configs({"scale": scale}, "rdn-b")[0])
     assert round(sum(p.numel() for p in model.parameters()) / 1e6, 2) == millions
 
 
@@ -127,7 +125,7 @@ def test_rdn_b_has_the_published_number_of_parameters(scale, millions):
 )
 def test_presets_build_the_model_that_they_name(preset, first, last):
     config, _ = make_configs({}, preset)
-    state = on_meta(config).state_dict()
+    state = meta_model(config).state_dict()
     assert (tuple(state["upscale.0.weight"].shape), tuple(state["output.weight"].shape)) == (first, last)
     blocks, layers, g = {"rdn-a": (20, 6, 32), "rdn-a-edsr": (20, 6, 32), "demo": (4, 3, 32)}.get(preset, (16, 8, 64))
     g0 = last[1] if preset == "demo" else 64
@@ -139,7 +137,7 @@ def test_presets_build_the_model_that_they_name(preset, first, last):
 def test_every_preset_builds():
     for preset in PRESETS:
         config, _ = make_configs({}, preset)
-        assert infer_config(on_meta(config).state_dict(), preset) == config
+        assert infer_config(meta_model(config).state_dict(), preset) == config
 
 
 def test_macs_of_rdn_b():
@@ -236,7 +234,7 @@ def test_computing_applies_within_its_block_only(fails):
 
 
 @EVERY_TAIL
-def test_infer_config_reads_the_shape_off_the_weights(scale, upsample_channels):
+def test_infer_config_returns_the_shape_of_the_weights(scale, upsample_channels):
     for shape in (TINY, {"num_features": 3, "growth_rate": 8, "num_blocks": 11, "num_layers": 1}):
         config = ModelConfig(scale=scale, upsample_channels=upsample_channels, **shape)
         assert infer_config(RDN(config).state_dict(), "w.pth") == config
@@ -327,7 +325,7 @@ def test_check_state_tells_what_does_not_fit(misfit):
         ("upsample_channels", 0),
     ],
 )
-def test_config_refuses_what_makes_no_model(field, value):
+def test_config_refuses_impossible_values(field, value):
     with pytest.raises(UserError, match=f"--{field.replace('_', '-')} {value}"):
         ModelConfig(**{field: value})
 

@@ -16,7 +16,7 @@ from rdn_fast import devices
 from rdn_fast.config import ModelConfig
 from rdn_fast.errors import UserError
 from rdn_fast.files import write_result
-from rdn_fast.model import RDN, check_state, describe, empty, infer_config
+from rdn_fast.model import RDN, check_state, describe, infer_config, meta_model
 from rdn_fast.weights import formats
 from rdn_fast.weights.load import load_tensors
 
@@ -59,7 +59,7 @@ def load_model(path: str | Path | None = None, device: str | torch.device = "aut
     """
     target = device if isinstance(device, torch.device) else devices.pick(device)
     weights = read_weights(SHIPPED if path is None else path)
-    model = empty(weights.config)
+    model = meta_model(weights.config)
     model.load_state_dict(weights.state, assign=True)
     return model.to(target, memory_format=devices.memory_format(target)).eval()
 
