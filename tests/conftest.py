@@ -1,4 +1,4 @@
-"""Fixtures of all tests: synthetic pictures, folders and h5 files of them, and the command line in and out of this process."""
+"""Fixtures for all tests: synthetic images, folders and h5 files of them, and the command line."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ import runs
 from fake_npu import simulated_npu
 from PIL import Image
 
-# Kernels are compiled, and implementations timed, once for all tests, and nothing of that is left behind.
-if "PYTEST_XDIST_WORKER" not in os.environ:  # workers have their starter's
+# A cache folder for all tests: kernels are compiled, and impls timed, once. It is deleted at the end.
+if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit it
     _cache = tempfile.TemporaryDirectory(prefix="rdn_fast-tests-")
     os.environ["XDG_CACHE_HOME"] = _cache.name
 
@@ -27,7 +27,7 @@ SEED_VARIABLE = "RDN_FAST_TEST_SEED"
 
 
 class Prepared(NamedTuple):
-    """Files made by `rdn-fast prepare` at x2; shared by the session, so read only."""
+    """Files made by `rdn-fast prepare` at x2. The session shares them: only read them."""
 
     images: Path  # 4 PNG of 64 x 56, 60 x 52, ... HR pixels
     train: Path  # 20 pairs; the smallest LR image is 13 x 11
@@ -35,14 +35,14 @@ class Prepared(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """How a command ended that ran in this process."""
+    """How a command ended that ran in this process: exit code, stdout, stderr."""
 
     code: int
     out: str
     err: str
 
     def user_error(self) -> str:
-        """The message of a command that must have ended by the user's mistake: exit code 2 and one line on stderr."""
+        """Check that it ended by a user's mistake, with exit code 2 and one line on stderr. Return the message."""
         assert self.code == 2, self
         assert self.err.startswith("rdn-fast: error: "), self
         assert self.err.endswith("\n"), self
@@ -53,9 +53,8 @@ class Ended(NamedTuple):
 def _write_images(folder: Path, pictures: int | Mapping[str, np.ndarray], size: tuple[int, int]) -> Path:
     folder.mkdir(parents=True)
     if isinstance(pictures, int):
-        pictures = {
-            f"picture_{i}.png": runs.photograph(size[0] - 4 * i, size[1] - 4 * i, seed=i) for i in range(pictures)
-        }
+        sizes = [(size[0] - 4 * i, size[1] - 4 * i) for i in range(pictures)]
+        pictures = {f"picture_{i}.png": runs.photograph(*each, seed=i) for i, each in enumerate(sizes)}
     for name, picture in pictures.items():
         Image.fromarray(picture).save(folder / name)
     return folder
@@ -63,15 +62,15 @@ def _write_images(folder: Path, pictures: int | Mapping[str, np.ndarray], size: 
 
 @pytest.fixture(scope="session")
 def photograph() -> Callable[..., np.ndarray]:
-    """photograph(height, width, seed=0): a synthetic picture, uint8 [height, width, 3], with light, edges and texture."""
+    """Return runs.photograph."""
     return runs.photograph
 
 
 @pytest.fixture
 def image_folder(tmp_path) -> Callable[..., Path]:
-    """image_folder(pictures=3, size=(48, 40), name="images"): a new folder of picture_0.png, ...
+    """Return image_folder(pictures=3, size=(48, 40), name="images"), which writes a new folder of picture_0.png, ...
 
-    `pictures` is how many, each 4 pixels smaller than the one before it, or {file name: uint8 array}.
+    pictures: how many, each 4 pixels smaller than the one before it; or {file name: uint8 array}.
     """
 
     def make(
@@ -84,9 +83,9 @@ def image_folder(tmp_path) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def make_h5() -> Callable[..., Path]:
-    """make_h5(path, pairs, **options): write (lr, hr) arrays in the reference's layout with h5py alone.
+    """Return make_h5(path, pairs, **options), which writes (lr, hr) arrays in the reference's layout by h5py alone.
 
-    `pairs` are numbered in order, or named by a dict; options go to create_dataset (chunks=True, compression="gzip", ...).
+    pairs: numbered in order, or named by a dict. options: of create_dataset (chunks=True, compression="gzip", ...).
     """
 
     def make(path: Path, pairs: Iterable | Mapping, **options) -> Path:
@@ -103,7 +102,7 @@ def make_h5() -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory) -> Prepared:
-    """A folder of pictures, and a training and an evaluation h5 of them at x2."""
+    """Return a folder of images, and a training and an evaluation h5 of them at x2."""
     from rdn_fast.data.prepare import prepare
 
     folder = tmp_path_factory.mktemp("prepared")
@@ -115,7 +114,7 @@ def prepared(tmp_path_factory) -> Prepared:
 
 @pytest.fixture(scope="session")
 def npu_environment() -> dict[str, str]:
-    """Of processes that may import the stand-in torch_npu; they have two simulated npus."""
+    """Return the environment of processes that may import the simulated torch_npu, with two devices."""
     if (reason := simulated_npu.why_not()) is not None:
         pytest.skip(reason)
     simulated_npu.library()
@@ -124,7 +123,7 @@ def npu_environment() -> dict[str, str]:
 
 @pytest.fixture
 def cli(capsys) -> Callable[..., Ended]:
-    """cli(*arguments): `rdn-fast ...` in this process; far faster than run_cli."""
+    """Return cli(*arguments), which runs `rdn-fast ...` in this process, far faster than run_cli."""
 
     def run(*arguments) -> Ended:
         from rdn_fast.cli import main
@@ -138,13 +137,13 @@ def cli(capsys) -> Callable[..., Ended]:
 
 @pytest.fixture
 def run_cli(tmp_path) -> Callable[..., subprocess.CompletedProcess]:
-    """runs.cli in the test's own working folder."""
+    """Return runs.cli with the test's own folder as the working folder."""
     return functools.partial(runs.cli, cwd=tmp_path)
 
 
 @pytest.fixture
 def seed() -> int:
-    """A fresh seed in every run, for tests that must hold for any input; the report of a failure says how to repeat it."""
+    """Return a new seed in every run, for tests that must hold for any input. A failure prints how to repeat it."""
     value = int(os.environ.get(SEED_VARIABLE) or secrets.randbits(31))
     print(f"seed {value}; to repeat: {SEED_VARIABLE}={value}")
     return value

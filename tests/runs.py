@@ -1,4 +1,4 @@
-"""Small real training runs for the tests: data, flags, processes, and what they leave behind."""
+"""Small real training runs for the tests: their data, flags, processes and results."""
 
 import json
 import os
@@ -12,56 +12,40 @@ import torch
 from rdn_fast.data.h5_writer import write_pairs
 from rdn_fast.data.pairs import degrade
 
-# Two threads per process only get in each other's way at these sizes.
+# At these sizes two threads per process only slow each other down.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
 
 ROOT = Path(__file__).resolve().parent.parent
-TINY = (
-    "--num-features",
-    "6",
-    "--growth-rate",
-    "4",
-    "--num-blocks",
-    "2",
-    "--num-layers",
-    "2",
-    "--patch-size",
-    "8",
-    "--lr",
-    "1e-3",
-)
+_TINY_MODEL = "--num-features 6 --growth-rate 4 --num-blocks 2 --num-layers 2"
+TINY = (*_TINY_MODEL.split(), "--patch-size", "8", "--lr", "1e-3")
 
 
 def photograph(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """A synthetic picture, uint8 [height, width, 3], with light, edges and texture."""
+    """Return a synthetic image, uint8 [height, width, 3], with smooth light, edges and texture."""
     rng = np.random.default_rng(seed)
     y, x = (axis / max(height, width) for axis in np.mgrid[0:height, 0:width])
     image = np.empty((height, width, 3))
     for channel in range(3):  # smooth light
         angle, waves, phase = rng.uniform(0, 2 * np.pi), rng.uniform(0.5, 2), rng.uniform(0, 2 * np.pi)
         image[..., channel] = 120 + 60 * np.sin(2 * np.pi * waves * (np.cos(angle) * x + np.sin(angle) * y) + phase)
-    for _ in range(4):  # the edges of things
+    for _ in range(4):  # edges
         angle, (top, left) = rng.uniform(0, 2 * np.pi), rng.uniform(0, 1, 2)
         image[np.cos(angle) * (x - left) + np.sin(angle) * (y - top) > 0] += rng.uniform(-40, 40, 3)
-    image += 12 * np.sin(2 * np.pi * (x * rng.uniform(10, 20) + y * rng.uniform(10, 20)))[..., None]  # a fabric
+    image += 12 * np.sin(2 * np.pi * (x * rng.uniform(10, 20) + y * rng.uniform(10, 20)))[..., None]  # fine texture
     image += rng.normal(0, 3, image.shape)
     return np.clip(np.rint(image), 0, 255).astype(np.uint8)
 
 
 def make_data(folder: Path, images: int = 21, scale: int = 2) -> Path:
-    """DIV2K_x{scale}.h5 with `images` pairs and Set5_x{scale}.h5 with two, in `folder`."""
+    """Write DIV2K_x{scale}.h5 with `images` pairs and Set5_x{scale}.h5 with two to `folder`, and return it."""
     rng = np.random.default_rng(5)
     folder.mkdir(parents=True, exist_ok=True)
     sizes = rng.integers(20, 40, (images, 2)) * scale // 2
-    write_pairs(
-        folder / f"DIV2K_x{scale}.h5",
-        [degrade(f"train{i}", photograph(h, w, seed=i), scale) for i, (h, w) in enumerate(sizes)],
-    )
-    write_pairs(
-        folder / f"Set5_x{scale}.h5",
-        [degrade(f"eval{i}", photograph(40 + i, 36, seed=100 + i), scale) for i in range(2)],
-    )
+    training = [degrade(f"train{i}", photograph(h, w, seed=i), scale) for i, (h, w) in enumerate(sizes)]
+    evaluation = [degrade(f"eval{i}", photograph(40 + i, 36, seed=100 + i), scale) for i in range(2)]
+    write_pairs(folder / f"DIV2K_x{scale}.h5", training)
+    write_pairs(folder / f"Set5_x{scale}.h5", evaluation)
     return folder
 
 
@@ -70,7 +54,7 @@ def command(*arguments) -> list[str]:
 
 
 def cli(*arguments, timeout: float = 120, **options) -> subprocess.CompletedProcess:
-    """Run rdn-fast in a process of its own; text of stdout and stderr captured."""
+    """Run rdn-fast in a process of its own and capture stdout and stderr as text."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **(options.pop("env", None) or {})}
     return subprocess.run(
         command(*arguments),
@@ -84,11 +68,9 @@ def cli(*arguments, timeout: float = 120, **options) -> subprocess.CompletedProc
 
 
 def events(outputs: Path, kind: str) -> list[dict]:
-    """The records of one kind in metrics.jsonl, each line parsed strictly."""
-    records = [
-        json.loads(line, parse_constant=lambda word: 1 / 0)
-        for line in (outputs / "metrics.jsonl").read_text().splitlines()
-    ]
+    """Return the records of one kind in metrics.jsonl. NaN and infinity are errors."""
+    lines = (outputs / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line, parse_constant=lambda word: 1 / 0) for line in lines]
     return [record for record in records if record["event"] == kind]
 
 
@@ -97,7 +79,7 @@ def weights(outputs: Path, name: str = "last.pth") -> dict[str, torch.Tensor]:
 
 
 def assert_user_error(result: subprocess.CompletedProcess, *words: str) -> None:
-    """Exit code 2 and exactly one line on stderr, which holds all the words; no usage text, no traceback."""
+    """Check for exit code 2 and exactly one line on stderr, with all the words: no usage, no traceback."""
     assert result.returncode == 2, result
     lines = result.stderr.splitlines()
     assert len(lines) == 1, result.stderr

@@ -1,7 +1,7 @@
-"""Only devices/ and the RDB table dispatch on the kind of device: cuda, npu and cpu appear as names nowhere else in the package.
+"""Only devices/ and the table of impls dispatch on the kind of device: no other code names cuda, npu or cpu.
 
-Prose may use the words. What counts: a string that is exactly such a name (with or without an index), and an attribute or an
-import of that name. `tensor.cpu()` and `map_location="cpu"` mean the same on every device and are allowed.
+Prose may use the words. What counts: a string that is exactly such a name, with or without an index, and an attribute
+or an import of that name. `tensor.cpu()` and `map_location="cpu"` mean the same on every device and are allowed.
 """
 
 import ast
@@ -18,8 +18,8 @@ HOME = ROOT / "rdn_fast/devices"
 TABLE = ROOT / "rdn_fast/rdb/__init__.py"
 
 
-def words(tree: ast.AST, table: bool) -> Iterator[tuple[int, str]]:
-    """Line and word of all that names a kind of device in code; `table`: calls of Impl(...) may."""
+def device_names(tree: ast.AST, table: bool) -> Iterator[tuple[int, str]]:
+    """Yield line and word of every name of a kind of device in code. table: calls of Impl(...) are left out."""
     for child in ast.iter_child_nodes(tree):
         match child:
             case ast.Call(func=ast.Name("Impl")) if table:
@@ -27,7 +27,7 @@ def words(tree: ast.AST, table: bool) -> Iterator[tuple[int, str]]:
             case ast.keyword(arg="map_location", value=ast.Constant("cpu")):
                 continue
             case ast.Call(func=ast.Attribute(value=moved, attr="cpu"), args=[], keywords=[]):
-                yield from words(ast.Expr(moved), table)  # what is moved
+                yield from device_names(ast.Expr(moved), table)
                 continue
             case ast.Constant(str(text)) if NAME.fullmatch(text):
                 yield child.lineno, text
@@ -40,20 +40,20 @@ def words(tree: ast.AST, table: bool) -> Iterator[tuple[int, str]]:
                 *(alias.name for alias in names),
             }:
                 yield child.lineno, "import"
-        yield from words(child, table)
+        yield from device_names(child, table)
 
 
 @pytest.mark.parametrize(
     "file", sorted((ROOT / "rdn_fast").rglob("*.py")), ids=lambda file: str(file.relative_to(ROOT / "rdn_fast"))
 )
 def test_no_kind_of_device_is_named_outside_its_home(file: Path):
-    found = list(words(ast.parse(file.read_text()), file == TABLE))
+    found = list(device_names(ast.parse(file.read_text()), file == TABLE))
     assert HOME in file.parents or found == [], file
 
 
-def test_the_walk_finds_every_kind_at_home():
-    found = [text for file in HOME.glob("*.py") for _, text in words(ast.parse(file.read_text()), False)]
-    assert {*found} >= {"cpu", "cuda", "npu"}  # a walk that sees nothing would pass everywhere
+def test_every_kind_is_found_in_devices():
+    found = [text for file in HOME.glob("*.py") for _, text in device_names(ast.parse(file.read_text()), False)]
+    assert {*found} >= {"cpu", "cuda", "npu"}  # a search that finds nothing would pass everywhere
 
 
 @pytest.mark.parametrize(
@@ -81,9 +81,9 @@ def test_the_walk_finds_every_kind_at_home():
         ('"""cpu"""', ["cpu"]),
     ],
 )
-def test_the_walk_sees_what_dispatches_and_passes_over_sentences(code, seen):
-    assert [text for _, text in words(ast.parse(code), table=False)] == seen
+def test_dispatching_is_found_and_prose_is_not(code, seen):
+    assert [text for _, text in device_names(ast.parse(code), table=False)] == seen
 
 
-def test_the_walk_passes_over_rows_in_the_table_alone():
-    assert list(words(ast.parse('Impl("naive", naive, ("cpu",))\nx = "cpu"'), table=True)) == [(2, "cpu")]
+def test_only_the_table_may_name_devices_in_impls():
+    assert list(device_names(ast.parse('Impl("naive", naive, ("cpu",))\nx = "cpu"'), table=True)) == [(2, "cpu")]

@@ -1,8 +1,10 @@
-"""Folders of photographs -> a training h5 of overlapping tiles: `python -m tools.photographs FOLDER... --output-path FILE.h5 [--unseen FOLDER...]`.
+"""Make a training h5 of overlapping tiles from folders of photographs.
 
-Tiles, so that every part of a large picture is met as often as one of a small picture; three sizes of each, because a photograph made
-smaller is sharper and has more of what is to be learnt. Collections of photographs overlap: what looks like a picture of an --unseen
-folder, say Set5, is left out and named.
+    python -m tools.photographs FOLDER... --output-path FILE.h5 [--unseen FOLDER...]
+
+Tiles, because an epoch takes one patch per image: so every part of a large photograph counts as much as one of a small
+photograph. Three sizes of each, because a reduced photograph is sharper and has more detail to learn. Collections of
+photographs overlap: what looks like an image of an --unseen folder, say Set5, is left out and named.
 """
 
 from __future__ import annotations
@@ -27,14 +29,15 @@ from rdn_fast.terminal import Bar
 SIZES = (1.0, 0.8, 0.6)
 SCALE = 2
 _TILE, _STRIDE = 96, 64  # LR pixels
-_THUMB = 24  # edge of what pictures are compared by
-_ALIKE = 0.96  # correlation of two thumbnails; of pictures that only resemble each other up to 0.94 was seen
+_THUMBNAIL = 24  # pixels
+_ALIKE = 0.96  # correlation of two thumbnails; different images that resemble each other had up to 0.94
 
 
 def write_tiles(paths: Sequence[Path], train_file: Path, patch: int) -> int:
-    """Write the tiles of these pictures in every size, but for sizes with an edge under `patch` LR pixels; returns how many.
+    """Write the tiles of these images in every size and return how many. Sizes below `patch` LR pixels are left out.
 
-    A picture smaller than a tile is one tile. Raises UserError for a file that is no picture, or when there is nothing to write or nothing can be.
+    An image smaller than a tile is one tile. Raises UserError for a file that is no image, when there is nothing to
+    write, and when it cannot be written.
     """
 
     def tiles(path: Path) -> list[Pair]:
@@ -59,16 +62,17 @@ def write_tiles(paths: Sequence[Path], train_file: Path, patch: int) -> int:
 
 
 def alike(paths: Sequence[Path], unseen: Sequence[Path]) -> dict[Path, Path]:
-    """{picture: the one of `unseen` that it shows as a whole}, in whatever size, also mirrored; crops are not found."""
+    """Return {image: the one of `unseen` that it shows as a whole}, in any size, also mirrored. Crops are not found."""
     if not unseen:
         return {}
-    theirs = np.stack([thumb for path in unseen for plain in [_thumbnail(path)] for thumb in (plain, plain[:, ::-1])])
+    plain = [_thumbnail(path) for path in unseen]
+    theirs = np.stack([thumbnail for each in plain for thumbnail in (each, each[:, ::-1])])
     found, workers = {}, os.cpu_count() or 1
     with Bar("looked at", len(paths)) as bar:
         for path, ours in zip(paths, ordered_map(_thumbnail, paths, workers, ahead=2 * workers), strict=True):
-            likeness = (theirs * ours).mean(axis=(1, 2))
-            if likeness.max() > _ALIKE:
-                found[path] = unseen[int(likeness.argmax()) // 2]
+            correlations = (theirs * ours).mean(axis=(1, 2))
+            if correlations.max() > _ALIKE:
+                found[path] = unseen[int(correlations.argmax()) // 2]
             bar.advance()
     return found
 
@@ -81,10 +85,9 @@ def _read(path: Path) -> np.ndarray:
 
 
 def _thumbnail(path: Path) -> np.ndarray:
-    """Grey, of mean 0 and variance 1: the mean of the product of two is their correlation."""
-    grey = np.asarray(
-        Image.fromarray(_read(path)).convert("L").resize((_THUMB, _THUMB), Image.Resampling.BOX), np.float64
-    )
+    """Return the image in grey, with mean 0 and variance 1: the mean of the product of two is their correlation."""
+    image = Image.fromarray(_read(path)).convert("L")
+    grey = np.asarray(image.resize((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BOX), np.float64)
     return (grey - grey.mean()) / max(grey.std(), 1e-9)
 
 
@@ -98,36 +101,30 @@ def _resized(image: np.ndarray, size: float) -> np.ndarray:
 def _tiles(name: str, image: np.ndarray, patch: int) -> list[Pair]:
     if min(image.shape[:2]) < SCALE * patch:
         return []
-    pair = degrade(name, image, SCALE)  # before it is cut: a tile's borders are no image's
-    found = []
-    for top, left in ((y, x) for y in _starts(pair.lr.shape[0]) for x in _starts(pair.lr.shape[1])):
-        lr, hr = (
-            part[f * top : f * (top + _TILE), f * left : f * (left + _TILE)]
-            for part, f in ((pair.lr, 1), (pair.hr, SCALE))
-        )
-        found.append(Pair(f"{name} {image.shape[1]}x{image.shape[0]} {top},{left}", lr, hr))
-    return found
+    pair = degrade(name, image, SCALE)  # before cutting: bicubic must not see borders inside the image
+    tiles = []
+    for top in _starts(pair.lr.shape[0]):
+        for left in _starts(pair.lr.shape[1]):
+            lr, hr = (
+                part[f * top : f * (top + _TILE), f * left : f * (left + _TILE)]
+                for part, f in ((pair.lr, 1), (pair.hr, SCALE))
+            )
+            tiles.append(Pair(f"{name} {image.shape[1]}x{image.shape[0]} {top},{left}", lr, hr))
+    return tiles
 
 
 def _starts(edge: int) -> list[int]:
-    """Where tiles begin along an edge; the last one ends with it."""
+    """Return where tiles begin along an edge. The last one ends with it."""
     return sorted({*range(0, edge - _TILE + 1, _STRIDE), max(0, edge - _TILE)})
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.photographs", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="python -m tools.photographs", description=__doc__, formatter_class=raw)
     parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="folders of HR photographs")
     parser.add_argument("--output-path", type=Path, required=True, metavar="FILE.h5", help="where the tiles go")
-    parser.add_argument(
-        "--unseen",
-        type=Path,
-        nargs="+",
-        default=[],
-        metavar="FOLDER",
-        help="evaluation sets that the model must not have seen",
-    )
+    unseen_help = "evaluation sets that the model must not have seen"
+    parser.add_argument("--unseen", type=Path, nargs="+", default=[], metavar="FOLDER", help=unseen_help)
     options = parser.parse_args(argv)
     try:
         if options.output_path.suffix != ".h5":

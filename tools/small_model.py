@@ -1,7 +1,9 @@
-"""Train the small x2 model that comes with the package: `python -m tools.small_model KODAK24_FOLDER [--outputs-dir DIR] [train's flags]`.
+"""Train the small x2 model that comes with the package.
 
-Only photographs of unrestricted use: Kodak's 24 and four of scikit-image's (each states its public domain or CC0 in scikit-image's
-documentation). The weights are those of the last step, so that no evaluation set has any say in them.
+    python -m tools.small_model KODAK24_FOLDER [--outputs-dir DIR] [train's flags]
+
+It learns from photographs of unrestricted use only: Kodak's 24, and four of scikit-image's whose documentation states
+public domain or CC0. The weights are those of the last step, so no evaluation set has influenced them.
 """
 
 from __future__ import annotations
@@ -28,18 +30,8 @@ def run() -> int:
         folder = photographs(PHOTOGRAPHS)
         paths = [*image_files(options.kodak), *(folder / name for name in PHOTOGRAPHS)]
         print(f"{train_file}: {write_tiles(paths, train_file, PRESETS['small']['patch_size'])} tiles")
-    return main(
-        [
-            "train",
-            "--preset",
-            "small",
-            "--train-file",
-            str(train_file),
-            "--outputs-dir",
-            str(options.outputs_dir),
-            *flags,
-        ]
-    )
+    paths = ("--train-file", str(train_file), "--outputs-dir", str(options.outputs_dir))
+    return main(["train", "--preset", "small", *paths, *flags])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The demo as `rdn-fast demo` runs it, with fewer steps."""
+"""`rdn-fast demo` with fewer steps."""
 
 import json
 

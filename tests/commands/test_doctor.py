@@ -1,4 +1,4 @@
-"""`rdn-fast doctor`: whole on every machine, quick, and right about whether training can run."""
+"""`rdn-fast doctor`: works on every machine, is quick, and is right about whether training can run."""
 
 import os
 import re
@@ -15,22 +15,8 @@ from rdn_fast.commands.tune_modes import cases_of
 from rdn_fast.config import make_configs
 from rdn_fast.rdb import IMPLS, autotune
 
-LABELS = [
-    "python",
-    "torch",
-    "torch_npu",
-    "CANN",
-    "drivers",
-    "devices",
-    "apex",
-    "triton",
-    "h5py",
-    "C compiler",
-    "rdb",
-    "rdb auto",
-    "cache folder",
-    "training",
-]
+LABELS = ["python", "torch", "torch_npu", "CANN", "drivers", "devices", "apex", "triton", "h5py", "C compiler"]
+LABELS += ["rdb", "rdb auto", "cache folder", "training"]
 
 
 @pytest.fixture(autouse=True)
@@ -40,14 +26,14 @@ def untouched(monkeypatch):
 
 @pytest.fixture
 def remembered(monkeypatch, tmp_path):
-    """remembered(name): the only tuning result there is, of what doctor asks for on the CPU."""
+    """Return remembered(name), which makes `name` the only tuning result, for doctor's case on the CPU."""
     monkeypatch.setattr(autotune, "cache_folder", lambda: tmp_path)
     case, _ = cases_of(*make_configs({"device": "cpu"}, "rdn-b"), torch.device("cpu"))
     return lambda name: autotune.remember({case.key(): name})
 
 
 def table(text: str) -> dict[str, str]:
-    """The screen's lines by their labels, of a table that is wide enough."""
+    """Return the table's states by label. The table must be wide enough for its lines."""
     rows = re.findall(r"^│ (.{,12}?) +│ (.*?) *│$", text, re.MULTILINE)
     told = {}
     for label, state in rows:
@@ -75,7 +61,7 @@ def test_tells_all_and_compiles_and_times_nothing(tmp_path):
     assert not [file for file in tmp_path.rglob("*") if file.is_file()]
 
 
-def test_says_which_rows_can_run_and_why_others_cannot(cli):
+def test_says_which_impls_can_run_and_why_others_cannot(cli):
     can, *cannot = table(cli("doctor", "--device", "cpu").out)["rdb"].splitlines()
     assert can.startswith("naive, sliced, summed")
     assert "compiled runs on cuda only" in cannot
@@ -85,9 +71,8 @@ def test_says_which_rows_can_run_and_why_others_cannot(cli):
 def test_says_what_auto_would_take(cli, remembered):
     assert "not timed yet" in table(cli("doctor", "--device", "cpu").out)["rdb auto"]
     remembered("summed")
-    assert table(cli("doctor", "--device", "cpu").out)["rdb auto"].startswith(
-        "summed: the fastest when 8 patches of 32x32 in "
-    )
+    state = table(cli("doctor", "--device", "cpu").out)["rdb auto"]
+    assert state.startswith("summed: the fastest when 8 patches of 32x32 in ")
     remembered("compiled")  # which cannot run there
     assert "not timed yet" in table(cli("doctor", "--device", "cpu").out)["rdb auto"]
 

@@ -1,4 +1,7 @@
-"""`rdn-fast tune` on a device with modes, and training in the mode that it found. The device is the CPU, given modes here, or the simulated npu."""
+"""`rdn-fast tune` on a device with modes, and training in the mode that it found.
+
+The device is the CPU, which gets modes here, or the simulated npu.
+"""
 
 import dataclasses
 import json
@@ -22,27 +25,14 @@ from rdn_fast.rdb.autotune import Timing, fastest_mode, mode_key, remember, reso
 CPU = torch.device("cpu")
 CONFIG = ModelConfig(num_features=4, growth_rate=3, num_blocks=1, num_layers=2)
 TRAIN = TrainConfig(patch_size=8, batch_size=2, opt_level="O0", device="cpu")
-FLAGS = (
-    "--num-features",
-    4,
-    "--growth-rate",
-    3,
-    "--num-blocks",
-    1,
-    "--num-layers",
-    2,
-    "--patch-size",
-    8,
-    "--opt-level",
-    "O0",
-    "--device",
-    "cpu",
-)
+IN_FLOAT32 = ("--opt-level", "O0", "--device", "cpu")
+SHAPE = "--num-features 4 --growth-rate 3 --num-blocks 1 --num-layers 2 --patch-size 8"
+FLAGS = (*SHAPE.split(), *IN_FLOAT32)
 
 
 @pytest.fixture(autouse=True)
 def folder(monkeypatch, tmp_path):
-    """An empty cache folder; neither a row nor a mode was chosen in this process."""
+    """Return an empty cache folder. This process has chosen neither an impl nor a mode."""
     monkeypatch.setattr(autotune, "cache_folder", lambda: tmp_path)
     autotune.winners.clear()
     devices.active_modes.clear()
@@ -53,7 +43,7 @@ def folder(monkeypatch, tmp_path):
 
 @pytest.fixture
 def modes(monkeypatch):
-    """The CPU has the modes `hot` and `cold`, and refuses every other; a list of those that were used."""
+    """Give the CPU the modes `hot` and `cold`. Return the list of modes that are used from now on."""
     used = []
 
     def use(device, name):
@@ -69,24 +59,26 @@ def modes(monkeypatch):
 
 @pytest.fixture
 def processes(monkeypatch):
-    """processes(mode=[Timing, Timing] or how the process of that mode ends, ...): no process is started; a list of what they were given."""
+    """Return processes(default=..., hot=..., cold=...), which replaces the process of each mode by its result.
+
+    A result is [Timing, Timing], or an exit code and stderr. It returns the list of what the processes are given.
+    """
 
     def use(**results):
         given = []
 
         def end(command, **_):
-            *_, module, mode, settings, file = command
-            config, train = json.loads(settings)
-            given.append((module, mode, train["device"], cases_of(ModelConfig(**config), TrainConfig(**train), CPU)))
+            *_, module, mode, configs, file = command
+            model, train = json.loads(configs)
+            given.append((module, mode, train["device"], cases_of(ModelConfig(**model), TrainConfig(**train), CPU)))
             result = results[mode or "default"]
             if isinstance(result, list):
                 Path(file).write_text(json.dumps([dataclasses.asdict(timing) for timing in result]))
                 result = 0, ""
             return SimpleNamespace(returncode=result[0], stderr=result[1])
 
-        monkeypatch.setattr(
-            tune_modes, "subprocess", SimpleNamespace(run=end, DEVNULL=subprocess.DEVNULL, PIPE=subprocess.PIPE)
-        )
+        stand_in = SimpleNamespace(run=end, DEVNULL=subprocess.DEVNULL, PIPE=subprocess.PIPE)
+        monkeypatch.setattr(tune_modes, "subprocess", stand_in)
         return given
 
     return use
@@ -124,17 +116,13 @@ def test_every_mode_is_timed_in_a_process_and_the_fastest_training_wins(cli, fol
     assert "sliced in mode cold: out of memory" in inference
     assert "triton_planes: runs on cuda only" in inference
     assert fastest_mode(case) == "hot"
-    rows = {"": ("naive", "naive"), "hot": ("sliced", "sliced"), "cold": ("naive", "naive")}
-    keys = {
-        dataclasses.replace(c, mode=mode).key(): row
-        for mode, both in rows.items()
-        for c, row in zip((case, picture), both, strict=True)
-    }
-    assert remembered(folder) == keys | {mode_key(case): "hot"}
+    fastest = {"": "naive", "hot": "sliced", "cold": "naive"}
+    choices = {dataclasses.replace(c, mode=mode).key(): name for mode, name in fastest.items() for c in cases}
+    assert remembered(folder) == choices | {mode_key(case): "hot"}
 
 
 def figures_of(line):
-    """A table's line without its first cell and those that are empty."""
+    """Return the cells of a table's line, without the first and empty ones."""
     return [cell.strip() for cell in line.split("│")[2:] if cell.strip()]
 
 
@@ -145,10 +133,9 @@ def test_the_devices_own_mode_may_be_the_fastest(cli, modes, processes):
     assert fastest_mode(cases_of(CONFIG, TRAIN, CPU)[0]) == ""
 
 
-def test_a_mode_whose_process_fails_is_left_out_and_said(cli, folder, modes, processes):
-    processes(
-        default=(1, "Traceback ...\nRuntimeError: no compiler\n"), hot=(-9, "a warning"), cold=[timing(sliced=1.0)] * 2
-    )
+def test_a_mode_whose_process_fails_is_left_out_with_its_reason(cli, folder, modes, processes):
+    failed = (1, "Traceback ...\nRuntimeError: no compiler\n")
+    processes(default=failed, hot=(-9, "a warning"), cold=[timing(sliced=1.0)] * 2)
     result = cli("tune", *FLAGS)
     assert result.code == 0, result
     lines = result.out.splitlines()
@@ -158,7 +145,7 @@ def test_a_mode_whose_process_fails_is_left_out_and_said(cli, folder, modes, pro
     assert len(remembered(folder)) == 3
 
 
-def test_no_mode_at_all_is_the_users_to_know(cli, folder, modes, processes):
+def test_no_mode_at_all_is_a_user_error(cli, folder, modes, processes):
     processes(default=(3, ""), hot=(1, "hot fails"), cold=(1, "cold fails"))
     result = cli("tune", *FLAGS)
     assert "could be timed in no mode" in result.user_error()
@@ -172,28 +159,27 @@ def test_a_device_without_modes_needs_no_process(cli, folder, processes):
     given = processes()
     assert cli("tune", *FLAGS, "--batch-size", 2).code == 0
     assert not given
-    assert set(remembered(folder)) == {
-        case.key() for case in cases_of(CONFIG, dataclasses.replace(TRAIN, batch_size=2), CPU)
-    }
+    cases = cases_of(CONFIG, dataclasses.replace(TRAIN, batch_size=2), CPU)
+    assert set(remembered(folder)) == {case.key() for case in cases}
 
 
-def test_the_process_times_all_rows():
-    settings = json.dumps([dataclasses.asdict(CONFIG), dataclasses.asdict(TRAIN)])
-    timings = tune_modes._time_in_process("", settings)
+def test_the_process_times_all_impls():
+    configs = json.dumps([dataclasses.asdict(CONFIG), dataclasses.asdict(TRAIN)])
+    timings = tune_modes._time_in_process("", configs)
     for case, timed in zip(cases_of(CONFIG, TRAIN, CPU), timings, strict=True):
-        assert set(timed.seconds) == {row.name for row in able(CPU, case.dtype, case.training)}
+        assert set(timed.seconds) == {impl.name for impl in able(CPU, case.dtype, case.training)}
         assert not timed.failed
         assert all(0 < seconds < 60 for seconds in timed.seconds.values())
 
 
 @pytest.mark.slow
-def test_the_process_speaks_of_what_it_cannot_do_in_a_line():
-    settings = json.dumps([dataclasses.asdict(CONFIG), dataclasses.asdict(dataclasses.replace(TRAIN, device="npu:0"))])
+def test_the_process_reports_an_error_in_one_line():
+    configs = json.dumps([dataclasses.asdict(CONFIG), dataclasses.asdict(dataclasses.replace(TRAIN, device="npu:0"))])
     with pytest.raises(RuntimeError, match=r"^--device npu:0: .*torch_npu"):
-        tune_modes._time_in_process("", settings)
+        tune_modes._time_in_process("", configs)
 
 
-def test_a_rows_timing_holds_in_its_mode_alone(modes):
+def test_a_choice_holds_in_its_mode_alone(modes):
     config = dataclasses.replace(CONFIG, num_layers=1)
     keys = []
     for mode in ("", "hot"):
@@ -212,22 +198,23 @@ def test_a_mode_that_the_device_lacks_is_not_taken(known, modes):
     assert fastest_mode(case) == ""
 
 
-def test_a_process_chooses_once(monkeypatch):
-    told = SimpleNamespace(
-        config=SimpleNamespace(), set_compile_mode=lambda jit_compile: setattr(told, "jit", jit_compile)
-    )
-    monkeypatch.setattr(torch, "get_device_module", lambda device: told)
+def test_a_process_sets_its_mode_once(monkeypatch):
+    def set_compile_mode(jit_compile):
+        module.jit = jit_compile
+
+    module = SimpleNamespace(config=SimpleNamespace(), set_compile_mode=set_compile_mode)
+    monkeypatch.setattr(torch, "get_device_module", lambda device: module)
     npu = SimpleNamespace(type="npu")
     names = {"format+jit": (True, True), "format": (True, False), "jit": (False, True), "base": (False, False)}
     assert set(devices.modes(npu)) == set(names)
-    for name, settings in names.items():
+    for name, switches in names.items():
         devices.active_modes.clear()
         devices.use_mode(npu, "")
         assert devices.mode(npu) == ""
         devices.use_mode(npu, name)
         devices.use_mode(npu, name)
         assert devices.mode(npu) == name
-        assert (told.config.allow_internal_format, told.jit) == settings
+        assert (module.config.allow_internal_format, module.jit) == switches
     for other in ("jit", ""):
         with pytest.raises(UserError, match="in mode base and cannot change"):
             devices.use_mode(npu, other)
@@ -235,22 +222,12 @@ def test_a_process_chooses_once(monkeypatch):
 
 @pytest.fixture
 def train(cli, tmp_path):
-    """train(*flags): the output of a run of TINY on the CPU."""
+    """Return train(*flags), which runs TINY on the CPU and returns the output."""
     data = make_data(tmp_path / "data")
 
     def run(*flags):
-        result = cli(
-            "train",
-            "--data-path",
-            data,
-            *TINY,
-            *FLAGS[-4:],
-            "--batch-size",
-            4,
-            "--outputs-dir",
-            tmp_path / "out",
-            *flags,
-        )
+        data_flags = ("--data-path", data, "--batch-size", 4, "--outputs-dir", tmp_path / "out")
+        result = cli("train", *data_flags, *TINY, *IN_FLOAT32, *flags)
         assert (result.code, result.err) == (0, ""), result
         return result.out
 
@@ -297,28 +274,17 @@ def test_on_the_simulated_npu(npu_environment, tmp_path):
     choices = json.loads(cache.read_text())
     (key,) = (key for key in choices if "npu:0" in key and key.endswith("fastest mode"))
     assert choices[key] in ("", "format", "base")
-    timed = [
-        name for name in ("format+jit", "format", "jit", "base") if any(f", mode {name}, " in key for key in choices)
-    ]
-    assert timed == ["format", "base"]
+    names = ("format+jit", "format", "jit", "base")
+    assert [name for name in names if any(f", mode {name}, " in key for key in choices)] == ["format", "base"]
 
-    cache.write_text(json.dumps(choices | {key: "format"}))  # they differ by chance alone here
-    flags = (
-        "train",
-        "--data-path",
-        make_data(tmp_path / "data"),
-        *flags,
-        "--ema",
-        0.9,
-        "--clip-grad",
-        1,
-    )  # no lists of tensors in private formats
+    cache.write_text(json.dumps(choices | {key: "format"}))  # here they differ by chance alone
+    # --ema and --clip-grad would use _foreach operations, which private formats do not have.
+    flags = ("train", "--data-path", make_data(tmp_path / "data"), *flags, "--ema", 0.9, "--clip-grad", 1)
     for number, name in enumerate(("one", "two"), 1):
         log.unlink(missing_ok=True)
         result = run(*flags, "--outputs-dir", tmp_path / name, "--max-steps", 2, "--nproc", number, env=environment)
         assert result.returncode == 0, result
         assert ", mode format, torch" in result.stdout.splitlines()[0]
-        assert sorted(log.read_text().splitlines()) == [
-            f"npu:{rank} format=True jit=False after 0" for rank in range(number)
-        ]
+        lines = [f"npu:{rank} format=True jit=False after 0" for rank in range(number)]
+        assert sorted(log.read_text().splitlines()) == lines
     assert all(weight.isfinite().all() for weight in weights(tmp_path / "two").values())

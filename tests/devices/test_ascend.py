@@ -1,6 +1,7 @@
-"""Loading torch_npu: each way in which it fails is one line with the remedy, and a broken one stops nobody who does not need it.
+"""Importing torch_npu: each failure is one line with the remedy, and a broken one does not matter on the CPU.
 
-The packages named torch_npu are stand-ins that fail as the real one does (the last test is with its wheel); the device is the simulated one.
+The packages named torch_npu are stand-ins that fail as the real one does; the last test uses its wheel. The device is
+the simulated one.
 """
 
 import functools
@@ -29,17 +30,21 @@ torch._register_device_module("npu", types.SimpleNamespace(is_available=lambda: 
 torch.accelerator.set_device_index = print
 """
 NO_DEVICE = DEVICES.format(0)
+NAIVE = (*TINY, "--rdb", "naive")
 
 
 @pytest.fixture(autouse=True)
 def unset(monkeypatch):
-    """Nothing is set that could come from this process or its user."""
+    """Unset every variable that matters here."""
     for name in (ascend.AUTOLOAD, *ascend._DEFAULTS, "ASCEND_DEVICE_ID", "ASCEND_RT_VISIBLE_DEVICES", "RANK"):
         monkeypatch.delenv(name, raising=False)
 
 
 def install(site: Path, code: str, version: str = RELEASE) -> dict[str, str]:
-    """The environment of processes whose torch_npu is this code, announced to torch as the real one is; its files go to `site`."""
+    """Write a torch_npu with this code to `site`, announced to torch as the real one is.
+
+    Return the environment of processes that import it.
+    """
     for file, text in {
         "torch_npu/__init__.py": f"{code}\ndef _autoload(): pass\n",
         f"torch_npu-{version}.dist-info/METADATA": f"Metadata-Version: 2.1\nName: torch_npu\nVersion: {version}\n",
@@ -52,7 +57,7 @@ def install(site: Path, code: str, version: str = RELEASE) -> dict[str, str]:
 
 @pytest.fixture
 def package(tmp_path):
-    """package(code, version): install, into a folder of the test's own."""
+    """Return package(code, version): install() into a folder of the test."""
     return functools.partial(install, tmp_path / "site")
 
 
@@ -62,7 +67,7 @@ def data(tmp_path):
 
 
 def python(program: str, environment: dict[str, str]) -> str:
-    """What the program prints in a process of its own."""
+    """Return what the program prints in a process of its own."""
     ended = subprocess.run(
         [sys.executable, "-c", program],
         env={**os.environ, **environment},
@@ -75,81 +80,76 @@ def python(program: str, environment: dict[str, str]) -> str:
     return ended.stdout
 
 
-@pytest.mark.parametrize(
-    ("code", "version", "words"),
-    [
+WRONG = {  # torch_npu's code, its version, and words of the message
+    "CANN": (
+        NO_CANN,
+        RELEASE,
+        ("CANN is missing (libhccl.so cannot be loaded)", "source /usr/local/Ascend/ascend-toolkit/set_env.sh"),
+    ),
+    "driver": (
+        NO_DRIVER,
+        RELEASE,
+        ("the Ascend driver is missing (libascend_hal.so ", "mount /usr/local/Ascend/driver", "`npu-smi info`"),
+    ),
+    "torch": (
+        MISSING.format("libtorch_cuda.so"),
+        RELEASE,
+        ("importing torch_npu fails: libtorch_cuda.so: cannot open",),
+    ),
+    "other": (
+        "raise RuntimeError('Two accelerators\\n[ERROR] 2026')",
+        RELEASE,
+        ("importing torch_npu fails: Two accelerators; ",),
+    ),
+    "versions": (
+        "open('imported', 'w')",
+        "1.2.3.post4",
         (
-            NO_CANN,
-            RELEASE,
-            ["CANN is missing (libhccl.so cannot be loaded)", "source /usr/local/Ascend/ascend-toolkit/set_env.sh"],
+            f"torch_npu 1.2.3.post4 does not go with torch {torch.__version__}",
+            f"pip install torch-npu=={RELEASE}, or torch==1.2.3",
         ),
-        pytest.param(
-            NO_DRIVER,
-            RELEASE,
-            ["the Ascend driver is missing (libascend_hal.so ", "mount /usr/local/Ascend/driver", "`npu-smi info`"],
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
-            MISSING.format("libtorch_cuda.so"),
-            RELEASE,
-            ["importing torch_npu fails: libtorch_cuda.so: cannot open"],
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
-            "raise RuntimeError('Two accelerators\\n[ERROR] 2026')",
-            RELEASE,
-            ["importing torch_npu fails: Two accelerators; "],
-            marks=pytest.mark.slow,
-        ),
-        (
-            "open('imported', 'w')",
-            "1.2.3.post4",
-            [
-                "torch_npu 1.2.3.post4 does not go with torch " + torch.__version__,
-                f"pip install torch-npu=={RELEASE}, or torch==1.2.3",
-            ],
-        ),
-        (
-            NO_DEVICE,
-            RELEASE + "rc1",
-            [
-                "torch_npu finds no device",
-                "`npu-smi info`",
-                "--device /dev/davinci0",
-                "ASCEND_RT_VISIBLE_DEVICES=7 must",
-            ],
-        ),
-    ],
-    ids=["CANN", "driver", "torch", "other", "versions", "no device"],
-)
-def test_what_is_wrong_is_one_line(package, tmp_path, code, version, words):
+    ),
+    "no device": (
+        NO_DEVICE,
+        RELEASE + "rc1",
+        ("torch_npu finds no device", "`npu-smi info`", "--device /dev/davinci0", "ASCEND_RT_VISIBLE_DEVICES=7 must"),
+    ),
+}
+SLOW = ("driver", "torch", "other")  # the others of their kind
+
+
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=pytest.mark.slow) if k in SLOW else k for k in WRONG])
+def test_what_is_wrong_is_one_line(package, tmp_path, kind):
+    code, version, words = WRONG[kind]
     environment = package(code, version) | {"ASCEND_RT_VISIBLE_DEVICES": "7"}
-    assert_user_error(
-        cli("train", "--device", "npu", env=environment, cwd=tmp_path),
-        "--device npu: ",
-        *words,
-        "--device cpu works everywhere",
-    )
+    ended = cli("train", "--device", "npu", env=environment, cwd=tmp_path)
+    assert_user_error(ended, "--device npu: ", *words, "--device cpu works everywhere")
     assert not (tmp_path / "imported").exists()
 
 
 @pytest.mark.skipif(ascend.installed(), reason="torch_npu is installed")
 def test_not_installed_is_one_line_when_asked_for_and_nothing_else():
     program = """
-from rdn_fast import devices as device
-device.resolve("auto")
+from rdn_fast import devices
+devices.resolve("auto")
 try:
-    device.resolve("npu")
-except device.select.UserError as error:
+    devices.resolve("npu")
+except devices.select.UserError as error:
     print(error)
 """
-    said = f"--device npu: torch_npu is not installed; pip install torch-npu=={RELEASE}, the one for this torch; --device cpu works everywhere\n"
-    assert python(program, {"PYTHONPATH": str(ROOT)}) == said
+    message = (
+        f"--device npu: torch_npu is not installed; pip install torch-npu=={RELEASE}, the one for this torch; "
+        "--device cpu works everywhere\n"
+    )
+    assert python(program, {"PYTHONPATH": str(ROOT)}) == message
 
 
 def test_what_pip_leaves_behind_is_not_installed(tmp_path):
     (tmp_path / "torch_npu/__pycache__").mkdir(parents=True)
-    program = "from importlib.util import find_spec; from rdn_fast import ascend; print(find_spec('torch_npu') is None, ascend.installed())"
+    program = (
+        "from importlib.util import find_spec; from rdn_fast import ascend; "
+        "print(find_spec('torch_npu') is None, ascend.installed())"
+    )
     environment = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
     if find_spec("torch_npu") is None:
         assert python(program, environment).split() == ["False", "False"]
@@ -161,10 +161,10 @@ def test_what_pip_leaves_behind_is_not_installed(tmp_path):
 def test_auto_goes_on_without_and_says_so_once(package, code):
     program = """
 import os
-from rdn_fast import devices as device
+from rdn_fast import devices
 for os.environ["RANK"] in ("1", "0"):
-    device.select._note.cache_clear()
-    print(*{device.resolve("auto") for _ in range(3)})
+    devices.select._note.cache_clear()
+    print(*{devices.resolve("auto") for _ in range(3)})
 """
     kind, note, again = python(program, package(code) | {ascend.AUTOLOAD: "0"}).splitlines()
     assert note.startswith(f"note: --device auto takes {kind}: ")
@@ -174,19 +174,7 @@ for os.environ["RANK"] in ("1", "0"):
 @pytest.mark.slow
 def test_cpu_needs_no_torch_npu(package, data, tmp_path):
     environment = package(NO_CANN)
-    flags = (
-        "--data-path",
-        data,
-        "--outputs-dir",
-        tmp_path / "out",
-        *TINY,
-        "--batch-size",
-        8,
-        "--max-steps",
-        2,
-        "--rdb",
-        "naive",
-    )
+    flags = (*NAIVE, "--data-path", data, "--outputs-dir", tmp_path / "out", "--batch-size", 8, "--max-steps", 2)
     ended = cli("train", *flags, "--device", "cpu", env=environment)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert "note: " not in ended.stdout
@@ -195,19 +183,7 @@ def test_cpu_needs_no_torch_npu(package, data, tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="auto is a GPU here, of which there may be one only")
 def test_ranks_are_told_what_auto_is(package, data, tmp_path):
-    flags = (
-        "--data-path",
-        data,
-        "--outputs-dir",
-        tmp_path / "out",
-        *TINY,
-        "--batch-size",
-        4,
-        "--max-steps",
-        2,
-        "--rdb",
-        "naive",
-    )
+    flags = (*NAIVE, "--data-path", data, "--outputs-dir", tmp_path / "out", "--batch-size", 4, "--max-steps", 2)
     ended = cli("train", *flags, "--nproc", 2, env=package(NO_CANN))
     assert (ended.returncode, ended.stderr) == (0, "")
     assert ended.stdout.startswith("note: --device auto takes cpu: CANN is missing")
@@ -267,8 +243,8 @@ def test_hccl_gives_up_before_the_process_group_does():
     ids=["--device", "--device-id", "ASCEND_DEVICE_ID"],
 )
 def test_a_run_is_on_the_device_that_is_named(npu_environment, data, tmp_path, flags, variable):
-    words = ("--data-path", data, "--outputs-dir", tmp_path / "out", *TINY, "--max-steps", 1, "--rdb", "naive", *flags)
-    ended = cli("train", *words, env=npu_environment | {"ASCEND_DEVICE_ID": variable})
+    words = (*NAIVE, "--data-path", data, "--outputs-dir", tmp_path / "out", "--max-steps", 1)
+    ended = cli("train", *words, *flags, env=npu_environment | {"ASCEND_DEVICE_ID": variable})
     assert ended.returncode == 0, ended.stderr
     assert events(tmp_path / "out", "start")[0]["device"].startswith("npu:1 ")
 
@@ -307,10 +283,9 @@ for os.environ["ASCEND_DEVICE_ID"], *words in CASES:
         ("", "npu", None, 2): f"local rank 2: {none.format(2)}",
         ("one", "cpu"): "cpu",
     }
-    said = python(
-        f"CASES = {list(expected)}\n{program}", package(DEVICES.format(2)) | {ascend.AUTOLOAD: "0", "PYTHONUTF8": "1"}
-    )
-    assert said == "".join(f"{line}\n" for line in expected.values())
+    environment = package(DEVICES.format(2)) | {ascend.AUTOLOAD: "0", "PYTHONUTF8": "1"}
+    printed = python(f"CASES = {list(expected)}\n{program}", environment)
+    assert printed == "".join(f"{line}\n" for line in expected.values())
 
 
 @pytest.mark.slow
@@ -327,19 +302,7 @@ def test_the_real_wheel_without_cann(data, tmp_path):
         "TORCH_DEVICE_BACKEND_AUTOLOAD=1",
         *said,
     )
-    flags = (
-        "--data-path",
-        data,
-        "--outputs-dir",
-        tmp_path / "out",
-        *TINY,
-        "--batch-size",
-        8,
-        "--max-steps",
-        2,
-        "--rdb",
-        "naive",
-    )
+    flags = (*NAIVE, "--data-path", data, "--outputs-dir", tmp_path / "out", "--batch-size", 8, "--max-steps", 2)
     ended = cli("train", *flags, env=environment)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert ended.stdout.startswith("note: --device auto takes ")

@@ -1,4 +1,4 @@
-"""device.CudaGraphed with a stand-in for CUDA's graphs, which records what is called and replays it."""
+"""CudaGraphed with a stand-in for CUDA's graphs, which records a call and replays it."""
 
 from contextlib import contextmanager
 
@@ -12,7 +12,7 @@ CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 
 
 class Step:
-    """The function: adds its inputs to a total. Counts its calls."""
+    """A function that adds its inputs to a total and counts its calls."""
 
     def __init__(self):
         self.calls, self.total = 0, torch.zeros(2)
@@ -25,7 +25,7 @@ class Step:
 
 @pytest.fixture
 def graphs(monkeypatch):
-    """graphs(step): torch.cuda captures that step; a replay calls it with the tensors that it was captured with."""
+    """Return graphs(step): torch.cuda captures that step, and a replay calls it with the tensors of the capture."""
     captured = []
 
     class Graph:
@@ -43,9 +43,7 @@ def graphs(monkeypatch):
 
     def of(step):
         def recording(*inputs):
-            if (
-                len(captured) == 0 and step.calls == CudaGraphed.EAGER
-            ):  # the capture: remembers, computes nothing that counts
+            if not captured and step.calls == CudaGraphed.EAGER:  # the capture: records, computes nothing
                 outputs = tuple(torch.full((2,), float("nan")) for _ in range(2))
                 captured.append((step, inputs, outputs))
                 return outputs
@@ -56,7 +54,7 @@ def graphs(monkeypatch):
     return of
 
 
-def test_a_graph_takes_every_calls_inputs(graphs):
+def test_a_graph_uses_the_inputs_of_each_call(graphs):
     step = Step()
     replayed = CudaGraphed(graphs(step), CUDA)
     total = torch.zeros(2)
@@ -66,14 +64,14 @@ def test_a_graph_takes_every_calls_inputs(graphs):
         seen, product = replayed(a, b)
         torch.testing.assert_close(seen, total)
         torch.testing.assert_close(product, a * b)
-        assert step.calls == i + 1  # once a call: the capture itself does no step
+        assert step.calls == i + 1  # one step per call: the capture does none
 
 
 def test_the_capture_is_part_of_the_warm_up():
     assert CudaGraphed.EAGER < WARM_UP
 
 
-def test_elsewhere_it_is_just_called():
+def test_on_other_devices_it_is_a_plain_call():
     step = Step()
     replayed = CudaGraphed(step, CPU)
     for _ in range(CudaGraphed.EAGER + 2):
@@ -81,7 +79,7 @@ def test_elsewhere_it_is_just_called():
     assert step.calls == CudaGraphed.EAGER + 2
 
 
-def test_a_capture_that_fails_is_said_once_and_every_step_is_done(monkeypatch, capsys):
+def test_a_capture_that_fails_is_reported_once_and_no_step_is_lost(monkeypatch, capsys):
     @contextmanager
     def refuses(graph):
         raise RuntimeError("operation not permitted when stream is capturing\nmore")

@@ -1,4 +1,4 @@
-"""The simulated npu keeps its promises (tests/fake_npu/check_*.py, each in a process that has the device), and rdn_fast trains on it."""
+"""The simulated npu passes tests/fake_npu/check_*.py, in a process that has the device, and rdn_fast trains on it."""
 
 import subprocess
 import sys
@@ -12,37 +12,21 @@ CHECKS = sorted(simulated_npu.HERE.glob("check_*.py"))
 
 
 def python(npu_environment, *arguments) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        env=npu_environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, env=npu_environment, capture_output=True, text=True, timeout=120, check=False)
 
 
-def test_the_device_keeps_its_promises(npu_environment, tmp_path):
+def test_the_checks_of_the_device_pass(npu_environment, tmp_path):
     assert len(CHECKS) == 6
-    ended = python(
-        npu_environment,
-        "-m",
-        "pytest",
-        "-q",
-        "--noconftest",
-        "-p",
-        "no:cacheprovider",
-        f"--basetemp={tmp_path / 'checks'}",
-        *CHECKS,
-    )
+    pytest_flags = ("-q", "--noconftest", "-p", "no:cacheprovider", f"--basetemp={tmp_path / 'checks'}")
+    ended = python(npu_environment, "-m", "pytest", *pytest_flags, *CHECKS)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "skipped" not in ended.stdout, ended.stdout
 
 
 def test_it_refuses_to_stand_beside_another_device(npu_environment):
-    ended = python(
-        npu_environment, "-c", "import torch; torch.utils.rename_privateuse1_backend('other'); import torch_npu"
-    )
+    program = "import torch; torch.utils.rename_privateuse1_backend('other'); import torch_npu"
+    ended = python(npu_environment, "-c", program)
     assert "ImportError: torch already has the device other" in ended.stderr
 
 
@@ -52,7 +36,10 @@ def test_importing_it_where_it_cannot_be_is_an_import_error(npu_environment):
 
 
 def test_devices_are_as_many_as_asked_for(npu_environment):
-    program = "import torch, torch_npu; print(torch.npu.device_count(), torch.npu.is_available(), torch.accelerator.is_available())"
+    program = (
+        "import torch, torch_npu; "
+        "print(torch.npu.device_count(), torch.npu.is_available(), torch.accelerator.is_available())"
+    )
     assert python({**npu_environment, "FAKE_NPU_DEVICES": "0"}, "-c", program).stdout.split() == ["0", "False", "False"]
 
 
@@ -71,7 +58,7 @@ def test_devices_are_as_many_as_asked_for(npu_environment):
         ),
     ],
 )
-def test_where_it_cannot_be_it_says_why(lacking, words, monkeypatch):
+def test_where_it_cannot_be_used_it_says_why(lacking, words, monkeypatch):
     monkeypatch.setattr(torch, "__version__", "2.13.0")
     lacking(monkeypatch)
     with pytest.raises(simulated_npu.CannotSimulate, match=words):
@@ -96,32 +83,10 @@ def test_an_overflow_that_gives_no_inf_is_a_skipped_step_on_every_rank(
     npu_environment, tmp_path, ranks, named, skipped
 ):
     data = make_data(tmp_path / "data")
-    flags = (
-        "--batch-size",
-        4,
-        "--max-steps",
-        6,
-        "--epochs",
-        6,
-        "--opt-level",
-        "O1",
-        "--rdb",
-        "naive",
-        "--device",
-        "npu",
-        "--nproc",
-        ranks,
-    )
+    run_flags = ("--batch-size", 4, "--max-steps", 6, "--epochs", 6, "--nproc", ranks)
+    flags = (*TINY, *run_flags, "--opt-level", "O1", "--rdb", "naive", "--device", "npu")
     variables = {"FAKE_NPU_SATURATES": "1", "FAKE_NPU_OVERFLOWS": named, "TORCH_CPP_LOG_LEVEL": "ERROR"}
-    ended = cli(
-        "train",
-        "--data-path",
-        data,
-        "--outputs-dir",
-        tmp_path / "out",
-        *TINY,
-        *flags,
-        env={**npu_environment, **variables},
-    )
+    files = ("--data-path", data, "--outputs-dir", tmp_path / "out")
+    ended = cli("train", *files, *flags, env={**npu_environment, **variables})
     assert (ended.returncode, ended.stderr) == (0, "")
     assert [record["step"] for record in events(tmp_path / "out", "step") if record.get("skipped")] == skipped

@@ -1,4 +1,4 @@
-"""The device by itself: what it refuses, its memory, its generators, and the names of its module."""
+"""The simulated device alone: what it refuses, its memory, its generators, and the functions of torch.npu."""
 
 import copy
 import io
@@ -70,9 +70,8 @@ MIXED = {
 @pytest.mark.parametrize("there", ["cpu", "npu:1"])
 @pytest.mark.parametrize("mix", MIXED.values(), ids=MIXED)
 def test_devices_do_not_mix(mix, there):
-    with pytest.raises(
-        RuntimeError, match=r"Expected all tensors to be on the same device|the result is on the npu|expected device"
-    ):
+    messages = "Expected all tensors to be on the same device|the result is on the npu|expected device"
+    with pytest.raises(RuntimeError, match=messages):
         mix(torch.ones(1, 3, 3, 1, device=NPU), torch.ones(1, 3, 3, 1, device=there))
 
 
@@ -165,9 +164,8 @@ def test_memory_ends(fresh_memory, monkeypatch):
     half = torch.empty(4096, dtype=torch.uint8, device=NPU)
     del half  # kept for the next of its size, and given up when there is need
     most = torch.empty(6000, dtype=torch.uint8, device=NPU)
-    with pytest.raises(
-        torch.OutOfMemoryError, match="NPU out of memory: tried to allocate 4096 bytes on npu:0, which has"
-    ):
+    message = "NPU out of memory: tried to allocate 4096 bytes on npu:0, which has"
+    with pytest.raises(torch.OutOfMemoryError, match=message):
         torch.empty(4096, dtype=torch.uint8, device=NPU)
     torch.empty(4096, dtype=torch.uint8, device="npu:1")
     assert torch.npu.mem_get_info()[0] < 4096
@@ -252,11 +250,8 @@ def test_format_casts_check_what_they_are_given(monkeypatch):
 
 
 def test_the_convolution_under_the_devices_name():
-    x, w, b = (
-        torch.rand(2, 4, 5, 5, device=NPU),
-        torch.rand(6, 2, 3, 3, device=NPU, requires_grad=True),
-        torch.rand(6, device=NPU),
-    )
+    x, b = torch.rand(2, 4, 5, 5, device=NPU), torch.rand(6, device=NPU)
+    w = torch.rand(6, 2, 3, 3, device=NPU, requires_grad=True)
     y = torch.ops.npu.npu_convolution(x, w, b, [1, 1], [1, 1], [1, 1], 2)
     assert torch.equal(y, torch.nn.functional.conv2d(x, w, b, padding=1, groups=2))
     y.sum().backward()

@@ -1,7 +1,7 @@
-"""Whether the simulated npu can be used here, its library, compiled once, and the environment of a process that uses it.
+"""The simulated npu: whether it can be used here, its compiled library, and the environment of its processes.
 
-The device itself is only known to processes in which torch_npu, beside this file, was imported: torch has room for one such device, for good.
-`python simulated_npu.py` prints where the library is.
+Only processes that import the torch_npu beside this file have the device: torch has room for one such device, which
+cannot be removed again. `python simulated_npu.py` prints where the library is.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ FLAGS = ("-std=c++20", "-O1", "-fPIC", "-shared", "-w")  # -w: the warnings woul
 
 
 class CannotSimulate(Exception):
-    """Why there is no simulated npu here."""
+    """Raised with the reason why there is no simulated npu here."""
 
 
 def why_not() -> str | None:
-    """Why this machine cannot have it; None when it can."""
+    """Return why the simulated npu cannot be used here; None if it can."""
     if not torch.__version__.startswith(TORCH):
         return f"the simulated npu is written for torch {TORCH}*, this is {torch.__version__}"
     if sys.platform != "linux":
@@ -41,7 +41,7 @@ def why_not() -> str | None:
 
 
 def library() -> Path:
-    """The device's library, compiled if it was not before (10 s). Raises CannotSimulate."""
+    """Return the path of the device's library, compiled on first use (10 s). Raises CannotSimulate."""
     if (reason := why_not()) is not None:
         raise CannotSimulate(reason)
     torch_folder = Path(torch.__file__).parent
@@ -69,7 +69,7 @@ def library() -> Path:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """os.environ for a process that may import the stand-in torch_npu, with the variables `more`."""
+    """Return os.environ for a process that may import the simulated torch_npu, with the variables `more`."""
     paths = [str(HERE), str(HERE.parent), str(HERE.parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "TORCH_DEVICE_BACKEND_AUTOLOAD": "0", **more}
 
