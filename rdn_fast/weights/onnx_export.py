@@ -127,11 +127,10 @@ def build(model: RDN, shape: Sequence[int | str], opset: int, fp16: bool = False
         local.append(y)
     y = node("Add", "deep", conv("gff.1", conv("gff.0", node("Concat", "local", *local, axis=1))), shallow)
     for i, layer in enumerate(model.upscale):  # ends as [B, U, s*H, s*W]
-        name = f"upscale.{i}"
-        if isinstance(layer, nn.Conv2d):
-            y = conv(name, y)
+        if isinstance(layer, nn.PixelShuffle):
+            y = node("DepthToSpace", f"upscale.{i}", y, blocksize=layer.upscale_factor, mode="CRD")
         else:
-            y = node("DepthToSpace", name, y, blocksize=layer.upscale_factor, mode="CRD")
+            y = conv(f"upscale.{i}", y)
     conv(OUTPUT, node("Cast", "float", y, to=TensorProto.FLOAT) if fp16 else y, torch.float32)
 
     (batch, *edges), scale = shape, model.config.scale
