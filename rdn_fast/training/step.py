@@ -1,40 +1,109 @@
-"""A training step as the device sees it: forward, L1, backward, optimizer; `rdn-fast train` and the benchmarks run this one."""
+"""A training step on the device: forward, L1, backward, optimizer. `rdn-fast train` and the benchmarks run this one."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 from rdn_fast import devices
+from rdn_fast.distributed.process_group import Ranks
 from rdn_fast.training.optimizer_step import OptimizerStep
 
 
 class TrainStep:
-    """step(lr, hr, weight) -> (this rank's share of the loss, whether the step was skipped: 0 or 1), both float32 [] on the device.
+    """step(lr, hr, weight) -> (this rank's share of the loss, whether the step was skipped: 0 or 1).
 
-    lr: float32 [b, 3, p, p], hr: [b, 3, s*p, s*p], in 0..1; weight: float32 [], by which the sum of absolute errors is multiplied.
-    `replica` is the model, or DDP around it. With one rank the whole step is Replayed, for batches of one shape, unless its update
-    asks the host; the optimizer, from devices.adam, must have been made for that.
+    lr: float32 [b, 3, p, p], hr: float32 [b, 3, s*p, s*p], both in 0..1. weight: float32 [], multiplies the sum of
+    absolute errors. Both results are float32 [] on the device and hold until the next call.
+
+    With one rank the whole step is CudaGraphed for batches of one shape, unless its optimizer step synchronizes. The
+    optimizer must have been made for that by devices.adam(captured=True).
     """
 
-    def __init__(self, replica, optimizer, update: OptimizerStep, device: torch.device, world: int = 1):
-        """`update`: the optimizer's."""
-        self._replica, self._optimizer, self._update, self._world = replica, optimizer, update, world
-        self._replayed = devices.CudaGraphed(self._work, device) if world == 1 and not update.syncs else self._work
+    def __init__(
+        self,
+        replica: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        optimizer_step: OptimizerStep,
+        device: torch.device,
+        world: int = 1,
+    ):
+        """replica: the model, or DistributedDataParallel around it."""
+        self._replica, self._optimizer, self._optimizer_step, self._world = replica, optimizer, optimizer_step, world
+        capture = world == 1 and not optimizer_step.syncs
+        self._graphed = devices.CudaGraphed(self._eager, device) if capture else self._eager
 
     def __call__(
         self, lr: torch.Tensor, hr: torch.Tensor, weight: torch.Tensor, usual: bool = True
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """`usual`: the batch has the shape that all others have. What is returned holds until the next call."""
-        return (self._replayed if usual else self._work)(lr, hr, weight)
+        """usual: whether the batch has the shape of all others; an epoch's last one may be smaller."""
+        return (self._graphed if usual else self._eager)(lr, hr, weight)
 
-    def _work(self, lr, hr, weight):
+    def _eager(self, lr, hr, weight):
         self._optimizer.zero_grad()
         share = weighted_l1(self._replica(lr), hr, weight)
-        self._update.backward(share * self._world)  # DDP divides gradients by the number of ranks
-        return share.detach(), self._update.step()
+        self._optimizer_step.backward(share * self._world)  # DDP divides gradients by the number of ranks
+        return share.detach(), self._optimizer_step.step()
 
 
 def weighted_l1(y: torch.Tensor, hr: torch.Tensor, weight: torch.Tensor | float) -> torch.Tensor:
     """Return the sum of absolute errors times `weight`, float32 []. y: any dtype, hr: float32, both [b, 3, h, w]."""
     return F.l1_loss(y.float(), hr, reduction="sum") * weight
+
+
+def update_average(average: torch.nn.Module, model: torch.nn.Module, decay: float) -> None:
+    """average = decay * average + (1 - decay) * model, for all parameters."""
+    with torch.no_grad():
+        devices.foreach("lerp", list(average.parameters()), list(model.parameters()), 1 - decay)
+
+
+class StepResult(NamedTuple):
+    step: int  # from 1
+    epoch: int
+    lr: float
+    loss: float  # mean absolute error over all ranks' patches
+    skipped: bool
+    loss_scale: float  # after the step
+
+
+class ResultBuffer:
+    """What the last steps computed, kept on the device until the host reads it: reading synchronizes."""
+
+    SIZE = 64  # steps
+
+    def __init__(self, device: torch.device):
+        self._values = torch.zeros(self.SIZE, 3, device=device)  # share of the loss, skip flag, loss scale
+        self._steps: list[tuple[int, int, float]] = []
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    @property
+    def is_full(self) -> bool:
+        return len(self) == self.SIZE
+
+    def add(
+        self,
+        step: int,
+        epoch: int,
+        lr: float,
+        share: torch.Tensor,
+        skipped: torch.Tensor,
+        loss_scale: torch.Tensor,
+    ) -> None:
+        """share, skipped, loss_scale: float32 [] on the device; they are copied."""
+        self._values[len(self)] = torch.stack([share, skipped, loss_scale])
+        self._steps.append((step, epoch, lr))
+
+    def read(self, ranks: Ranks) -> list[StepResult]:
+        """Return the results since the last call, oldest first. A collective: losses are summed over the ranks."""
+        values = self._values[: len(self)].cpu().double()
+        losses = ranks.all_sum(values[:, 0].contiguous()).tolist()
+        results = [
+            StepResult(*known, loss, bool(skipped), loss_scale)
+            for known, loss, (_, skipped, loss_scale) in zip(self._steps, losses, values.tolist(), strict=True)
+        ]
+        self._steps.clear()
+        return results

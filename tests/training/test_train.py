@@ -12,9 +12,11 @@ from runs import TINY, assert_user_error, cli, events, make_data, weights
 from rdn_fast.cli import main
 from rdn_fast.config import ModelConfig, TrainConfig
 from rdn_fast.errors import UserError
-from rdn_fast.training import run as training
-from rdn_fast.training import run_folder
+from rdn_fast.model import RDN
+from rdn_fast.training import checkpoint, run_folder
 from rdn_fast.training.optimizer_step import HALVE_AFTER
+from rdn_fast.training.run import MAX_SKIPS
+from rdn_fast.training.state import learning_rate
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +165,7 @@ def test_ema_is_the_average_of_the_steps(train):
     steps = [weights(train("--max-steps", n, to=str(n))) for n in (1, 2, 3)]
     averaged = weights(train("--max-steps", 3, "--ema", "0.9", to="ema"))
     torch.manual_seed(123)
-    expected = training.RDN(ModelConfig(2, 6, 4, 2, 2)).state_dict()
+    expected = RDN(ModelConfig(2, 6, 4, 2, 2)).state_dict()
     for step, state in enumerate(steps):
         decay = min(0.9, (1 + step) / (10 + step))
         expected = {key: decay * expected[key] + (1 - decay) * state[key] for key in expected}
@@ -296,7 +298,7 @@ def test_divergence_names_the_steps_and_a_resume_mends_it(train):
     assert train.output.err.count("\n") == 1
     assert "lr was 0.001, now 1e+30" in train.output.out
     first = next(record["step"] for record in events(out, "step") if record.get("skipped"))
-    assert f"steps {first} to {first + training.MAX_SKIPS - 1}" in train.output.err
+    assert f"steps {first} to {first + MAX_SKIPS - 1}" in train.output.err
     assert all(
         torch.equal(good[key], value) for key, value in weights(out).items()
     )  # nothing after it was worth keeping
@@ -351,13 +353,13 @@ def test_a_killed_runs_half_written_files_are_removed(train, tmp_path):
 @pytest.mark.parametrize(("seconds", "often"), [("1000", False), ("1e-9", True)])
 def test_checkpoints_go_by_the_clock_not_by_epochs(train, monkeypatch, seconds, often):
     """An epoch may be shorter than the writing of a checkpoint."""
-    saved, put = [], training.CheckpointWriter.put
+    saved, put = [], checkpoint.CheckpointWriter.put
 
     def noted(self, path, *rest, **options):
         saved.append(path.name)
         put(self, path, *rest, **options)
 
-    monkeypatch.setattr(training.CheckpointWriter, "put", noted)
+    monkeypatch.setattr(checkpoint.CheckpointWriter, "put", noted)
     train("--epochs", 4, "--eval-every", 10, "--checkpoint-every", seconds)
     steps = [name for name in saved if name.startswith("step_")]
     assert steps[-1] == "step_00000012.pt"
@@ -424,8 +426,8 @@ def test_unwritable_outputs(data, tmp_path):
 
 def test_learning_rate():
     step = TrainConfig(lr=1.0, lr_step=600, lr_gamma=0.1)
-    assert [training.learning_rate(step, epoch, 0, 10) for epoch in (0, 599, 600, 1199, 1200)] == pytest.approx(
+    assert [learning_rate(step, epoch, 0, 10) for epoch in (0, 599, 600, 1199, 1200)] == pytest.approx(
         [1, 1, 0.1, 0.1, 0.01]
     )
     cosine = TrainConfig(lr=2.0, lr_schedule="cosine")
-    assert [training.learning_rate(cosine, 0, n, 100) for n in (0, 50, 100)] == pytest.approx([2, 1, 0])
+    assert [learning_rate(cosine, 0, n, 100) for n in (0, 50, 100)] == pytest.approx([2, 1, 0])

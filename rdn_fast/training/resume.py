@@ -1,0 +1,194 @@
+"""Checkpoints of a run: what they hold, what a resume must match, and how a run goes on from one."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from rdn_fast import devices
+from rdn_fast.data.prefetch import Batch
+from rdn_fast.errors import UserError
+from rdn_fast.model import RDN
+from rdn_fast.rdb import able
+from rdn_fast.rdb.autotune import Case, fastest_mode, resolve_impl
+from rdn_fast.training import loss_scale
+from rdn_fast.training.checkpoint import host_copy, load_checkpoint
+from rdn_fast.training.run_folder import set_aside
+from rdn_fast.training.setup import Setup
+from rdn_fast.training.state import RunState
+
+
+def settings(setup: Setup) -> dict:
+    """Return what a resume cannot change."""
+    c, sampler = setup.train_config, setup.inputs.sampler
+    return {
+        **dataclasses.asdict(setup.model_config),
+        "patch_size": c.patch_size,
+        "global_batch": sampler.global_batch,
+        "seed": c.seed,
+        "patches_per_epoch": len(sampler),
+        "drop_last": c.drop_last,
+        "precision": str(setup.precision),
+        "ema": c.ema,
+    }
+
+
+def recipe(setup: Setup) -> dict:
+    """Return what a resume may change; then it is not exact."""
+    c = setup.train_config
+    schedule = {"lr": c.lr, "lr_schedule": c.lr_schedule, "lr_step": c.lr_step, "lr_gamma": c.lr_gamma}
+    if c.lr_schedule == "cosine":
+        schedule["total_steps"] = setup.total_steps
+    scaling = {"loss_scale": c.loss_scale, "amp_backend": c.amp_backend} if setup.precision.scaled else {}
+    return {**schedule, "weight_decay": c.weight_decay, "clip_grad": c.clip_grad, **scaling}
+
+
+def find_checkpoint(setup: Setup, say: Callable[[str], None]) -> dict | None:
+    """Return the checkpoint to go on from, checked against the settings; None: a new run. For rank 0.
+
+    Moves files of another run, or of later steps, out of the outputs folder. Raises UserError.
+    """
+    resume, outputs = setup.train_config.resume, setup.outputs
+    checkpoint = load_checkpoint(resume, outputs, say) if resume is not None else None
+    if checkpoint is None:
+        set_aside(outputs, say)
+        return None
+    step = checkpoint["step"]
+    if changes := _changes(checkpoint["settings"], settings(setup)):
+        raise UserError(f"--resume {resume}: a resume needs the settings of the checkpoint, but {changes}")
+    if step > setup.total_steps:
+        raise UserError(
+            f"--resume {resume}: the checkpoint is at step {step}, behind the {setup.total_steps} steps asked for; "
+            "give more"
+        )
+    if resume != "auto":
+        ours = Path(resume).resolve().parent == (outputs / "checkpoints").resolve()
+        set_aside(outputs, say, after=step if ours else None)
+        checkpoint["metrics_bytes"] *= ours
+    say(f"resumed at step {step}, epoch {checkpoint['progress']['epoch']}")
+    if changes := _changes(checkpoint["recipe"], recipe(setup)):
+        say(f"note: {changes}: not the run that it was")
+    return checkpoint
+
+
+def _changes(old: dict, new: dict) -> str:
+    """Return what differs, as words; "" if nothing does."""
+    return "; ".join(f"{key} was {value}, now {new.get(key)}" for key, value in old.items() if new.get(key) != value)
+
+
+def resolve_mode(setup: Setup, checkpoint: dict | None, say: Callable[[str], None]) -> str:
+    """Return the device's mode: the checkpoint's, or the one that `rdn-fast tune` found the fastest. For rank 0."""
+    if checkpoint is None:
+        return fastest_mode(_training_case(setup))
+    mode, device = checkpoint["mode"], setup.device
+    if mode and mode not in devices.modes(device):
+        say(
+            f"note: the steps before were computed in mode {mode}, which {device} does not have: "
+            "the same but for rounding"
+        )
+        return ""
+    return mode
+
+
+def resolve_impls(setup: Setup, checkpoint: dict | None, say: Callable[[str], None]) -> dict[str, str]:
+    """Return {"training": impl, "validation": impl}. "auto" keeps to the checkpoint's impls. For rank 0."""
+    before = checkpoint.get("rows", {}) if checkpoint else {}
+    asked, impls = setup.train_config.rdb, {}
+    for use, case in (("training", _training_case(setup)), ("validation", _validation_case(setup))):
+        here = [impl.name for impl in able(case.device, case.dtype, case.training)]
+        name = asked if use == "training" or asked in here else "auto"
+        impls[use] = resolve_impl(before[use] if name == "auto" and before.get(use) in here else name, case)
+        if impls[use] != before.get(use, impls[use]):
+            say(f"note: --rdb for {use} was {before[use]}, now {impls[use]}: the same but for rounding")
+    return impls
+
+
+def _training_case(setup: Setup) -> Case:
+    c = setup.train_config
+    shape = c.batch_size, 3, c.patch_size, c.patch_size
+    return Case.of(setup.model_config, shape, setup.device, setup.precision.compute, True)
+
+
+def _validation_case(setup: Setup) -> Case:
+    pairs, p = setup.inputs.validation, setup.train_config.patch_size
+    height, width = pairs[0].lr.shape[:2] if pairs else (p, p)
+    return Case.of(setup.model_config, (1, 3, height, width), setup.device, torch.float32, False)
+
+
+def resolve_loss_scale(setup: Setup, model: RDN, step: int, say: Callable[[str], None]) -> float:
+    """Return the loss scale of the next step as float32 holds it: 1 where gradients need none. For rank 0.
+
+    "auto" is calibrated on the batches that follow `step`.
+    """
+
+    def batches() -> list[Batch]:
+        return loss_scale.sample_batches(setup.inputs.sampler, setup.device, step)
+
+    asked = setup.train_config.loss_scale
+    if not setup.precision.scaled:
+        return 1.0
+    if asked == "auto":
+        resolved = loss_scale.resolve(model, setup.precision, batches)
+        for line in resolved.lines:
+            say(line)
+        asked = resolved.scale
+    return torch.tensor(asked, dtype=torch.float32).item()
+
+
+def make_checkpoint(
+    setup: Setup,
+    state: RunState,
+    model: RDN,
+    average: RDN | None,
+    optimizer: torch.optim.Optimizer,
+    impls: dict[str, str],
+    mode: str,
+    metrics_bytes: int,
+) -> dict:
+    """Return everything that the run needs to go on exactly, tensors as copies on the host."""
+    return host_copy(
+        {
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "average": average.state_dict() if average else None,
+            "step": state.step,
+            "progress": dataclasses.asdict(state),
+            "metrics_bytes": metrics_bytes,
+            "settings": settings(setup),
+            "recipe": recipe(setup),
+            "rows": impls,
+            "mode": mode,
+        }
+    )
+
+
+def restore(
+    checkpoint: dict, setup: Setup, model: RDN, average: RDN | None, optimizer: torch.optim.Optimizer
+) -> RunState:
+    """Load the checkpoint into the model, its average and the optimizer; return where its run was."""
+    model.load_state_dict(checkpoint["model"])
+    if average:
+        average.load_state_dict(checkpoint["average"])
+    _restore_optimizer(optimizer, checkpoint["optimizer"])
+    state = RunState(**checkpoint["progress"])
+    if recipe(setup).get("loss_scale") != checkpoint["recipe"].get("loss_scale"):
+        state = state.with_loss_scale(None)
+    return state
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:
+    """Load the state of an Adam, perhaps of another device's, and keep this one's options."""
+    for slots in saved["state"].values():
+        slots["step"] = int(slots["step"])  # a tensor or a number; every Adam takes a number
+    saved["param_groups"] = [
+        options | {"params": group["params"]}
+        for options, group in zip(optimizer.param_groups, saved["param_groups"], strict=True)
+    ]
+    optimizer.load_state_dict(saved)
+    for parameter, slots in optimizer.state.items():
+        for key, value in slots.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                slots[key] = torch.empty_like(parameter).copy_(value)  # in the parameter's memory format again

@@ -1,0 +1,75 @@
+"""Where a run is: RunState, all of which is in every checkpoint, and what follows from it.
+
+Everything random is a function of (seed, epoch, index), and the learning rate one of (epoch, step). A checkpoint
+therefore needs no generator or scheduler state, and a resumed run is bit for bit the uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+
+from rdn_fast.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class RunState:
+    """Immutable: every method returns a new state."""
+
+    step: int = 0  # optimizer steps done, skipped ones included
+    epoch: int = 0
+    position: int = 0  # steps done in this epoch
+    skipped: int = 0  # steps whose gradients were not finite
+    skips_in_a_row: int = 0  # since the last halving of the loss scale
+    loss_scale: float | None = None  # None: not resolved yet
+    loss_sum: float = 0.0  # over the epoch's steps that were not skipped
+    loss_steps: int = 0
+    best_epoch: int | None = None
+    best_psnr: float = -math.inf  # dB, reference-compatible
+    best_psnr_canonical: float = -math.inf  # dB, of the same epoch
+    waited: float = 0.0  # seconds without a batch in this epoch
+    epoch_speed: list | None = None  # throughput.ThroughputMeter.totals
+    run_speed: list = field(default_factory=lambda: [0, 0.0, 0.0])  # images, end-to-end s, seed window s
+    seconds: float = 0.0  # wall time of the processes before this one
+    ended: int | None = None  # the step at which an epoch's end was last processed
+
+    @property
+    def epoch_loss(self) -> float | None:
+        """The mean loss of the epoch so far; None if no step counted."""
+        return self.loss_sum / self.loss_steps if self.loss_steps else None
+
+    def after_step(self) -> RunState:
+        return replace(self, step=self.step + 1, position=self.position + 1)
+
+    def after_result(self, loss: float, skipped: bool) -> RunState:
+        """Count a step whose loss the host has read. A skipped step does not count towards the epoch's loss."""
+        if skipped:
+            return replace(self, skipped=self.skipped + 1, skips_in_a_row=self.skips_in_a_row + 1)
+        return replace(self, skips_in_a_row=0, loss_sum=self.loss_sum + loss, loss_steps=self.loss_steps + 1)
+
+    def with_loss_scale(self, loss_scale: float | None) -> RunState:
+        """Take another loss scale, at which no step has been skipped yet."""
+        return replace(self, loss_scale=loss_scale, skips_in_a_row=0)
+
+    def with_best(self, canonical: float, compatible: float) -> RunState:
+        """Take this epoch, whose mean PSNR-Y these are in dB, as the best one."""
+        return replace(self, best_epoch=self.epoch, best_psnr=compatible, best_psnr_canonical=canonical)
+
+    def after_epoch(self, steps: int) -> RunState:
+        """Start the counts of an epoch anew. Go to the next epoch if this one has had all its `steps`."""
+        done = self.position >= steps
+        position = {"epoch": self.epoch + 1, "position": 0} if done else {}
+        return replace(self, loss_sum=0.0, loss_steps=0, waited=0.0, epoch_speed=None, ended=self.step, **position)
+
+
+def learning_rate(train_config: TrainConfig, epoch: int, step: int, total_steps: int) -> float:
+    """Return the learning rate of step `step` (from 0 through all epochs) in `epoch`."""
+    c = train_config
+    if c.lr_schedule == "cosine":
+        return c.lr * 0.5 * (1 + math.cos(math.pi * step / total_steps))
+    return c.lr * c.lr_gamma ** (epoch // c.lr_step)
+
+
+def ema_decay(limit: float, step: int) -> float:
+    """Return the moving average's decay for step `step` (from 0): small at first, to forget the initial weights."""
+    return min(limit, (1 + step) / (10 + step))
