@@ -139,8 +139,8 @@ def opening(folder: Path) -> Comparison:
         with h5py.File(path, "r") as file:
             assert len(pairs) == len(file["lr"]), f"{len(pairs)} pairs of {len(file['lr'])}"
             for i in range(0, len(pairs), 100):
-                for name, images in (("lr", pairs.lr), ("hr", pairs.hr)):
-                    assert np.array_equal(images[i], file[name][str(i)]), f"{name} {i} has other pixels"
+                for name in ("lr", "hr"):
+                    assert np.array_equal(getattr(pairs[i], name), file[name][str(i)]), f"{name} {i} has other pixels"
 
     entry = Entry("rdn_fast", torch.uint8, lambda: Contender(lambda: PairedH5(path, SCALE), check=check))
     return Comparison(OPENING, 0, f"{OPENED:,} pairs", [entry])

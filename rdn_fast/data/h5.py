@@ -1,7 +1,7 @@
-"""LR/HR pairs of an h5 file as views of one memory map: no h5py read, no lock and no copy once the file is open.
+"""LR/HR pairs of an h5 file as views of one memory map: no h5py call, no lock and no copy once the file is open.
 
-Layout (the reference's): groups `lr` and `hr`, datasets "0", "1", ... each uint8 [H, W, 3] RGB, contiguous. Chunked or compressed
-datasets cannot be mapped; their pixels are read through h5py.
+File format (the reference's): groups `lr` and `hr` of datasets "0", "1", ..., each uint8 [H, W, 3] RGB, contiguous.
+Chunked or compressed datasets cannot be mapped; their pixels are read through h5py.
 """
 
 from __future__ import annotations
@@ -18,54 +18,57 @@ import h5py
 import numpy as np
 import torch
 
+from rdn_fast.data.pairs import Pair
 from rdn_fast.errors import Failure, UserError, one_line
 
 LR, HR = range(2)
 _GROUPS = ("lr", "hr")
-_OPEN = 2048  # datasets kept open at most: opening takes longer than reading a patch, and each holds up to 30 KB
+_RESTORE = "restore it and start again (a training run with --resume auto)"
+_OPEN = 2048  # datasets kept open: opening one takes longer than reading a patch, and each holds up to 30 KB
 
 
-class PairedH5:
-    """All pairs of a file: `lr[i]` uint8 [h, w, 3] and `hr[i]` uint8 [scale*h, scale*w, 3]; Failure when the file has changed since.
+class PairedH5(Sequence[Pair]):
+    """The pairs of a file, read when they are indexed. Raises Failure when the file has changed since it was opened.
 
-    `sizes`: int64 [N, 2], height and width of the LR images; `attributes`: those of the file's root.
-    `bytes` is the whole file, uint8, read-only, and `offset[LR][i]`, `offset[HR][i]` is where an image begins in it; `unmappable`
-    says why there is no such map, else it is None.
+    `sizes`: int64 [N, 2], height and width of the LR images. `attributes`: of the file's root.
+    `bytes`: the whole file, uint8, read-only. `offset`: int64 [2, N], where LR and HR images begin in it.
+    `unmappable`: why the two do not exist, else None.
     """
 
     def __init__(self, path: str | Path, scale: int):
-        """Open and check `path`; raises UserError naming the file, the dataset and the remedy."""
+        """Open and check `path`. Raises UserError naming the file, the dataset and the remedy."""
         self.path, self.scale = Path(path), scale
         if not self.path.is_file():
-            raise UserError(
-                f"{path}: no such file; make it with: rdn-fast prepare --images-dir FOLDER --output-path {path} --scale {scale}"
-            )
+            command = f"rdn-fast prepare --images-dir FOLDER --output-path {path} --scale {scale}"
+            raise UserError(f"{path}: no such file; make it with: {command}")
         try:
             self._file = os.open(self.path, os.O_RDONLY)
             weakref.finalize(self, os.close, self._file)
-            self._opened = self._state()
+            self._state_at_open = self._state()
             with h5py.File(self.path, "r") as file:
                 self.attributes = dict(file.attrs)
-                self._keys = self._partners(file)
+                self._keys = self._read_keys(file)
                 spans = [self._scan(file[group], group) for group in _GROUPS]
-            self._check_name()
+            self._check_not_replaced()
         except UserError:
             raise
         except Exception as error:  # a damaged file can raise nearly anything
             raise UserError(f"{path}: not a readable HDF5 file ({one_line(error)}); prepare it again") from None
         shapes, offsets = zip(*spans, strict=True)
         self._shapes = [np.array(shape) for shape in shapes]  # [N, 3]
-        self._reader: tuple[int, Callable[[int, int], h5py.h5d.DatasetID]] | None = None
+        self._names: list[str] | None = None
+        self._reader: tuple[int, Callable[[int, int], h5py.h5d.DatasetID]] | None = None  # and the process it is of
         self._check_scale()
         self.sizes = self._shapes[LR][:, :2]
         self.unmappable = next(
-            (self._why_not(group, offset.index(None)) for group, offset in enumerate(offsets) if None in offset), None
+            (self._why_unmappable(group, offset.index(None)) for group, offset in enumerate(offsets) if None in offset),
+            None,
         )
         if self.unmappable is not None:
             self.read_by_name()
         else:
             self.offset = np.array(offsets)  # [2, N]
-            self._check_ends()
+            self._check_complete()
             self._map = mmap.mmap(self._file, 0, access=mmap.ACCESS_READ)
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="The given buffer is not writable")
@@ -76,58 +79,67 @@ class PairedH5:
     def __len__(self) -> int:
         return len(self._keys)
 
+    def __getitem__(self, i: int) -> Pair:
+        i = range(len(self))[i]  # raises IndexError, as iteration needs it
+        return Pair((self._names or self.names())[i], self.image(LR, i), self.image(HR, i))
+
     def __reduce__(self):
         return PairedH5, (self.path, self.scale)  # another process opens the file for itself
 
-    @property
-    def lr(self) -> Sequence[np.ndarray]:
-        return _Images(self, LR)
-
-    @property
-    def hr(self) -> Sequence[np.ndarray]:
-        return _Images(self, HR)
-
     def names(self, images: Iterable[int] | None = None) -> list[str]:
-        """What these images (None: all) were called, as far as the file says; else their numbers."""
+        """Return the names of these images (None: all), which are their numbers where the file has no names.
+
+        Reads the file that has the path now. Names of all images are kept for indexing.
+        """
         keys = self._keys if images is None else [self._keys[i] for i in images]
         with h5py.File(self.path, "r") as file:
-            return [str(file["hr"][key].attrs.get("name", key)) for key in keys]
+            names = [str(file["hr"][key].attrs.get("name", key)) for key in keys]
+        if images is None:
+            self._names = names
+        return names
+
+    def image(self, group: int, i: int) -> np.ndarray:
+        """Return an image, uint8 [H, W, 3], as a read-only view of the file where it can be mapped. group: LR or HR."""
+        self.check()
+        if self.unmappable is not None:
+            try:
+                return h5py.Dataset(self._datasets()(group, i))[()]
+            except OSError:
+                raise self.truncation() from None
+        offset, shape = self.offset[group, i], self._shapes[group][i]
+        return self._pixels[offset : offset + int(np.prod(shape))].reshape(shape)
 
     @property
     def size(self) -> int:
         """Bytes of the file."""
-        return self._opened[0]
+        return self._state_at_open[0]
 
-    def expect_crops(self) -> None:
-        """Tell the kernel that small parts will be read, here and there: it need not read on beyond them."""
+    def expect_random_access(self) -> None:
+        """Tell the kernel not to read ahead: small parts will be read in random order."""
         self._map.madvise(mmap.MADV_RANDOM)
 
     def check(self) -> None:
-        """Raise Failure when the opened file is no longer what it was: pixels of two states would be mixed, or be missing."""
-        if self._state() != self._opened:
-            raise Failure(
-                f"{self.path}: was changed while it was in use; restore it and start again (a training run with --resume auto)"
-            )
+        """Raise Failure when the opened file has changed, which would mix pixels of two states."""
+        if self._state() != self._state_at_open:
+            raise Failure(f"{self.path}: was changed while it was in use; {_RESTORE}")
 
-    def cut_short(self) -> Failure:
-        """What to raise when bytes of the file could not be read."""
-        what = "was cut short while it was in use, or the disk failed"
-        return Failure(f"{self.path}: {what}; restore it and start again (a training run with --resume auto)")
+    def truncation(self) -> Failure:
+        """Return the error to raise when bytes of the file could not be read."""
+        return Failure(f"{self.path}: was cut short while it was in use, or the disk failed; {_RESTORE}")
 
     def read_part(self, group: int, i: int, top: int, left: int, out: np.ndarray) -> None:
-        """Fill out, uint8 [size, size, 3], with a part of image i, read through h5py (for what cannot be mapped); group: LR or HR."""
+        """Read a part of image i through h5py into out, uint8 [size, size, 3]. group: LR or HR."""
         try:
             data = self._datasets()(group, i)
             part = data.get_space()
             part.select_hyperslab((int(top), int(left), 0), out.shape)
-            data.read(
-                h5py.h5s.create_simple(out.shape), part, out, h5py.h5t.NATIVE_UINT8
-            )  # h5py's objects take four times as long
+            # HDF5's own calls: h5py's objects take four times as long.
+            data.read(h5py.h5s.create_simple(out.shape), part, out, h5py.h5t.NATIVE_UINT8)
         except OSError:
-            raise self.cut_short() from None
+            raise self.truncation() from None
 
     def read_into(self, buffer: np.ndarray, start: int) -> None:
-        """Fill buffer uint8 [n] with the file's bytes from `start`; raises Failure when they are not all there."""
+        """Read the file's bytes from `start` into buffer, uint8 [n]. Raises Failure when they are not all there."""
         done = 0
         while done < len(buffer):
             try:
@@ -135,44 +147,33 @@ class PairedH5:
             except OSError:
                 read = 0
             if not read:
-                raise self.cut_short()
+                raise self.truncation()
             done += read
 
     def read_by_name(self) -> None:
-        """Open the file for reading through h5py now, while it has its name: later it is done by its descriptor, and slower."""
-        self._keep(h5py.File(self.path, "r"))
-        self._check_name()
-
-    def image(self, group: int, i: int) -> np.ndarray:
-        """lr[i] or hr[i]; group: LR or HR."""
-        self.check()
-        if self.unmappable is not None:
-            try:
-                return h5py.Dataset(self._datasets()(group, i))[()]
-            except OSError:
-                raise self.cut_short() from None
-        offset, shape = self.offset[group, i], self._shapes[group][i]
-        return self._pixels[offset : offset + int(np.prod(shape))].reshape(shape)
+        """Open the file for h5py by its path, which is faster to read than the descriptor used otherwise."""
+        self._set_reader(h5py.File(self.path, "r"))
+        self._check_not_replaced()
 
     def _datasets(self) -> Callable[[int, int], h5py.h5d.DatasetID]:
-        """The function of a group and an image's number that opens its dataset, or has it open."""
+        """Return the function (group, i) -> dataset, which keeps datasets open."""
         if self._reader is None or self._reader[0] != os.getpid():  # a forked child must not share a handle
-            opened = Path(f"/proc/self/fd/{self._file}")  # another file may have its name now
-            self._keep(h5py.File((opened if opened.exists() else self.path).open("rb"), "r"))
+            opened = Path(f"/proc/self/fd/{self._file}")  # the path may belong to another file by now
+            self._set_reader(h5py.File((opened if opened.exists() else self.path).open("rb"), "r"))
         return self._reader[1]
 
-    def _keep(self, file: h5py.File) -> None:
+    def _set_reader(self, file: h5py.File) -> None:
         groups, keys = [file[group].id for group in _GROUPS], self._keys
-        once = h5py.h5p.create(h5py.h5p.DATASET_ACCESS)
-        once.set_chunk_cache(0, 0, 1.0)  # no chunk is read twice in an epoch
+        access = h5py.h5p.create(h5py.h5p.DATASET_ACCESS)
+        access.set_chunk_cache(0, 0, 1.0)  # no chunk is read twice in an epoch
 
         @lru_cache(_OPEN)
         def dataset(group: int, i: int) -> h5py.h5d.DatasetID:
-            return h5py.h5d.open(groups[group], keys[i].encode(), once)
+            return h5py.h5d.open(groups[group], keys[i].encode(), access)
 
         self._reader = os.getpid(), dataset
 
-    def _check_name(self) -> None:
+    def _check_not_replaced(self) -> None:
         if not os.path.samestat(os.stat(self.path), os.fstat(self._file)):
             raise UserError(f"{self.path}: was replaced while it was being opened; start again")
 
@@ -180,13 +181,12 @@ class PairedH5:
         state = os.fstat(self._file)
         return state.st_size, state.st_mtime_ns
 
-    def _partners(self, file: h5py.File) -> list[str]:
-        """The names that both groups hold, in the order of their numbers."""
+    def _read_keys(self, file: h5py.File) -> list[str]:
+        """Return the datasets' names, which both groups must have, in the order of their numbers."""
         for group in _GROUPS:
             if not isinstance(file.get(group), h5py.Group):
-                raise UserError(
-                    f"{self.path}: no group `{group}`; a training file has groups lr and hr, as `rdn-fast prepare` writes them"
-                )
+                expected = "a training file has groups lr and hr, as `rdn-fast prepare` writes them"
+                raise UserError(f"{self.path}: no group `{group}`; {expected}")
         lr, hr = (set(file[group]) for group in _GROUPS)
         if not lr and not hr:
             raise UserError(f"{self.path}: its groups lr and hr are empty; prepare it again")
@@ -197,34 +197,33 @@ class PairedH5:
         return sorted(lr, key=lambda key: (not key.isdigit(), int(key) if key.isdigit() else 0, key))
 
     def _scan(self, group: h5py.Group, name: str) -> tuple[list, list]:
-        """Shapes and offsets of all images, by HDF5's own calls: a fifth of the time that h5py's objects take."""
+        """Return shapes and offsets (None: not mappable) of all images, by HDF5's own calls: five times as fast as h5py."""
         shapes, offsets = [], []
         links: dict[bytes, int] = {}
         group.id.links.iterate(lambda key, info: links.__setitem__(key, info.type), info=True)
         for key in self._keys:
             data = h5py.h5o.open(group.id, key.encode())
-            shape = data.shape if isinstance(data, h5py.h5d.DatasetID) else None
-            if (
-                shape is None
-                or len(shape) != 3
-                or shape[2] != 3
-                or not (data.get_type().equal(h5py.h5t.STD_U8LE) or data.dtype == np.uint8)
-            ):
-                kind = "a group" if shape is None else f"{data.dtype} {list(shape)}"
-                remedy = f"`rdn-fast prepare --repack {self.path} NEW.h5` takes floats and wider integers; else prepare the file from the images again"
-                raise UserError(f"{self.path}: /{name}/{key} is {kind}, not uint8 [H, W, 3] RGB; {remedy}")
-            if 0 in shape:
-                raise UserError(
-                    f"{self.path}: /{name}/{key} is empty, {list(shape)}; prepare the file from the images again"
-                )
-            shapes.append(shape)
+            self._check_dataset(data, f"/{name}/{key}")
+            shapes.append(data.shape)
             here = links[key.encode()] == h5py.h5l.TYPE_HARD  # a link may lead to another file
             offsets.append(data.get_offset() if here else None)
-            if (
-                offsets[-1] is None and data.get_space_status() == h5py.h5d.SPACE_STATUS_NOT_ALLOCATED
-            ):  # would be read as black
+            # Unwritten pixels would be read as black.
+            if offsets[-1] is None and data.get_space_status() == h5py.h5d.SPACE_STATUS_NOT_ALLOCATED:
                 raise UserError(f"{self.path}: /{name}/{key} was never written; prepare the file from the images again")
         return shapes, offsets
+
+    def _check_dataset(self, data: h5py.h5d.DatasetID | h5py.h5g.GroupID, name: str) -> None:
+        shape = data.shape if isinstance(data, h5py.h5d.DatasetID) else None
+        is_rgb = shape is not None and len(shape) == 3 and shape[2] == 3
+        if not (is_rgb and (data.get_type().equal(h5py.h5t.STD_U8LE) or data.dtype == np.uint8)):
+            kind = "a group" if shape is None else f"{data.dtype} {list(shape)}"
+            repack = f"`rdn-fast prepare --repack {self.path} NEW.h5` takes floats and wider integers"
+            raise UserError(
+                f"{self.path}: {name} is {kind}, not uint8 [H, W, 3] RGB; {repack}; "
+                "else prepare the file from the images again"
+            )
+        if 0 in shape:
+            raise UserError(f"{self.path}: {name} is empty, {list(shape)}; prepare the file from the images again")
 
     def _check_scale(self) -> None:
         lr, hr = (shape[:, :2] for shape in self._shapes)
@@ -232,11 +231,10 @@ class PairedH5:
         if len(odd):
             i = odd[0]
             sizes = f"hr {hr[i, 1]}x{hr[i, 0]} is not {self.scale} times lr {lr[i, 1]}x{lr[i, 0]}"
-            raise UserError(
-                f"{self.path}: pair {self.names([i])[0]}: {sizes}; give the --scale it was made for, or prepare it again"
-            )
+            remedy = "give the --scale it was made for, or prepare it again"
+            raise UserError(f"{self.path}: pair {self.names([i])[0]}: {sizes}; {remedy}")
 
-    def _check_ends(self) -> None:
+    def _check_complete(self) -> None:
         for group, shapes in enumerate(self._shapes):
             ends = self.offset[group] + shapes.prod(axis=1)
             if ends.max() > self.size:
@@ -244,29 +242,10 @@ class PairedH5:
                 remedy = f"{self.size} of at least {ends.max()} bytes are there; copy or prepare it again"
                 raise UserError(f"{self.path}: truncated in {name}, {remedy}")
 
-    def _why_not(self, group: int, i: int) -> str:
+    def _why_unmappable(self, group: int, i: int) -> str:
         with h5py.File(self.path, "r") as file:
             data = file[_GROUPS[group]][self._keys[i]]
-            how = (
-                f"compressed ({data.compression})"
-                if data.compression
-                else "chunked"
-                if data.chunks
-                else "a link or not contiguous"
-            )
+            how = "chunked" if data.chunks else "a link or not contiguous"
+            if data.compression:
+                how = f"compressed ({data.compression})"
             return f"/{_GROUPS[group]}/{self._keys[i]} is {how}"
-
-
-class _Images(Sequence):
-    """A group's images, each read or viewed when it is asked for."""
-
-    def __init__(self, pairs: PairedH5, group: int):
-        self._pairs, self._group = pairs, group
-
-    def __len__(self) -> int:
-        return len(self._pairs)
-
-    def __getitem__(self, i: int) -> np.ndarray:
-        if not 0 <= i < len(self):
-            raise IndexError(i)
-        return self._pairs.image(self._group, i)

@@ -175,7 +175,7 @@ class PrefetchLoader:
             self._flat = _resident(self._pairs, device, quiet=sampler.rank > 0)
         elif self._mode == "mmap":
             if compiled():  # else nothing tells the kernel what to read instead
-                self._pairs.expect_crops()
+                self._pairs.expect_random_access()
             if stream is None:
                 self._flat = self._pairs.bytes
         count = max(1, min(AHEAD + workers, stop - start))
@@ -244,7 +244,7 @@ class PrefetchLoader:
             for group in (LR, HR):
                 self._fill_group(slot, group)
         except CutShort:
-            raise self._pairs.cut_short() from None
+            raise self._pairs.truncation() from None
         if self._mode != "resident":
             self._pairs.check()  # again: no step may learn from a file that changed meanwhile
         self._slow = time.perf_counter() - began > _SLOW * self._sampler.patch_bytes * len(slot.share.images)

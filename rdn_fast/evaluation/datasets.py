@@ -48,8 +48,9 @@ def load_pairs(path: str | Path, scale: int) -> Sequence[Pair]:
         )
         sizes = [pair.lr.shape[:2] for pair in pairs]
     else:
-        opened = PairedH5(path, scale)
-        pairs, sizes = _OfFile(opened), opened.sizes
+        pairs = PairedH5(path, scale)
+        pairs.names()  # read and kept now: the path may belong to another file later
+        sizes = pairs.sizes
     smallest = metrics.smallest_side(scale)
     for i, size in enumerate(sizes):
         if scale * min(size) < smallest:
@@ -68,19 +69,6 @@ def unique_name(name: str, taken: set[str]) -> str:
         unique = f"{name}_{k}"
     taken.add(unique.casefold())
     return unique
-
-
-class _OfFile(Sequence):
-    """The pairs of an h5 file, each read when it is asked for."""
-
-    def __init__(self, pairs: PairedH5):
-        self._pairs, self._names = pairs, pairs.names()
-
-    def __len__(self) -> int:
-        return len(self._pairs)
-
-    def __getitem__(self, i: int) -> Pair:
-        return Pair(self._names[i], self._pairs.lr[i], self._pairs.hr[i])
 
 
 def _read(file: Path, scale: int) -> Pair:

@@ -17,7 +17,7 @@ from bench import loop, results
 from bench.cases import loading
 from bench.measure import Bench
 from rdn_fast.config import TrainConfig
-from rdn_fast.data.h5 import PairedH5
+from rdn_fast.data.h5 import HR, LR, PairedH5
 
 CPU = torch.device("cpu")
 
@@ -164,8 +164,8 @@ def test_a_feed_that_turns_nothing_is_noticed(contenders, tmp_path):
             return torch.from_numpy(image[y : y + size, x : x + size].copy()).permute(2, 0, 1) / 255
 
         return (
-            torch.stack([cut(part[i], *(factor * places[i]), factor * 32) for i in images])
-            for part, factor in ((pairs.lr, 1), (pairs.hr, 2))
+            torch.stack([cut(pairs.image(group, i), *(factor * places[i]), factor * 32) for i in images])
+            for group, factor in ((LR, 1), (HR, 2))
         )
 
     with pytest.raises(AssertionError, match="turned in 1 of 8 ways"):
@@ -220,7 +220,8 @@ def test_a_file_opened_wrongly_is_noticed(small, tmp_path, monkeypatch):
     contender.check()
 
     class Swapped(PairedH5):
-        hr = property(lambda self: list(super().hr)[::-1])
+        def image(self, group, i):
+            return super().image(group, len(self) - 1 - i if group == HR else i)
 
     monkeypatch.setattr(loading, "PairedH5", Swapped)
     with pytest.raises(AssertionError, match="hr 0 has other pixels"):

@@ -28,8 +28,8 @@ def test_the_made_up_data_is_what_both_loops_read(tmp_path, monkeypatch):
     loop.write_h5(path, loop.DIFFERENT + 3, 2)
     pairs = PairedH5(path, 2)
     assert len(pairs) == loop.DIFFERENT + 3
-    assert not np.array_equal(pairs.lr[0], pairs.lr[1])
-    assert np.array_equal(pairs.lr[1], pairs.lr[loop.DIFFERENT + 1])
+    assert not np.array_equal(pairs[0].lr, pairs[1].lr)
+    assert np.array_equal(pairs[1].lr, pairs[loop.DIFFERENT + 1].lr)
     # HR whose every pixel is its LR pixel, so that a patch tells where it came from.
     with h5py.File(path, "r+") as file:
         file["hr/0"][:] = file["lr/0"][:].repeat(2, axis=0).repeat(2, axis=1)

@@ -40,7 +40,7 @@ def test_views_equal_what_h5py_reads(tmp_path, make_h5, pairs):
     assert len(mapped) == len(pairs)
     with h5py.File(path) as file:
         for i, (lr, hr) in enumerate(pairs):
-            for view, name, written in ((mapped.lr[i], f"lr/{i}", lr), (mapped.hr[i], f"hr/{i}", hr)):
+            for view, name, written in ((mapped[i].lr, f"lr/{i}", lr), (mapped[i].hr, f"hr/{i}", hr)):
                 assert view.dtype == np.uint8
                 np.testing.assert_array_equal(view, file[name][()], err_msg=name)
                 np.testing.assert_array_equal(view, written, err_msg=name)
@@ -52,22 +52,22 @@ def test_views_of_a_prepared_file_equal_what_h5py_reads(prepared):
         with h5py.File(path) as file:
             assert len(mapped) == len(file["lr"])
             for i in range(len(mapped)):
-                np.testing.assert_array_equal(mapped.lr[i], file[f"lr/{i}"][()])
-                np.testing.assert_array_equal(mapped.hr[i], file[f"hr/{i}"][()])
+                np.testing.assert_array_equal(mapped[i].lr, file[f"lr/{i}"][()])
+                np.testing.assert_array_equal(mapped[i].hr, file[f"hr/{i}"][()])
 
 
 def test_a_user_block_before_the_data_is_skipped(tmp_path, pairs):
     path = tmp_path / "block.h5"
     with h5py.File(path, "w", userblock_size=512) as file:
         file["lr/0"], file["hr/0"] = pairs[0]
-    np.testing.assert_array_equal(PairedH5(path, SCALE).lr[0], pairs[0][0])
+    np.testing.assert_array_equal(PairedH5(path, SCALE)[0].lr, pairs[0][0])
 
 
 def test_views_cannot_change_the_file(tmp_path, make_h5, pairs):
     path = make_h5(tmp_path / "a.h5", pairs)
     before = path.read_bytes()
     with pytest.raises(ValueError, match="read-only"):
-        PairedH5(path, SCALE).lr[0][0, 0, 0] = 1
+        PairedH5(path, SCALE)[0].lr[0, 0, 0] = 1
     assert path.read_bytes() == before
 
 
@@ -76,7 +76,7 @@ def test_keys_are_in_numeric_order(tmp_path, make_h5, pairs):
     mapped = PairedH5(make_h5(tmp_path / "a.h5", {str(i): pairs[i] for i in shuffled}), SCALE)
     assert mapped.names() == [str(i) for i in range(12)]
     for i, (lr, _) in enumerate(pairs):
-        np.testing.assert_array_equal(mapped.lr[i], lr)
+        np.testing.assert_array_equal(mapped[i].lr, lr)
 
 
 def test_keys_that_are_no_numbers_come_last(tmp_path, make_h5, pairs):
@@ -84,21 +84,33 @@ def test_keys_that_are_no_numbers_come_last(tmp_path, make_h5, pairs):
         make_h5(tmp_path / "a.h5", {"butterfly": pairs[0], "10": pairs[1], "baby": pairs[2], "9": pairs[3]}), SCALE
     )
     assert mapped.names() == ["9", "10", "baby", "butterfly"]
-    np.testing.assert_array_equal(mapped.lr[3], pairs[0][0])
+    np.testing.assert_array_equal(mapped[3].lr, pairs[0][0])
 
 
 def test_names_are_the_attributes_where_there_are_any(tmp_path, make_h5, pairs):
     path = make_h5(tmp_path / "a.h5", pairs[:3])
     with h5py.File(path, "r+") as file:
         file["hr/1"].attrs["name"] = "zebra"
-    assert PairedH5(path, SCALE).names() == ["0", "zebra", "2"]
+    opened = PairedH5(path, SCALE)
+    assert opened.names() == ["0", "zebra", "2"]
+    assert opened.names([1, 0]) == ["zebra", "0"]
+    assert [pair.name for pair in opened] == ["0", "zebra", "2"]
+
+
+def test_names_that_were_read_stay_when_the_file_is_gone(tmp_path, make_h5, pairs):
+    path = make_h5(tmp_path / "a.h5", pairs[:3])
+    opened = PairedH5(path, SCALE)
+    opened.names()
+    path.unlink()
+    assert opened[-1].name == "2"
+    np.testing.assert_array_equal(opened[-1].hr, pairs[2][HR])
 
 
 def test_the_last_image_is_the_last(tmp_path, make_h5, pairs):
     mapped = PairedH5(make_h5(tmp_path / "a.h5", pairs), SCALE)
-    assert sum(1 for _ in mapped.lr) == len(pairs)
+    assert sum(1 for _ in mapped) == len(pairs)
     with pytest.raises(IndexError):
-        mapped.hr[len(pairs)]
+        mapped[len(pairs)]
 
 
 def test_bytes_are_the_file_and_offsets_where_its_images_begin(tmp_path, make_h5, pairs):
@@ -122,7 +134,7 @@ def test_the_byte_order_of_single_bytes_is_all_one(tmp_path, pairs):
             h5py.h5d.create(file.create_group(group).id, b"0", h5py.h5t.STD_U8BE, space).write(
                 h5py.h5s.ALL, h5py.h5s.ALL, image
             )
-    np.testing.assert_array_equal(PairedH5(path, SCALE).hr[0], pairs[0][HR])
+    np.testing.assert_array_equal(PairedH5(path, SCALE)[0].hr, pairs[0][HR])
 
 
 def test_read_into_gives_any_part_of_the_file(tmp_path, make_h5, pairs):
@@ -178,19 +190,19 @@ def test_a_file_put_in_its_place_changes_nothing(tmp_path, make_h5, pairs, optio
     make_h5(tmp_path / "b.h5", pairs[::-1], **options).replace(path)
     opened.check()
     for i, (lr, hr) in enumerate(pairs):
-        np.testing.assert_array_equal(opened.lr[i], lr)
-        np.testing.assert_array_equal(opened.hr[i], hr)
+        np.testing.assert_array_equal(opened[i].lr, lr)
+        np.testing.assert_array_equal(opened[i].hr, hr)
 
 
 @pytest.mark.parametrize("options", [{}, {"chunks": True}], ids=["mapped", "h5py"])
 def test_sent_to_another_process_it_opens_the_file_again(tmp_path, make_h5, pairs, options):
     opened = PairedH5(make_h5(tmp_path / "a.h5", pairs, **options), SCALE)
-    np.testing.assert_array_equal(opened.hr[0], pairs[0][HR])
+    np.testing.assert_array_equal(opened[0].hr, pairs[0][HR])
     sent = pickle.loads(pickle.dumps(opened))
     assert len(sent) == len(pairs)
     for i, (lr, hr) in enumerate(pairs):
-        np.testing.assert_array_equal(sent.lr[i], lr)
-        np.testing.assert_array_equal(sent.hr[i], hr)
+        np.testing.assert_array_equal(sent[i].lr, lr)
+        np.testing.assert_array_equal(sent[i].hr, hr)
 
 
 def test_missing_file(tmp_path, refused):
@@ -335,9 +347,10 @@ def test_images_that_cannot_be_mapped_are_read_through_h5py(tmp_path, make_h5, p
     assert opened.names() == [str(i) for i in range(12)]
     for i, pair in enumerate(pairs):
         assert opened.sizes[i].tolist() == list(pair[LR].shape[:2])
-        for group, images in ((LR, opened.lr), (HR, opened.hr)):
-            assert images[i].dtype == np.uint8
-            np.testing.assert_array_equal(images[i], pair[group])
+        for group in (LR, HR):
+            image = opened.image(group, i)
+            assert image.dtype == np.uint8
+            np.testing.assert_array_equal(image, pair[group])
             part = np.empty((5, 5, 3), np.uint8)
             opened.read_part(group, i, 2, 1, part)
             np.testing.assert_array_equal(part, pair[group][2:7, 1:6])
@@ -351,7 +364,7 @@ def test_one_image_that_cannot_be_mapped_is_named(tmp_path, make_h5, pairs):
     opened = PairedH5(path, SCALE)
     assert opened.unmappable == "/hr/7 is compressed (lzf)"
     for i in (6, 7):
-        np.testing.assert_array_equal(opened.hr[i], pairs[i][HR])
+        np.testing.assert_array_equal(opened[i].hr, pairs[i][HR])
 
 
 def test_an_image_inside_its_header_is_read_through_h5py(tmp_path, pairs):
@@ -366,7 +379,7 @@ def test_an_image_inside_its_header_is_read_through_h5py(tmp_path, pairs):
             )
     opened = PairedH5(path, SCALE)
     assert opened.unmappable == "/lr/0 is a link or not contiguous"
-    np.testing.assert_array_equal(opened.hr[0], pairs[0][HR])
+    np.testing.assert_array_equal(opened[0].hr, pairs[0][HR])
 
 
 @pytest.mark.parametrize("options", [{}, {"chunks": True}], ids=["contiguous", "chunked"])
@@ -389,8 +402,8 @@ def test_a_link_is_read_where_it_leads(tmp_path, make_h5, pairs, external):
     opened = PairedH5(path, SCALE)
     assert opened.unmappable == "/lr/1 is a link or not contiguous"
     expected = (pairs[::-1] if external else pairs)[3]
-    np.testing.assert_array_equal(opened.lr[1], expected[LR])
-    np.testing.assert_array_equal(opened.hr[1], expected[HR])
+    np.testing.assert_array_equal(opened[1].lr, expected[LR])
+    np.testing.assert_array_equal(opened[1].hr, expected[HR])
 
 
 @pytest.mark.parametrize("options", [{}, {"chunks": True}], ids=["mapped", "h5py"])
@@ -417,14 +430,14 @@ def test_an_image_that_cannot_be_unpacked_names_the_file(tmp_path, make_h5, pair
     with path.open("r+b") as file:
         file.seek(chunk.byte_offset)
         file.write(bytes(chunk.size))
-    os.utime(path, ns=(opened._opened[1],) * 2)  # as a disk does it that fails
+    os.utime(path, ns=(opened._state_at_open[1],) * 2)  # as a disk does it that fails
     with pytest.raises(Failure, match=r"a\.h5: was cut short .* or the disk failed"):
-        opened.hr[2]
+        opened.image(HR, 2)
 
 
 def test_dropped_pairs_leave_no_open_file(tmp_path, make_h5, pairs):
     path = make_h5(tmp_path / "a.h5", pairs)
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(5):
-        assert len(PairedH5(path, SCALE).lr[0])
+        assert len(PairedH5(path, SCALE)[0].lr)
     assert len(os.listdir("/proc/self/fd")) == before

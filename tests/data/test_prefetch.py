@@ -622,7 +622,7 @@ def test_the_kernel_is_told_to_read_no_more_where_it_is_told_what_to_read(monkey
     def tell(self):
         told.append(self)
 
-    with mock.patch.object(PairedH5, "expect_crops", tell):
+    with mock.patch.object(PairedH5, "expect_random_access", tell):
         PrefetchLoader(sampler(pairs := PairedH5(own_file, 2)), CPU, "mmap", 1, 0, 10)
     assert told == [pairs] * c
 

@@ -45,8 +45,7 @@ def pairs(prepare, tmp_path):
     def run(folder, *flags, scale=2):
         ended = prepare(folder, "--scale", scale, *flags)
         assert (ended.code, ended.err) == (0, "")
-        file = PairedH5(tmp_path / "out.h5", scale)
-        return dict(zip(file.names(), zip(file.lr, file.hr, strict=True), strict=True))
+        return {pair.name: (pair.lr, pair.hr) for pair in PairedH5(tmp_path / "out.h5", scale)}
 
     return run
 

@@ -67,8 +67,8 @@ def assert_holds(path, pairs, scale=2):
     mapped = PairedH5(path, scale)
     assert len(mapped) == len(pairs)
     for i, (lr, hr) in enumerate(pairs):
-        np.testing.assert_array_equal(mapped.lr[i], lr)
-        np.testing.assert_array_equal(mapped.hr[i], hr)
+        np.testing.assert_array_equal(mapped[i].lr, lr)
+        np.testing.assert_array_equal(mapped[i].hr, hr)
 
 
 # ---- what is written ----

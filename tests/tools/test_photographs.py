@@ -32,22 +32,21 @@ def test_tiles_cover_every_picture_in_every_size(folder, tmp_path, capsys):
     folders = folder("a", {"large.png": large, "tiny.png": photograph(60, 200)}), folder("b", {"small.png": small})
     assert main([*folders, "--output-path", str(out)]) == 0
     pairs, told = PairedH5(out, 2), capsys.readouterr().out
-    assert f"{len(pairs.lr)} tiles of 3 photographs" in told
+    assert f"{len(pairs)} tiles of 3 photographs" in told
     assert f"left out {tmp_path}/a/tiny.png: smaller than a patch" in told
-    names = pairs.names()
     expected = ("large 300x420", "large 240x336", "large 180x252", "small 110x90", "small 88x72")
-    assert {" ".join(name.split()[:2]) for name in names} == set(expected)
+    assert {" ".join(name.split()[:2]) for name in pairs.names()} == set(expected)
     # In the first size, put back where they were cut, they are the whole pair.
     whole = degrade("large", large, 2)
     lr, hr = np.zeros_like(whole.lr), np.zeros_like(whole.hr)
-    for name, part_lr, part_hr in zip(names, pairs.lr, pairs.hr, strict=True):
+    for name, part_lr, part_hr in pairs:
         if name.startswith("large 300x420"):
             y, x = map(int, name.split()[2].split(","))
             lr[y : y + part_lr.shape[0], x : x + part_lr.shape[1]] = part_lr
             hr[2 * y : 2 * y + part_hr.shape[0], 2 * x : 2 * x + part_hr.shape[1]] = part_hr
     assert np.array_equal(lr, whole.lr)
     assert np.array_equal(hr, whole.hr)
-    assert min(min(part.shape[:2]) for part in pairs.lr) >= 32  # a patch of the preset fits into every one
+    assert min(min(pair.lr.shape[:2]) for pair in pairs) >= 32  # a patch of the preset fits into every one
 
 
 def test_what_an_evaluation_set_shows_is_left_out(folder, tmp_path, capsys):
