@@ -1,1 +1,1 @@
-"""A training run. Read run (the loop), state, resume, report, step, optimizer_step, then what these use."""
+"""A training run. Read run (the loop), state, setup, resume, report, step, optimizer_step, then what these use."""

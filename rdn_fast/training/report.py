@@ -57,9 +57,12 @@ class Report:
     @contextmanager
     def bar(self, done: int) -> Iterator[None]:
         """Show a bar of the run's steps, `done` of them done before."""
-        with Bar("step", self._setup.total_steps, done, quiet=self._silent) as self._bar:
-            yield
-        self._bar = None
+        with Bar("step", self._setup.total_steps, done, quiet=self._silent) as bar:
+            self._bar = bar
+            try:
+                yield
+            finally:
+                self._bar = None
 
     def introduce(self, model: RDN, state: RunState, impls: dict[str, str], mode: str, about_loader: str) -> None:
         """Tell and log what runs where, and on what data."""

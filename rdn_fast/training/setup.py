@@ -56,8 +56,7 @@ class Setup:
 def open_run(model_config: ModelConfig, train_config: TrainConfig) -> Iterator[tuple[Setup, Ranks, list[int]]]:
     """Yield what a run needs, its ranks connected and its folder locked; the list collects SIGTERM and SIGINT.
 
-    Raises UserError before anything is written, Failure for errors of the system within the block, and LostContact
-    when another rank ends there.
+    Raises UserError, Failure for an OSError within the block, and LostContact when another rank ends meanwhile.
     """
     ranks, outputs = Ranks(), Path(train_config.outputs_dir)
     try:
@@ -88,7 +87,7 @@ def open_run(model_config: ModelConfig, train_config: TrainConfig) -> Iterator[t
 def _after_restart(train_config: TrainConfig, global_batch: int, world: int) -> TrainConfig:
     """Return the configuration of a run whose launcher has started its ranks anew, perhaps more or fewer of them.
 
-    The run goes on from its newest checkpoint with the same global batch. Raises UserError if `world` does not divide it.
+    The run goes on from its newest checkpoint with the same global batch. Raises UserError if world does not divide it.
     """
     if global_batch % world:
         raise UserError(

@@ -10,13 +10,12 @@ import torch
 from runs import TINY, assert_user_error, cli, events, make_data, weights
 
 from rdn_fast.cli import main
-from rdn_fast.config import ModelConfig, TrainConfig
+from rdn_fast.config import ModelConfig
 from rdn_fast.errors import UserError
 from rdn_fast.model import RDN
 from rdn_fast.training import checkpoint, run_folder
 from rdn_fast.training.optimizer_step import HALVE_AFTER
 from rdn_fast.training.run import MAX_SKIPS
-from rdn_fast.training.state import learning_rate
 
 
 @pytest.fixture(scope="module")
@@ -422,12 +421,3 @@ def test_unwritable_outputs(data, tmp_path):
     assert_user_error(
         cli("train", "--data-path", data, *TINY, "--outputs-dir", tmp_path / "file" / "out"), "--outputs-dir"
     )
-
-
-def test_learning_rate():
-    step = TrainConfig(lr=1.0, lr_step=600, lr_gamma=0.1)
-    assert [learning_rate(step, epoch, 0, 10) for epoch in (0, 599, 600, 1199, 1200)] == pytest.approx(
-        [1, 1, 0.1, 0.1, 0.01]
-    )
-    cosine = TrainConfig(lr=2.0, lr_schedule="cosine")
-    assert [learning_rate(cosine, 0, n, 100) for n in (0, 50, 100)] == pytest.approx([2, 1, 0])

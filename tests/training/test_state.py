@@ -1,0 +1,54 @@
+"""RunState's counts, the learning rate and the moving average's decay: plain arithmetic."""
+
+import dataclasses
+import json
+
+import pytest
+
+from rdn_fast.config import TrainConfig
+from rdn_fast.training.state import RunState, ema_decay, learning_rate
+
+
+def test_a_skipped_step_counts_but_not_towards_the_loss():
+    state = RunState(loss_scale=8.0)
+    for loss, skipped in ((3.0, False), (9.0, True), (9.0, True)):
+        state = state.after_step().after_result(loss, skipped)
+    assert (state.step, state.position, state.skipped, state.skips_in_a_row) == (3, 3, 2, 2)
+    assert state.epoch_loss == 3.0
+    state = state.after_step().after_result(1.0, False)
+    assert (state.skipped, state.skips_in_a_row, state.epoch_loss) == (2, 0, 2.0)
+
+
+def test_another_loss_scale_starts_the_skips_anew():
+    state = RunState(loss_scale=8.0).after_result(1.0, True).with_loss_scale(4.0)
+    assert (state.loss_scale, state.skipped, state.skips_in_a_row) == (4.0, 1, 0)
+
+
+@pytest.mark.parametrize(("position", "epoch", "then"), [(3, 5, 0), (2, 4, 2)], ids=["whole", "stopped within"])
+def test_the_end_of_an_epoch(position, epoch, then):
+    state = RunState(step=20, epoch=4, position=position, loss_sum=1.0, loss_steps=2, waited=0.5, epoch_speed=[[], []])
+    ended = state.after_epoch(steps=3)
+    assert (ended.epoch, ended.position, ended.step, ended.ended) == (epoch, then, 20, 20)
+    assert (ended.epoch_loss, ended.waited, ended.epoch_speed) == (None, 0.0, None)
+
+
+def test_the_best_epoch():
+    state = RunState(epoch=7).with_best(canonical=30.0, compatible=31.0)
+    assert (state.best_epoch, state.best_psnr, state.best_psnr_canonical) == (7, 31.0, 30.0)
+
+
+def test_a_checkpoint_gives_the_same_state_back():
+    state = RunState(step=3, epoch_speed=[[1, 0.5, 0.25], [0, 0.0, 0.0]], loss_scale=2.0)
+    assert RunState(**json.loads(json.dumps(dataclasses.asdict(state)))) == state
+
+
+def test_learning_rate():
+    step = TrainConfig(lr=1.0, lr_step=600, lr_gamma=0.1)
+    rates = [learning_rate(step, epoch, 0, 10) for epoch in (0, 599, 600, 1199, 1200)]
+    assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01])
+    cosine = TrainConfig(lr=2.0, lr_schedule="cosine")
+    assert [learning_rate(cosine, 0, n, 100) for n in (0, 50, 100)] == pytest.approx([2, 1, 0])
+
+
+def test_the_average_forgets_the_initial_weights():
+    assert [ema_decay(0.9, step) for step in (0, 1, 100)] == pytest.approx([1 / 10, 2 / 11, 0.9])

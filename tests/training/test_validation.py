@@ -1,0 +1,97 @@
+"""Validation between epochs: the PSNR that evaluation would give, in tiles where memory is short."""
+
+import math
+
+import pytest
+import torch
+from runs import photograph
+
+from rdn_fast import devices
+from rdn_fast.config import ModelConfig
+from rdn_fast.data.pairs import degrade
+from rdn_fast.data.patches import to_float
+from rdn_fast.distributed.process_group import Ranks
+from rdn_fast.evaluation.metrics import psnr_y, psnr_y_compat
+from rdn_fast.model import RDN
+from rdn_fast.precision import Precision
+from rdn_fast.training.validation import validate
+
+CPU = torch.device("cpu")
+PAIRS = [degrade(str(i), photograph(120 + 8 * i, 136, seed=i), 2) for i in range(2)]
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return RDN(ModelConfig(2, 6, 4, 2, 2), rdb="sliced").to(memory_format=devices.memory_format(CPU))
+
+
+def validated(model, say=print):
+    return validate(model, "naive", PAIRS, Ranks(), say)
+
+
+@torch.inference_mode()
+def expected(model):
+    """The means over whole pictures, in float32, by the oracle."""
+    predictions = []
+    with model.computing(None, "naive"):
+        for pair in PAIRS:
+            y = model(to_float(torch.from_numpy(pair.lr.copy())[None], CPU))
+            predictions.append(y[0].permute(1, 2, 0).mul(255).numpy())
+    return tuple(
+        sum(measure(y, pair.hr, 2) for y, pair in zip(predictions, PAIRS, strict=True)) / len(PAIRS)
+        for measure in (psnr_y, psnr_y_compat)
+    )
+
+
+def test_whole_pictures_in_float32_whatever_the_training_computes_in(model):
+    Precision("O2", torch.bfloat16, torch.bfloat16).apply(model)
+    assert validated(model) == expected(model)
+    assert (model.compute_dtype, model.output_dtype, model.rdb) == (torch.bfloat16, torch.bfloat16, "sliced")
+
+
+def test_a_picture_too_large_for_the_memory_is_computed_in_tiles(model, monkeypatch):
+    sizes, forward = [], RDN.forward
+
+    def noted(self, x):
+        sizes.append(x.shape[2:])
+        return forward(self, x)
+
+    monkeypatch.setattr(RDN, "forward", noted)
+    monkeypatch.setattr(devices, "free_memory", lambda device: 1)
+    assert validated(model) == pytest.approx(expected(model), abs=1e-4)
+    whole = max(pair.lr.shape[0] * pair.lr.shape[1] for pair in PAIRS)
+    assert len(sizes) > 2 * len(PAIRS)
+    assert all(height * width < whole / 2 for height, width in sizes[: -len(PAIRS)])
+
+
+def test_running_out_of_memory_ends_no_run(model, monkeypatch):
+    said, forward = [], RDN.forward
+
+    def limited(self, x):
+        if x.shape[2] * x.shape[3] > 50 * 50:
+            raise RuntimeError("can't allocate memory")
+        return forward(self, x)
+
+    whole = expected(model)
+    monkeypatch.setattr(RDN, "forward", limited)
+    assert validated(model, said.append) == pytest.approx(whole, abs=1e-4)
+    assert len(said) == 1
+    assert said[0].startswith("out of memory")
+
+
+def test_an_output_that_is_not_finite_is_no_psnr_and_no_error(model):
+    with torch.no_grad():
+        model.output.bias.fill_(math.inf)
+    assert all(map(math.isnan, validated(model)))
+
+
+def test_ranks_share_the_pictures(model, monkeypatch):
+    shares = []
+    for rank in range(2):
+        ranks = Ranks()
+        ranks.rank, ranks.world = rank, 2
+        monkeypatch.setattr(ranks, "all_sum", lambda values: shares.append(values) or values)
+        validate(model, "naive", PAIRS, ranks, print)
+    assert [(share == 0).all(dim=1).tolist() for share in shares] == [[False, True], [True, False]]
+    assert tuple(sum(shares).mean(dim=0).tolist()) == expected(model)
