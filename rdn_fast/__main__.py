@@ -1,4 +1,4 @@
-"""`python -m rdn_fast` and the script `rdn-fast`, also as a rank that torchrun or rdn-fast started."""
+"""`python -m rdn_fast`: the command line, also of the ranks that rdn-fast or torchrun starts."""
 
 import os
 import sys

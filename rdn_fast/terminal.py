@@ -45,9 +45,9 @@ class Bar:
 
     def advance(self, text: str = "") -> None:
         """Count one more step as done. `text` is shown beside the bar."""
-        self.reach(self._done + 1, text)
+        self.set_done(self._done + 1, text)
 
-    def reach(self, done: float, text: str = "") -> None:
+    def set_done(self, done: float, text: str = "") -> None:
         """Set how many steps are done, as a fraction where a step is done in part. `text` is shown beside the bar."""
         self._done = done
         if self._live:

@@ -124,7 +124,7 @@ def _read_and_enlarge(
         for number, (job, picture) in enumerate(decoded):
 
             def report(share: float, number: int = number, name: str = job.source.name) -> None:
-                bar.reach(number + share, f"{name} {share:.0%}" if share < 1 else name)
+                bar.set_done(number + share, f"{name} {share:.0%}" if share < 1 else name)
 
             yield job, _enlarge(picture, upscaler, report) if isinstance(picture, Picture) else picture
             del picture  # frees its memory before the next one is awaited
