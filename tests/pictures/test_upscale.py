@@ -694,7 +694,7 @@ def test_parts_of_a_picture_are_told(run, tmp_path, monkeypatch):
 
     told = []
     monkeypatch.setattr(upscale_files, "Upscaler", Telling)
-    monkeypatch.setattr(upscale_files.Bar, "reach", lambda _, done, text: told.append((done, text)))
+    monkeypatch.setattr(upscale_files.Bar, "set_done", lambda _, done, text: told.append((done, text)))
     alpha = Image.new("RGBA", (6, 5))
     alpha.save(tmp_path / "a.png")  # constant alpha does not go through the model
     alpha.putpixel((0, 0), (1, 2, 3, 4))
