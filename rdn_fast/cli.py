@@ -16,7 +16,7 @@ from importlib import import_module
 from rdn_fast import ascend
 from rdn_fast.cli_flags import make_parser, with_dashes
 from rdn_fast.config import ModelConfig, TrainConfig, make_configs
-from rdn_fast.errors import Failure, Stopped, UserError
+from rdn_fast.errors import Failure, Stopped, UserError, naming_flag
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -119,7 +119,8 @@ def _prepare(options: argparse.Namespace, arguments: list[str]) -> None:
                 raise UserError(f"{word}: does not go with --repack, which takes OLD.h5 and NEW.h5 alone; leave it out")
         from rdn_fast.data.repack import repack
 
-        repack(*options.repack)
+        with naming_flag("--repack"):
+            repack(*options.repack)
         return
     for flag, value in (("--images-dir FOLDER", options.images_dir), ("--output-path FILE.h5", options.output_path)):
         if value is None:
@@ -129,7 +130,9 @@ def _prepare(options: argparse.Namespace, arguments: list[str]) -> None:
             )
     from rdn_fast.data.prepare import prepare
 
-    prepare(options.images_dir, options.output_path, options.scale, options.eval, options.yjn870_compat, options.strict)
+    folder, file = options.images_dir, options.output_path
+    with naming_flag("--images-dir", folder), naming_flag("--output-path", file):
+        prepare(folder, file, options.scale, options.eval, options.yjn870_compat, options.strict)
 
 
 def _call(module: str, function: str, options: argparse.Namespace, _) -> int:

@@ -1,6 +1,9 @@
 """Exceptions that end a command in order, each with an exit code. Any other is a bug and keeps its traceback."""
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 # sysexits' EX_TEMPFAIL: exit code of a rank that ended through no known fault of its own. The launcher may restart all.
 RETRY = 75
@@ -31,6 +34,17 @@ class LostContact(Failure):
     """Another rank has ended or does not answer."""
 
     code = RETRY
+
+
+@contextmanager
+def naming_flag(flag: str, path: str | Path | None = None) -> Iterator[None]:
+    """Prefix the text of a UserError with the flag that caused it. With a path: only if the text begins with `path: `."""
+    try:
+        yield
+    except UserError as error:
+        if path is None or str(error).startswith((f"{path}: ", f"{Path(path)}: ")):
+            raise UserError(f"{flag} {error}") from None
+        raise
 
 
 def one_line(error: BaseException) -> str:

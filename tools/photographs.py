@@ -22,7 +22,7 @@ from rdn_fast.config import make_configs
 from rdn_fast.data.h5_writer import write_pairs
 from rdn_fast.data.images import image_files, read_image
 from rdn_fast.data.pairs import Pair, degrade
-from rdn_fast.errors import UserError
+from rdn_fast.errors import UserError, naming_flag
 from rdn_fast.ordered_map import ordered_map
 from rdn_fast.terminal import Bar
 
@@ -58,7 +58,8 @@ def write_tiles(paths: Sequence[Path], train_file: Path, patch: int) -> int:
             if not some:
                 raise UserError(f"{train_file}: there is no picture left to put into it; give others")
 
-        return write_pairs(train_file, pairs())
+        with naming_flag("--output-path", train_file):
+            return write_pairs(train_file, pairs())
 
 
 def alike(paths: Sequence[Path], unseen: Sequence[Path]) -> dict[Path, Path]:

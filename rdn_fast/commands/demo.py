@@ -11,7 +11,7 @@ from rdn_fast.config import make_configs
 from rdn_fast.data.h5_writer import write_pairs
 from rdn_fast.data.images import read_image
 from rdn_fast.data.pairs import Pair, degrade
-from rdn_fast.errors import UserError
+from rdn_fast.errors import UserError, naming_flag
 from rdn_fast.evaluation.evaluate import evaluate
 from rdn_fast.training.run import train
 
@@ -55,9 +55,9 @@ def prepare(outputs: Path) -> tuple[Path, Path]:
     """
     folder = photographs((*_TRAIN, *_HELD_OUT))
     train_file, eval_file = outputs / "photographs_x2.h5", outputs / "held_out_x2.h5"
-    write_pairs(train_file, [pair for name in _TRAIN for pair in _crops(folder / name)], "--outputs-dir")
-    held_out = [degrade(Path(name).stem, read_image(folder / name), _SCALE) for name in _HELD_OUT]
-    write_pairs(eval_file, held_out, "--outputs-dir")
+    with naming_flag("--outputs-dir"):
+        write_pairs(train_file, [pair for name in _TRAIN for pair in _crops(folder / name)])
+        write_pairs(eval_file, [degrade(Path(name).stem, read_image(folder / name), _SCALE) for name in _HELD_OUT])
     return train_file, eval_file
 
 

@@ -1,4 +1,4 @@
-"""PairedH5 -> h5 in the reference's layout: groups lr and hr, contiguous uint8 [H, W, 3] RGB, written atomically."""
+"""Pairs -> h5 in the reference's format: groups lr and hr, contiguous uint8 [H, W, 3] RGB, written atomically."""
 
 from __future__ import annotations
 
@@ -19,12 +19,14 @@ from rdn_fast.files import atomic_path
 def write_pairs(
     path: str | Path,
     pairs: Iterable[Pair | None],
-    flag: str = "--output-path",
     attributes: Mapping[str, str] | None = None,
 ) -> int:
-    """Write pairs as an h5 file whose root has these `attributes`, aside and then renamed. Returns how many; None stands for one that was skipped."""
+    """Write pairs to an h5 file whose root has these attributes. Return how many.
+
+    None in `pairs` stands for one that was skipped: it only gives Ctrl-C a chance. Raises UserError as new_file().
+    """
     n = 0
-    with new_file(path, flag) as (file, check):
+    with new_file(path) as (file, check):
         file.attrs.update(attributes or {})
         groups = file.create_group("lr"), file.create_group("hr")
         for pair in pairs:
@@ -38,62 +40,64 @@ def write_pairs(
 
 
 @contextmanager
-def new_file(path: str | Path, flag: str) -> Iterator[tuple[h5py.File, Callable[[], None]]]:
-    """Yield an empty h5 file to fill and check(), to be called between its images; put the file at `path` atomically.
+def new_file(path: str | Path) -> Iterator[tuple[h5py.File, Callable[[], None]]]:
+    """Yield an empty h5 file to fill, and check(), to be called after each image. Then put the file at `path` atomically.
 
-    check() raises as soon as the disk is full or after Ctrl-C. After any error `path` is unchanged.
-    Raises UserError, naming the `flag` that chooses the path, for every OSError of the block.
+    check() raises when the disk is full, and after Ctrl-C. After any error `path` is unchanged. Raises UserError for
+    every OSError of the block.
     """
     path = Path(path)
-    with _interrupts_held() as interrupted:
+    with _deferred_interrupts() as raise_interrupt:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"{path}: cannot be written ({error.strerror}); choose another {flag}") from None
+            raise UserError(f"{path}: cannot be written ({error.strerror}); choose another place") from None
         try:
             with atomic_path(path) as temporary, _HeldErrors(temporary) as raw:
 
                 def check() -> None:
-                    interrupted()
+                    raise_interrupt()
                     raw.check()
 
                 with h5py.File(raw, "w") as file:
                     yield file, check
                 raw.check()
         except OSError as error:
-            reason = error.strerror or error
-            raise UserError(f"{path}: cannot be written ({reason}); free some space or choose another {flag}") from None
+            remedy = "free some space or choose another place"
+            raise UserError(f"{path}: cannot be written ({error.strerror or error}); {remedy}") from None
 
 
 @contextmanager
-def _interrupts_held() -> Iterator[Callable[[], None]]:
-    """Ctrl-C waits for the next call of what is yielded, which raises KeyboardInterrupt: in the midst of HDF5 it would break the file's closing."""
-    ours = (
-        threading.current_thread() is threading.main_thread()
-        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    )
-    came: list[int] = []
+def _deferred_interrupts() -> Iterator[Callable[[], None]]:
+    """Yield a function that raises KeyboardInterrupt if Ctrl-C was pressed before. The end of the block does so, too.
 
-    def interrupted() -> None:
-        if came:
+    Raised within HDF5 it would keep the file from being closed.
+    """
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    deferred = in_main_thread and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    interrupted = False
+
+    def raise_interrupt() -> None:
+        if interrupted:
             raise KeyboardInterrupt
 
-    def hear(number, _) -> None:
-        came.append(number)
+    def note(*_) -> None:
+        nonlocal interrupted
+        interrupted = True
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a second one acts as usual
 
-    if ours:
-        signal.signal(signal.SIGINT, hear)
+    if deferred:
+        signal.signal(signal.SIGINT, note)
     try:
-        yield interrupted
+        yield raise_interrupt
     finally:
-        if ours:
+        if deferred:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-    interrupted()
+    raise_interrupt()
 
 
 class _HeldErrors(io.FileIO):
-    """A file that keeps the first OSError of a write for check(): HDF5 crashes when a write fails while it closes."""
+    """A file that keeps the first OSError for check(). HDF5 crashes when a write fails while it closes a file."""
 
     def __init__(self, path: str):
         super().__init__(path, "x+")

@@ -50,10 +50,8 @@ def check_mode(mode: str, sampler: PatchSampler, device: torch.device | None) ->
         remedy = f"repack it with `rdn-fast prepare --repack {pairs.path} NEW.h5`, or give --data-mode h5py"
         raise UserError(f"{pairs.path}: --data-mode {mode} needs contiguous pixels, but {pairs.unmappable}; {remedy}")
     if mode == "resident" and device is not None and pairs.size > (free := _free_memory(sampler, device)):
-        held, free = bytes_in_words(pairs.size), bytes_in_words(free)
-        raise UserError(
-            f"--data-mode resident: {pairs.path} holds {held}, and {free} of memory are free; give --data-mode mmap"
-        )
+        needs = f"needs {bytes_in_words(pairs.size)} of memory, and {bytes_in_words(free)} are free"
+        raise UserError(f"{pairs.path}: --data-mode resident {needs}; give --data-mode mmap")
 
 
 def resolve_mode(mode: str, sampler: PatchSampler, device: torch.device, steps: int) -> tuple[str, str]:

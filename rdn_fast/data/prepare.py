@@ -1,4 +1,4 @@
-"""`rdn-fast prepare`: a folder of images -> an h5 file in the reference's layout."""
+"""`rdn-fast prepare`: a folder of images -> an h5 file in the reference's format."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def prepare(
     evaluation: bool = False,
     compat: bool = False,
     strict: bool = False,
-    flags: tuple[str, str] = ("--images-dir", "--output-path"),
     attributes: Mapping[str, str] | None = None,
 ) -> None:
-    """Write `output_path` from the images of a folder: five half-size crops per image, or with `evaluation` the whole image.
+    """Write an h5 file from the images of a folder: five half-size crops an image, or with `evaluation` whole images.
 
-    Unreadable files are named and skipped; with `strict`, or when nothing is left, they are a UserError and nothing is written.
-    `flags` are what the user gave for the two paths; `attributes` go to the root of the file.
+    compat: resize HR images to multiples of the scale, as yjn870's code does, instead of cropping them.
+    strict: raise UserError for a file that cannot be read, instead of printing and skipping it.
+    attributes: of the file's root. Raises UserError, and writes nothing, also when no image is left.
     """
     paths = image_files(images_dir)
     skipped = []
@@ -43,7 +43,7 @@ def prepare(
 
     def pairs() -> Iterator[Pair | None]:
         with warnings.catch_warnings(), Bar("images", len(paths)) as bar:
-            warnings.simplefilter("ignore")  # Pillow's remarks on odd files; what cannot be read is named below
+            warnings.simplefilter("ignore")  # Pillow's about odd files; those that cannot be read are named below
             for result in ordered_map(load, paths, workers=2, ahead=4):
                 bar.advance()
                 if isinstance(result, str):
@@ -55,9 +55,8 @@ def prepare(
                 else:
                     yield from result
         if len(skipped) == len(paths):
-            raise UserError(f"{flags[0]} {images_dir}: none of its {len(paths)} files is an image that can be used")
+            raise UserError(f"{images_dir}: none of its {len(paths)} files is an image that can be used")
 
-    written = write_pairs(output_path, pairs(), flags[1], attributes)
-    print(
-        f"{output_path}: {written} pairs from {len(paths) - len(skipped)} images at x{scale}, {len(skipped)} files skipped"
-    )
+    written = write_pairs(output_path, pairs(), attributes)
+    used = f"{len(paths) - len(skipped)} images at x{scale}, {len(skipped)} files skipped"
+    print(f"{output_path}: {written} pairs from {used}")

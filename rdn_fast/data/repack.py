@@ -1,4 +1,4 @@
-"""A chunked, compressed, float or wider h5 file of the reference's layout -> contiguous uint8, which data/h5.py can map."""
+"""A chunked, compressed, float or wider h5 file in the reference's format -> contiguous uint8, which h5.py can map."""
 
 from __future__ import annotations
 
@@ -17,25 +17,24 @@ _MEND = "make it again from its source, or from the images with `rdn-fast prepar
 
 
 def repack(old: str | Path, new: str | Path) -> None:
-    """Write the pairs of file `old` as `new`: the same names in the same order, contiguous uint8 [H, W, 3].
+    """Write the pairs of file `old` to `new`: the same names in the same order, contiguous uint8 [H, W, 3].
 
-    Integers 0..255 stay as they are. Floats are 0..1 where no float of the file is above 1, else 0..255, and are rounded to
-    nearest. One image is in memory at a time. Raises UserError naming the file, the dataset and the remedy; then nothing is written.
+    Integers must be in 0..255. Floats are taken as 0..1 where no float of the file is above 1, else as 0..255, and are
+    rounded to nearest. One image is in memory at a time.
+    Raises UserError naming the file, the dataset and the remedy. Then nothing is written.
     """
     old, new = Path(old), Path(new)
     if not old.is_file():
-        raise UserError(f"--repack {old}: no such file; give the h5 file to rewrite, and then the one to write")
+        raise UserError(f"{old}: no such file; give the h5 file to rewrite, and then the one to write")
     if new.exists() and new.samefile(old):
-        raise UserError(
-            f"--repack {old} {new}: both are one file; give NEW.h5 another name, and rename it when it is done"
-        )
+        raise UserError(f"{old} {new}: both are one file; give NEW.h5 another name, and rename it when it is done")
     with _readable(f"{old}: not a readable HDF5 file"):
         file = h5py.File(old, "r")
     with file:
         with _readable(f"{old}: damaged"):
-            keys, scale = _layout(file)
-        factor = _factor(file, keys)
-        with new_file(new, "NEW.h5") as (copy, check), Bar("pairs", len(keys)) as bar:
+            keys, scale = _read_structure(file)
+        factor = _float_factor(file, keys)
+        with new_file(new) as (copy, check), Bar("pairs", len(keys)) as bar:
             for group in ("lr", "hr"):
                 copy.create_group(group, track_order=True)
             for key in keys:
@@ -54,7 +53,7 @@ def repack(old: str | Path, new: str | Path) -> None:
 
 @contextmanager
 def _readable(what: str) -> Iterator[None]:
-    """Makes any error of reading h5 a UserError that says `what`: a damaged file can raise nearly anything."""
+    """Turn any error of h5py into a UserError that begins with `what`. A damaged file can raise nearly anything."""
     try:
         yield
     except UserError:
@@ -63,8 +62,11 @@ def _readable(what: str) -> Iterator[None]:
         raise UserError(f"{what} ({one_line(error)}); copy it again, or {_MEND}") from None
 
 
-def _layout(file: h5py.File) -> tuple[list[str], int]:
-    """The names of the pairs in the file's order, and its scale, which the sizes tell. UserError when it is not the reference's layout."""
+def _read_structure(file: h5py.File) -> tuple[list[str], int]:
+    """Return the names of the pairs in the file's order, and the scale, which follows from the sizes.
+
+    Raises UserError when the file is not in the reference's format.
+    """
     path = file.filename
     for group in ("lr", "hr"):
         if not isinstance(file.get(group), h5py.Group):
@@ -91,7 +93,7 @@ def _layout(file: h5py.File) -> tuple[list[str], int]:
 
 
 def _size(data, path: str) -> tuple[int, int]:
-    """Height and width of a dataset that can be an RGB image; UserError otherwise."""
+    """Return height and width of a dataset. Raises UserError when it cannot be an RGB image."""
     if not isinstance(data, h5py.Dataset):
         raise UserError(f"{path}: {data.name} is a group, not an image [H, W, 3]; {_MEND}")
     if data.ndim != 3 or data.shape[2] != 3 or 0 in data.shape or data.dtype.kind not in "iuf":
@@ -103,8 +105,8 @@ def _size(data, path: str) -> tuple[int, int]:
     return data.shape[:2]
 
 
-def _factor(file: h5py.File, keys: list[str]) -> int | None:
-    """What makes the file's floats 0..255: 255 or 1, decided by the largest of them all; None when it has none."""
+def _float_factor(file: h5py.File, keys: list[str]) -> int | None:
+    """Return the factor that scales the file's floats to 0..255: 255 or 1, by the largest of them. None without floats."""
     names = [f"/{group}/{key}" for key in keys for group in ("lr", "hr") if file[group][key].dtype.kind == "f"]
     if not names:
         return None
@@ -113,15 +115,16 @@ def _factor(file: h5py.File, keys: list[str]) -> int | None:
         for name in names:
             largest, where = max((largest, where), (float(_values(file[name]).max()), name))
             bar.advance()
-    if 1 < largest < 2:  # 0..1 with overshoot, surely: read as 0..255 it would be black
+    if 1 < largest < 2:  # surely 0..1 with overshoot, which would be black if taken as 0..255
         raise UserError(
-            f"{file.filename}: {where} holds {largest:g}, the file's largest float: neither 0..1 nor 0..255; clip its values to 0..1"
+            f"{file.filename}: {where} holds {largest:g}, the file's largest float: neither 0..1 nor 0..255; "
+            "clip its values to 0..1"
         )
     return 255 if largest <= 1 else 1
 
 
 def _pixels(data: h5py.Dataset, factor: int | None) -> np.ndarray:
-    """The dataset's image, uint8 [H, W, 3]."""
+    """Return the dataset's image, uint8 [H, W, 3]."""
     values = _values(data)
     if values.dtype.kind == "f":
         values = np.rint(np.multiply(values, factor, dtype=np.float64))
@@ -129,7 +132,7 @@ def _pixels(data: h5py.Dataset, factor: int | None) -> np.ndarray:
 
 
 def _values(data: h5py.Dataset) -> np.ndarray:
-    """The dataset's values as they are stored, all in 0..255; UserError otherwise."""
+    """Return the dataset's values as they are stored. Raises UserError when one is outside 0..255."""
     with _readable(f"{data.file.filename}: {data.name} cannot be read"):
         values = data[()]
     low, high = values.min(), values.max()

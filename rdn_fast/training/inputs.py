@@ -14,7 +14,7 @@ from rdn_fast.data.h5 import PairedH5
 from rdn_fast.data.pairs import Pair
 from rdn_fast.data.prefetch import check_mode
 from rdn_fast.data.sampler import PatchSampler
-from rdn_fast.errors import UserError
+from rdn_fast.errors import UserError, naming_flag
 from rdn_fast.evaluation.datasets import load_pairs
 from rdn_fast.model import RDN, check_state
 from rdn_fast.weights.convert import read_weights
@@ -41,7 +41,11 @@ def open_inputs(
     """
     c, scale = train_config, model_config.scale
     train_file, eval_file = c.files(scale)
-    pairs = training_pairs(train_file, scale) if c.train_dir else PairedH5(train_file, scale)
+    if c.train_dir:
+        with naming_flag("--train-dir"):
+            pairs = training_pairs(train_file, scale)
+    else:
+        pairs = PairedH5(train_file, scale)
     if c.data_mode == "h5py":
         pairs.read_by_name()
     sampler = PatchSampler(pairs, c.patch_size, c.batch_size, c.seed, rank, world, c.drop_last)

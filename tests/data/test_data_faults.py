@@ -357,7 +357,9 @@ def test_a_resume_cannot_change_drop_last(train):
 
 def test_drop_last_that_would_leave_nothing(train):
     train("--drop-last", "--batch-size", 22, code=2)
-    assert re.fullmatch(r"rdn-fast: error: .*: 21 images .* batch of 22; .*--batch-size, .*--drop-last\n", train.told.err)
+    assert re.fullmatch(
+        r"rdn-fast: error: .*: 21 images .* batch of 22; .*--batch-size, .*--drop-last\n", train.told.err
+    )
     train("--drop-last", "--batch-size", 21, "--max-steps", 1)
 
 

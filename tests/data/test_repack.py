@@ -50,9 +50,9 @@ def refused(run, tmp_path):
     def message(old):
         before = sorted(tmp_path.rglob("*"))
         text = run(old).user_error()
-        assert text.startswith(f"{old}: "), text
+        assert text.startswith(f"--repack {old}: "), text
         assert sorted(tmp_path.rglob("*")) == before
-        return text.removeprefix(f"{old}: ")
+        return text.removeprefix(f"--repack {old}: ")
 
     return message
 
@@ -419,8 +419,8 @@ def test_new_file_that_cannot_be_written(tmp_path, make_h5, pairs, cli):
     (tmp_path / "file").write_text("x")
     old, new = make_h5(tmp_path / "old.h5", pairs()), tmp_path / "file" / "new.h5"
     message = cli("prepare", "--repack", old, new).user_error()
-    assert message.startswith(f"{new}: cannot be written")
-    assert "choose another NEW.h5" in message
+    assert message.startswith(f"--repack {new}: cannot be written")
+    assert "choose another place" in message
 
 
 def test_full_disk(tmp_path, make_h5, photograph, run_cli):
@@ -433,7 +433,7 @@ def test_full_disk(tmp_path, make_h5, photograph, run_cli):
         "prepare", "--repack", old, "new.h5", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     )
     assert ended.returncode == 2, ended.stderr
-    assert ended.stderr.startswith("rdn-fast: error: new.h5: cannot be written")
+    assert ended.stderr.startswith("rdn-fast: error: --repack new.h5: cannot be written")
     assert ended.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == [old]
 
