@@ -38,7 +38,7 @@ class LostContact(Failure):
 
 @contextmanager
 def naming_flag(flag: str, path: str | Path | None = None) -> Iterator[None]:
-    """Prefix the text of a UserError with the flag that caused it. With a path: only if the text begins with `path: `."""
+    """Prefix the text of a UserError with the flag that caused it. With a path: only if it begins with `path: `."""
     try:
         yield
     except UserError as error:

@@ -1,8 +1,8 @@
-"""A simulated accelerator: a copy queue and a computing queue that do nothing of what they are asked before they must.
+"""A simulated accelerator: a side stream and a compute stream that postpone all work until something waits for it.
 
-A real device may do what it is asked at any time between the earliest and the latest that streams and events allow. Here the
-computing queue works as late as it can; copies are made as late as they can, or (`eager`) as early. What is right under both
-waits for all that it has to wait for.
+A real device may work at any time between the earliest and the latest that streams and events allow. Here the compute
+stream works as late as it can. Copies are made as late as they can be or, if `eager`, as early. Code that is right
+under both waits for everything it has to wait for.
 """
 
 from __future__ import annotations
@@ -11,28 +11,28 @@ from collections.abc import Callable
 
 
 class Event:
-    """Is over when the lane has made its first `copies` copies."""
+    """Is complete when the side stream has made its first `copies` copies."""
 
-    def __init__(self, lane: SimulatedLane, copies: int):
-        self.lane, self.copies = lane, copies
+    def __init__(self, side: SimulatedSideStream, copies: int):
+        self.side, self.copies = side, copies
 
     def synchronize(self) -> None:
-        """The host waits."""
-        self.lane.copy(self.copies)
+        """Make the host wait."""
+        self.side.copy(self.copies)
 
 
-class SimulatedLane:
-    """What device.Lane is (run, join), the computing queue beside it (compute), and the host's wait for that (flush)."""
+class SimulatedSideStream:
+    """Stands for devices.SideStream (run, join), the compute stream (compute), and the host's wait for it (flush)."""
 
     def __init__(self, eager: bool):
         self._eager = eager
-        self._copies: list[tuple[int, Callable]] = []  # how much must have been computed before, and the copy
+        self._copies: list[tuple[int, Callable]] = []  # what must have been computed before, and the copy
         self._computing: list[Callable] = []
         self._copied = self._computed = 0
 
     def run(self, work: Callable[[], None]) -> Event:
-        self._copies.append((self._behind(), work))
-        self._hurry()
+        self._copies.append((self._computed_before(), work))
+        self._copy_early()
         return self._event()
 
     def join(self, done: Event) -> None:
@@ -50,10 +50,10 @@ class SimulatedLane:
         return len(self._copies) - self._copied
 
     def copy(self, count: int) -> None:
-        """Make the first `count` copies, and before them what they wait for."""
+        """Make the first `count` copies, and before each what it waits for."""
         while self._copied < count:
-            behind, work = self._copies[self._copied]
-            self._compute(behind)
+            before, work = self._copies[self._copied]
+            self._compute(before)
             if self._copied < count:  # not made meanwhile
                 self._copied += 1
                 work()
@@ -62,17 +62,17 @@ class SimulatedLane:
         while self._computed < count:
             self._computed += 1
             self._computing[self._computed - 1]()
-            self._hurry()
+            self._copy_early()
 
-    def _hurry(self) -> None:
+    def _copy_early(self) -> None:
         while self._eager and self.pending and self._copies[self._copied][0] <= self._computed:
             self._copied += 1
             self._copies[self._copied - 1][1]()
 
-    # What mutants change.
+    # What mutants override.
 
-    def _behind(self) -> int:
-        """How much must have been computed before the copy that is asked for now."""
+    def _computed_before(self) -> int:
+        """Return how much must have been computed before a copy that is queued now."""
         return len(self._computing)
 
     def _event(self) -> Event:

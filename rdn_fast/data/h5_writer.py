@@ -41,10 +41,10 @@ def write_pairs(
 
 @contextmanager
 def new_file(path: str | Path) -> Iterator[tuple[h5py.File, Callable[[], None]]]:
-    """Yield an empty h5 file to fill, and check(), to be called after each image. Then put the file at `path` atomically.
+    """Yield an empty h5 file to fill, and check(), to be called after each image. Then move it to `path` atomically.
 
-    check() raises when the disk is full, and after Ctrl-C. After any error `path` is unchanged. Raises UserError for
-    every OSError of the block.
+    check() raises when the disk is full, and after Ctrl-C. After any error `path` is unchanged.
+    Raises UserError for every OSError of the block.
     """
     path = Path(path)
     with _deferred_interrupts() as raise_interrupt:

@@ -1,4 +1,4 @@
-"""Image files -> uint8 RGB arrays, by Pillow."""
+"""Image files -> uint8 RGB arrays, by Pillow. pictures/ opens files here too, but keeps 16 bits and transparency."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rdn_fast.errors import UserError, one_line
 
 
 def image_files(folder: str | Path) -> list[Path]:
-    """The files of a folder by name; hidden ones and folders are left out. UserError when there are none."""
+    """Return the files of a folder, sorted by name, without hidden ones. Raises UserError when there are none."""
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give a folder of images")
@@ -23,9 +23,9 @@ def image_files(folder: str | Path) -> list[Path]:
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """Any picture that PIL reads -> uint8 [H, W, 3] RGB; 16 bits are reduced to 8, transparency is dropped.
+    """Read a file of any format of safe_formats() -> uint8 [H, W, 3] RGB.
 
-    Raises ValueError with the reason, in one line, when it cannot be read.
+    16-bit grey is reduced to 8 bits, transparency is dropped. Raises ValueError with the reason in one line.
     """
     try:
         return _decode(path)
@@ -34,9 +34,10 @@ def read_image(path: str | Path) -> np.ndarray:
 
 
 def safe_formats() -> list[str]:
-    """The formats that Pillow decodes by itself; without a list it goes by content alone, whatever a file is called.
+    """Return the formats that Pillow decodes by itself. Without this list it takes any that matches a file's content.
 
-    For EPS it starts a program, for a stub it needs others' code, IPTC holds a picture of any format; MPEG it only knows by sight.
+    Left out: EPS, for which it starts a program; stubs, which need code from elsewhere; IPTC, which wraps any format;
+    MPEG, which it identifies but does not decode.
     """
     Image.init()
     stubs = {
@@ -48,17 +49,23 @@ def safe_formats() -> list[str]:
 
 
 def open_image(path: str | Path) -> Image.Image:
-    """As Image.open, for a file of one of these formats."""
+    """Open a file of one of safe_formats() as Image.open() does."""
     image = Image.open(path, formats=safe_formats())
-    image.filename = ""  # else Pillow maps a TIFF of plain pixels into memory, and takes its width for its height where it is to be turned
+    # With a file name Pillow would map an uncompressed TIFF, and confuse width and height if its orientation turns it.
+    image.filename = ""
     return image
+
+
+def reject_float(image: Image.Image) -> None:
+    """Raise ValueError for an image of floats."""
+    if image.mode == "F":
+        raise ValueError("float pixels have no defined range; save it with 8 or 16 bits")
 
 
 def _decode(path: str | Path) -> np.ndarray:
     with open_image(path) as image:
-        if image.mode == "F":
-            raise ValueError("float pixels have no defined range; save it with 8 or 16 bits")
-        if image.mode.startswith("I"):  # 16-bit grey; PIL's own conversion would clip it to 0..255
+        reject_float(image)
+        if image.mode.startswith("I"):  # 16-bit grey, which Pillow's conversion would clip to 0..255
             grey = np.uint8(np.rint(np.clip(np.asarray(image), 0, 65535) / 257))
             return np.repeat(grey[..., None], 3, axis=2)
         return np.asarray(image.convert("RGB"))

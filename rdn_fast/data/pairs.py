@@ -1,4 +1,4 @@
-"""LR/HR pairs: the reference's five crops of an image, and LR made by Pillow's bicubic."""
+"""LR/HR pairs: the five crops that the reference takes of an image, and LR by Pillow's bicubic."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from PIL import Image
 
 
 class Pair(NamedTuple):
-    """lr: uint8 [h, w, 3], hr: uint8 [scale*h, scale*w, 3], RGB."""
+    """RGB images. lr: uint8 [h, w, 3]. hr: uint8 [scale*h, scale*w, 3]."""
 
     name: str
     lr: np.ndarray
@@ -17,7 +17,7 @@ class Pair(NamedTuple):
 
 
 def five_crops(image: np.ndarray) -> list[np.ndarray]:
-    """The half-size crops at the four corners and the centre of image [H, W, 3], as the reference takes them."""
+    """Return the half-size crops of image [H, W, 3] at its four corners and its centre, in the reference's order."""
     h, w = image.shape[0] // 2, image.shape[1] // 2
     bottom, right = image.shape[0] - h, image.shape[1] - w
     corners = (0, 0), (0, right), (bottom, 0), (bottom, right), (round(bottom / 2), round(right / 2))
@@ -25,7 +25,10 @@ def five_crops(image: np.ndarray) -> list[np.ndarray]:
 
 
 def degrade(name: str, image: np.ndarray, scale: int, compat: bool = False) -> Pair:
-    """image uint8 [H, W, 3] -> its pair: HR cropped (with `compat` resized, as yjn870's code does) to multiples of scale."""
+    """Make a pair of image, uint8 [H, W, 3]. HR is cropped (compat: resized, as yjn870's is) to multiples of scale.
+
+    Raises ValueError when the image is too small.
+    """
     h, w = image.shape[0] // scale, image.shape[1] // scale
     if h == 0 or w == 0:
         raise ValueError(f"{image.shape[1]}x{image.shape[0]} pixels are too small for x{scale}")

@@ -106,7 +106,7 @@ def _size(data, path: str) -> tuple[int, int]:
 
 
 def _float_factor(file: h5py.File, keys: list[str]) -> int | None:
-    """Return the factor that scales the file's floats to 0..255: 255 or 1, by the largest of them. None without floats."""
+    """Return the factor that scales the file's floats to 0..255: 255 or 1, by their maximum. None without floats."""
     names = [f"/{group}/{key}" for key in keys for group in ("lr", "hr") if file[group][key].dtype.kind == "f"]
     if not names:
         return None

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from PIL.ExifTags import IFD, Base
 
-from rdn_fast.data.images import open_image
+from rdn_fast.data.images import open_image, reject_float
 from rdn_fast.errors import one_line
 from rdn_fast.pictures import png_tiff16
 
@@ -112,8 +112,7 @@ def _picture(image: Image.Image, deep: np.ndarray | None) -> Picture:
 
 
 def _pixels(image: Image.Image) -> np.ndarray:
-    if image.mode == "F":
-        raise ValueError("float pixels have no defined range; save it with 8 or 16 bits")
+    reject_float(image)
     if image.mode.startswith("I"):
         grey = np.array(image)[..., None]
         if grey.min(initial=0) < 0 or grey.max(initial=0) > 65535:

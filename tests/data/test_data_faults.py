@@ -1,4 +1,4 @@
-"""Data that goes bad, away or slowly under a run: one line that says so, the last checkpoint whole, and never other weights."""
+"""Data that is damaged, lost or slow during a run: one clear line, a whole checkpoint, the same weights."""
 
 import itertools
 import os
@@ -62,7 +62,10 @@ def other(whole):
 
 @pytest.fixture
 def train(whole, tmp_path, capsys):
-    """train(*flags, file=whole, to="out", code=0): a run in this process; returns its folder. `train.told` is what it printed."""
+    """train(*flags, file=whole, to="out", code=0) runs in this process and returns the run's folder.
+
+    `train.told` is what it printed.
+    """
 
     def run(*flags, file=whole, to="out", code=0):
         capsys.readouterr()

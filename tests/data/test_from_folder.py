@@ -1,4 +1,7 @@
-"""data/folder.py: a folder's training file is made once, whoever comes and whoever is killed, and never taken when it is not whole or not of these images."""
+"""A folder's training file is made once, by whatever number of processes and after kills.
+
+It is used only if it is whole and made of these images.
+"""
 
 import os
 import signal
@@ -43,7 +46,7 @@ def refused():
 
 @pytest.fixture
 def made_anew(capsys):
-    """made_anew(path, folder): whether the file, which is there, is made anew; either way it is the folder's at the end."""
+    """made_anew(path, folder): whether opening the folder makes its existing file again. The path stays the same."""
 
     def run(path, folder, scale=2):
         before, _ = path.stat(), capsys.readouterr()
@@ -350,16 +353,24 @@ def large(image_folder, photograph):
     return image_folder({f"{i}.png": picture for i in range(24)})
 
 
+_OPEN = """
+import signal, sys
+from rdn_fast.data.from_folder import training_pairs
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore SIGINT
+print("ready")
+sys.stdin.read()
+print(training_pairs(sys.argv[1], 2).path)
+"""
+
+
 @pytest.fixture
 def start():
-    """start(folder): a process that, once let_go, asks for the folder's file at x2 and prints its path last; it ends with the test."""
+    """start(folder): a process that, after let_go(), opens the folder's file at x2 and prints its path last."""
     processes = []
 
     def run(folder):
-        hear = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # which what runs in a shell's background ignores
-        make = "import sys; from rdn_fast.data.from_folder import training_pairs; print('ready'); sys.stdin.read(); print(training_pairs(sys.argv[1], 2).path)"
         process = subprocess.Popen(
-            [sys.executable, "-u", "-c", f"{hear}; {make}", str(folder)],
+            [sys.executable, "-u", "-c", _OPEN, str(folder)],
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -376,7 +387,7 @@ def start():
 
 
 def let_go(*processes) -> None:
-    """Let processes go, all at the same time."""
+    """Let all processes go on at the same time."""
     for process in processes:
         assert process.stdout.readline() == "ready\n"
     for process in processes:
@@ -385,7 +396,7 @@ def let_go(*processes) -> None:
 
 
 def stop_half_way(process, path, half_written=None) -> Path:
-    """Stop a process (SIGSTOP) while it makes `path`; the file that it is writing, which is not the other one that is half written."""
+    """Stop a process (SIGSTOP) while it makes `path`. Return the file it is writing, which is not `half_written`."""
     while not (files := set(path.parent.glob(f".{path.name}.*.tmp")) - {half_written}):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.002)

@@ -1,4 +1,4 @@
-"""data/h5.py: a memory map that equals h5py's reads, h5py's reads where there is none, and a clear line for every file that cannot be used."""
+"""PairedH5: a map that equals h5py's reads, h5py's reads where there is none, a clear error for every unusable file."""
 
 import os
 import pickle

@@ -1,4 +1,4 @@
-"""`rdn-fast prepare`: what is in the file that it writes, whatever pictures it is given, and what is left when it fails."""
+"""`rdn-fast prepare`: what it writes from pictures of any kind, and what is left when it fails."""
 
 import os
 import re

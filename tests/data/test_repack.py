@@ -1,4 +1,4 @@
-"""`rdn-fast prepare --repack`: other files of the reference's layout become files that can be mapped, and nothing of them is lost."""
+"""`rdn-fast prepare --repack`: files that cannot be mapped become files that can, and nothing of them is lost."""
 
 import os
 import re
@@ -45,7 +45,7 @@ def run(cli, tmp_path):
 
 @pytest.fixture
 def refused(run, tmp_path):
-    """refused(old): the one-line message of a file that must be refused; it must begin with the file's name, and nothing be written."""
+    """refused(old): the one-line message about an unusable file. It begins with the file; nothing is written."""
 
     def message(old):
         before = sorted(tmp_path.rglob("*"))
@@ -209,7 +209,7 @@ def test_one_image_at_a_time_is_in_memory(tmp_path, make_h5, photograph, capsys)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    # The largest image as float32 and float64, the next one as float32, and change; all pairs would be 18 MB as float32.
+    # The largest image as float32 and float64, the next one as float32, and some; all pairs as float32 would be 18 MB.
     assert peak < 8 * hr.size * 3
     assert 30 * (lr.nbytes + hr.nbytes) > 6 * peak
 

@@ -1,11 +1,11 @@
-"""The accelerator's path: right batches whatever the order in which a device does its work, and what the real Lane asks of its streams."""
+"""The accelerator's path: right batches in whatever order a device works, and the calls of the real SideStream."""
 
 from pathlib import Path
 
 import pytest
 import torch
 from cutting import CPU, PATCH, by_hand, random_pairs, same
-from simulated import Event, SimulatedLane
+from simulated import Event, SimulatedSideStream
 from waiting import in_time, until
 
 from rdn_fast import devices
@@ -24,7 +24,7 @@ SCHEDULES = pytest.mark.parametrize("eager", [False, True], ids=["late", "eager"
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory, make_h5) -> PairedH5:
-    return PairedH5(make_h5(tmp_path_factory.mktemp("lane") / "a.h5", IMAGES), 2)
+    return PairedH5(make_h5(tmp_path_factory.mktemp("side") / "a.h5", IMAGES), 2)
 
 
 def sampler(pairs: PairedH5, batch_size: int = 6, **options) -> PatchSampler:
@@ -32,7 +32,7 @@ def sampler(pairs: PairedH5, batch_size: int = 6, **options) -> PatchSampler:
 
 
 class Spoiling(SlotRing):
-    """Spoils a slot as soon as it is given back."""
+    """Overwrites a slot as soon as it is given back."""
 
     def give_back(self, step):
         slot = self._slots[step % len(self._slots)]
@@ -42,7 +42,7 @@ class Spoiling(SlotRing):
 
 
 class Punctual(Spoiling):
-    """Has the next step ready whenever it is asked, so that every batch is sent while the one before it is in use."""
+    """Waits in ready() for the next step, so that every batch is sent while the one before it is in use."""
 
     def ready(self, step):
         if self._threads and step < self._stop:
@@ -51,10 +51,13 @@ class Punctual(Spoiling):
 
 
 def deliver(
-    monkeypatch, lane: SimulatedLane, sampler: PatchSampler, mode="mmap", workers=1, flush=0, ring=Punctual
+    monkeypatch, side: SimulatedSideStream, sampler: PatchSampler, mode="mmap", workers=1, flush=0, ring=Punctual
 ) -> list[Batch]:
-    """What a training loop finds in its batches when the device computes its steps. The host waits for it after every `flush` steps; 0: at the end."""
-    monkeypatch.setattr(devices, "side_stream", lambda device: lane)
+    """Return what a training loop finds in its batches when the device computes its steps.
+
+    flush: the host waits for the device after so many steps; 0: at the end.
+    """
+    monkeypatch.setattr(devices, "side_stream", lambda device: side)
     monkeypatch.setattr(prefetch, "SlotRing", ring)
     found = []
 
@@ -66,10 +69,10 @@ def deliver(
     def train() -> None:
         with PrefetchLoader(sampler, CPU, mode, workers, 0, STEPS) as source:
             for step, batch in enumerate(source, 1):
-                lane.compute(lambda batch=batch: compute(batch))
+                side.compute(lambda batch=batch: compute(batch))
                 if flush and step % flush == 0:
-                    lane.flush()
-            lane.flush()
+                    side.flush()
+            side.flush()
 
     in_time(train)
     return found
@@ -82,7 +85,7 @@ def deliver(
 def test_a_device_finds_the_right_batches(monkeypatch, pairs, eager, mode, flush, workers, ring):
     source = sampler(pairs)
     assert same(
-        deliver(monkeypatch, SimulatedLane(eager), source, mode, workers, flush, ring),
+        deliver(monkeypatch, SimulatedSideStream(eager), source, mode, workers, flush, ring),
         by_hand(source, IMAGES, 0, STEPS),
     )
 
@@ -94,7 +97,7 @@ def test_a_rank_finds_its_share(monkeypatch, pairs, eager, mode, rank):
     source = sampler(
         pairs, 2, rank=rank, world=3
     )  # in the last step of an epoch rank 2 has a patch that does not count
-    assert same(deliver(monkeypatch, SimulatedLane(eager), source, mode), by_hand(source, IMAGES, 0, STEPS))
+    assert same(deliver(monkeypatch, SimulatedSideStream(eager), source, mode), by_hand(source, IMAGES, 0, STEPS))
 
 
 @SCHEDULES
@@ -102,40 +105,40 @@ def test_a_rank_finds_its_share(monkeypatch, pairs, eager, mode, rank):
 def test_the_number_of_slots_changes_nothing(monkeypatch, pairs, eager, ahead):
     monkeypatch.setattr(prefetch, "AHEAD", ahead)
     source = sampler(pairs)
-    assert same(deliver(monkeypatch, SimulatedLane(eager), source, workers=0), by_hand(source, IMAGES, 0, STEPS))
-    assert same(deliver(monkeypatch, SimulatedLane(eager), source, workers=1), by_hand(source, IMAGES, 0, STEPS))
+    assert same(deliver(monkeypatch, SimulatedSideStream(eager), source, workers=0), by_hand(source, IMAGES, 0, STEPS))
+    assert same(deliver(monkeypatch, SimulatedSideStream(eager), source, workers=1), by_hand(source, IMAGES, 0, STEPS))
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_nothing_is_under_way_when_the_feed_is_left(monkeypatch, pairs, mode):
-    lane = SimulatedLane(eager=False)
-    monkeypatch.setattr(devices, "side_stream", lambda device: lane)
+    side = SimulatedSideStream(eager=False)
+    monkeypatch.setattr(devices, "side_stream", lambda device: side)
     monkeypatch.setattr(prefetch, "SlotRing", Punctual)
     with PrefetchLoader(sampler(pairs), CPU, mode, 1, 0, STEPS) as source:
         next(source)
         next(source)
-        assert lane.pending > 0
-    assert lane.pending == 0
+        assert side.pending > 0
+    assert side.pending == 0
 
 
-# ---- what the double finds: each of these misses one thing ----
+# ---- what the simulation finds: each mutant lacks one wait ----
 
 
-def wrong(monkeypatch, pairs, lane: SimulatedLane) -> bool:
+def wrong(monkeypatch, pairs, side: SimulatedSideStream) -> bool:
     source = sampler(pairs)
-    return not same(deliver(monkeypatch, lane, source), by_hand(source, IMAGES, 0, STEPS))
+    return not same(deliver(monkeypatch, side, source), by_hand(source, IMAGES, 0, STEPS))
 
 
-def test_finds_a_lane_that_does_not_wait_for_the_computing_queue(monkeypatch, pairs):
-    class Mutant(SimulatedLane):
-        def _behind(self):
+def test_finds_a_side_stream_that_does_not_wait_for_the_computing_queue(monkeypatch, pairs):
+    class Mutant(SimulatedSideStream):
+        def _computed_before(self):
             return 0
 
     assert wrong(monkeypatch, pairs, Mutant(eager=True))
 
 
 def test_finds_a_computing_queue_that_does_not_wait_for_the_batch(monkeypatch, pairs):
-    class Mutant(SimulatedLane):
+    class Mutant(SimulatedSideStream):
         def join(self, done):
             pass
 
@@ -143,7 +146,7 @@ def test_finds_a_computing_queue_that_does_not_wait_for_the_batch(monkeypatch, p
 
 
 def test_finds_a_slot_that_is_given_back_before_it_was_read(monkeypatch, pairs):
-    class Mutant(SimulatedLane):
+    class Mutant(SimulatedSideStream):
         def _event(self):
             event = super()._event()
             event.synchronize = lambda: None  # the host does not wait; the computing queue does
@@ -153,7 +156,7 @@ def test_finds_a_slot_that_is_given_back_before_it_was_read(monkeypatch, pairs):
 
 
 def test_finds_an_event_that_is_recorded_before_the_work(monkeypatch, pairs):
-    class Mutant(SimulatedLane):
+    class Mutant(SimulatedSideStream):
         def _event(self):
             return Event(self, len(self._copies) - 1)
 
@@ -167,14 +170,14 @@ def test_finds_that_one_batch_of_floats_is_not_enough(monkeypatch, pairs):
             self._floats[1] = self._floats[0]
 
     monkeypatch.setattr(prefetch, "_DeviceBuffers", Mutant)
-    assert wrong(monkeypatch, pairs, SimulatedLane(eager=True))
+    assert wrong(monkeypatch, pairs, SimulatedSideStream(eager=True))
 
 
-# ---- the real lane ----
+# ---- the real SideStream ----
 
 
 class LoggedStream:
-    """A torch.Stream that only notes what it is asked."""
+    """A torch.Stream that only logs its calls."""
 
     def __init__(self, name: str, log: list[str]):
         self.name, self.log = name, log
@@ -198,7 +201,7 @@ class LoggedStream:
 
 @pytest.fixture
 def log(monkeypatch) -> list[str]:
-    """What the streams of cuda:1 are asked: the current one and those that are made."""
+    """The calls of cuda:1's streams: the current one, and new ones."""
     log = []
 
     def stream(device: torch.device, name: str) -> LoggedStream:
@@ -206,28 +209,28 @@ def log(monkeypatch) -> list[str]:
         return LoggedStream(name, log)
 
     monkeypatch.setattr(torch.accelerator, "current_stream", lambda device: stream(device, "current"))
-    monkeypatch.setattr(torch, "Stream", lambda device: stream(device, "lane"))
+    monkeypatch.setattr(torch, "Stream", lambda device: stream(device, "side"))
     return log
 
 
-def test_a_lane_waits_works_and_records_in_this_order(log):
-    lane = devices.side_stream(torch.device("cuda", 1))
-    done = lane.run(lambda: log.append("work"))
-    assert log == ["lane waits for current", "into lane", "work", "out of lane", "lane records"]
-    assert done == "event of lane"
+def test_a_side_stream_waits_works_and_records_in_this_order(log):
+    side = devices.side_stream(torch.device("cuda", 1))
+    done = side.run(lambda: log.append("work"))
+    assert log == ["side waits for current", "into side", "work", "out of side", "side records"]
+    assert done == "event of side"
     log.clear()
-    lane.join(done)
-    assert log == ["current waits for event of lane"]
+    side.join(done)
+    assert log == ["current waits for event of side"]
 
 
 def test_each_work_waits_for_what_was_computed_until_then(log):
-    lane = devices.side_stream(torch.device("cuda", 1))
+    side = devices.side_stream(torch.device("cuda", 1))
     for _ in range(3):
-        lane.run(lambda: None)
-    assert log.count("lane waits for current") == log.count("lane records") == 3
+        side.run(lambda: None)
+    assert log.count("side waits for current") == log.count("side records") == 3
 
 
-def test_a_cpu_has_no_lane():
+def test_a_cpu_has_no_side_stream():
     assert devices.side_stream(CPU) is None
 
 

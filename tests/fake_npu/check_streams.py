@@ -245,7 +245,7 @@ def test_events():
 
 
 def ring(forget: str) -> torch.Tensor:
-    """A loader's two slots, on the host and on the device, filled in turn for six batches; `forget` is the wait that is left out."""
+    """Return six batches of a loader with two slots on host and device each. `forget`: the wait to leave out."""
     main, side = torch.accelerator.current_stream(), torch.Stream(NPU)
     host, device = [pinned(0), pinned(0)], [torch.empty(4, device=NPU) for _ in range(2)]
     torch.npu.synchronize()

@@ -10,7 +10,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from runs import ROOT, photograph
-from simulated import SimulatedLane
+from simulated import SimulatedSideStream
 from tiny_models import MODELS, SMALL, levels, model, rounded, whole
 
 from profiling import tiles as costs
@@ -111,7 +111,7 @@ def test_results_are_read_after_their_copy(monkeypatch, eager):
     """The simulated stream copies when the host waits for it ("late"), or at once ("eager")."""
     made, image = model(), photograph(70, 50)
     expected = Upscaler(made, 16)(image)
-    lane = SimulatedLane(eager)
+    lane = SimulatedSideStream(eager)
     monkeypatch.setattr(devices, "side_stream", lambda device: lane)
     waiting = []
     made.register_forward_pre_hook(lambda *_: waiting.append(lane.pending))

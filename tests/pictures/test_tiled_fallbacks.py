@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from runs import photograph
-from simulated import SimulatedLane
+from simulated import SimulatedSideStream
 from tiny_models import MODELS, SMALL, Watched, levels, model, rounded, whole
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -264,7 +264,7 @@ def test_bf16_is_not_for_pictures(monkeypatch):
 @pytest.mark.parametrize("lane", [False, True])
 def test_what_overflows_in_fp16_is_computed_in_float32_from_then_on(monkeypatch, lane):
     if lane:
-        monkeypatch.setattr(devices, "side_stream", lambda device: SimulatedLane(eager=False))
+        monkeypatch.setattr(devices, "side_stream", lambda device: SimulatedSideStream(eager=False))
     made, image = overflowing(), photograph(40, 30)
     expected = Upscaler(made, 16, fp32=True)(image)
     assert 20 < expected.mean() < 235

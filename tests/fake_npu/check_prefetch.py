@@ -1,4 +1,4 @@
-"""Batches arrive whole on the simulated npu, whose copies are made only when they are waited for; no wait can be left out."""
+"""Batches arrive whole on the simulated npu, which copies only when something waits for it; every wait is needed."""
 
 import h5py
 import pytest
@@ -27,8 +27,8 @@ def sampler(tmp_path) -> PatchSampler:
 
 def arriving(sampler: PatchSampler, mode: str, workers: int) -> list:
     found = []
-    with PrefetchLoader(sampler, NPU, mode, workers, 0, STEPS) as feed:
-        for batch in feed:
+    with PrefetchLoader(sampler, NPU, mode, workers, 0, STEPS) as batches:
+        for batch in batches:
             found.append(batch._replace(lr=batch.lr.clone(), hr=batch.hr.clone()))  # what a step would read
     return [batch._replace(lr=batch.lr.cpu(), hr=batch.hr.cpu()) for batch in found]
 
