@@ -197,7 +197,7 @@ class PairedH5(Sequence[Pair]):
         return sorted(lr, key=lambda key: (not key.isdigit(), int(key) if key.isdigit() else 0, key))
 
     def _scan(self, group: h5py.Group, name: str) -> tuple[list, list]:
-        """Return shapes and offsets (None: not mappable) of all images. HDF5's own calls take a fifth of h5py's time."""
+        """Return shapes and offsets (None: not mappable) of all images. HDF5's own calls take a fifth of the time."""
         shapes, offsets = [], []
         links: dict[bytes, int] = {}
         group.id.links.iterate(lambda key, info: links.__setitem__(key, info.type), info=True)
