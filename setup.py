@@ -64,6 +64,16 @@ setup(
         "demo": ["scikit-image"],  # photographs in its wheel; SSIM oracle of the tests
         "export": ["onnx", "onnxruntime"],  # writes ONNX files, and checks what they compute
         "bench": ["onnx", "onnxruntime", "openvino"],  # other runtimes' rows in `make bench`
-        "dev": ["pytest", "pytest-xdist", "pytest-benchmark", "py-spy", "ruff", "hypothesis", "matplotlib", triton],
+        "dev": [
+            "pytest",
+            "pytest-xdist",
+            "pytest-benchmark",
+            "py-spy",
+            "ruff",
+            "clang-format",
+            "hypothesis",
+            "matplotlib",
+            triton,
+        ],
     },
 )
