@@ -1,4 +1,4 @@
-"""`rdn-fast export`: what onnxruntime computes from the file, what lies in it, and that nothing wrong is ever written."""
+"""`rdn-fast export`: what onnxruntime computes from the file, the graph in it, and that no wrong file is written."""
 
 import re
 import shlex
@@ -21,7 +21,7 @@ CONFIGS = [SMALL, (3, 5, 7, 1, 3), (4, 8, 3, 2, 1), (2, 8, 4, 2, 2, 3), (4, 4, 6
 
 
 def model(*config, gain: float = 1) -> RDN:
-    """A model with random weights, the same in every run, and `gain` times as large outputs of its first convolution."""
+    """Return a model with random weights, the same in every run; the first convolution's weights are times `gain`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config[0])
         made = RDN(ModelConfig(*config), rdb="naive").eval()
@@ -46,7 +46,7 @@ def exactly(of: RDN, x: torch.Tensor) -> torch.Tensor:
 
 @pytest.fixture
 def exported(cli, tmp_path):
-    """exported(model, *flags): the file that the command wrote, which must have succeeded, and its output."""
+    """exported(model, *flags) runs the command, which must succeed; returns the file and what was printed."""
 
     def make(of: RDN, *flags):
         torch.save(of.state_dict(), tmp_path / "w.pth")
@@ -59,7 +59,7 @@ def exported(cli, tmp_path):
 
 @pytest.fixture
 def fails(cli, tmp_path):
-    """fails(*flags, code=2, weights=..., output=...): the one line on stderr; nothing but the weights may be left behind."""
+    """fails(*flags, ...) runs the command, which must fail and leave all files as they were; returns its one line."""
 
     def run(*flags, code=2, of=None, weights="w.pth", output="m.onnx") -> str:
         torch.save((of or model(*SMALL)).state_dict(), tmp_path / "w.pth")
@@ -165,7 +165,7 @@ def test_two_exports_are_equal(exported):
 
 
 def atc(said: str) -> dict[str, str]:
-    """The flags of the printed command, as a shell reads them."""
+    """Return the flags of the printed command, as a shell reads them."""
     (line,) = [line for line in said.splitlines() if line.startswith("  atc ")]
     return dict(word.removeprefix("--").split("=", 1) for word in shlex.split(line)[1:])
 

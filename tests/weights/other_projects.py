@@ -1,4 +1,4 @@
-"""RDN as other projects build it, for the tests of weights: their modules' names, their value range, their files."""
+"""RDN as other projects build and save it: their modules' names, value ranges and checkpoints."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-G0, G, D, C = 6, 4, 3, 2  # of all models here, where nothing else is said
+G0, G, D, C = 6, 4, 3, 2  # of all models here by default
 
 
 def conv(channels_in: int, channels_out: int, kernel: int = 3) -> nn.Conv2d:
@@ -40,9 +40,9 @@ class _Block(nn.Module):
 
 
 class Reference(nn.Module):
-    """yjn870's, torchSR's, Ascend's and mmagic's."""
+    """The RDN of yjn870, torchSR, the Ascend port and mmagic."""
 
-    top = 1  # RGB values reach up to it
+    top = 1  # the largest RGB value
 
     def __init__(self, scale, g0=G0, g=G, d=D, c=C):
         super().__init__()
@@ -83,7 +83,7 @@ class _EdsrBlock(nn.Module):
 
 
 class Edsr(nn.Module):
-    """EDSR-PyTorch's: RGB in 0..255, `u` channels after up-sampling (None: G, as it builds them)."""
+    """The RDN of EDSR-PyTorch: RGB in 0..255, `u` channels after up-sampling (None: G, as it builds them)."""
 
     top = 255
 
@@ -101,7 +101,7 @@ class Edsr(nn.Module):
             self.UPNet = nn.Sequential(conv(g0, u * scale**2), nn.PixelShuffle(scale), conv(u, 3))
         with torch.no_grad():
             for name, parameter in self.named_parameters():
-                if name.endswith("bias"):  # as large as those of a model that has learnt this range
+                if name.endswith("bias"):  # as large as after training on this range
                     parameter.mul_(255)
 
     def forward(self, x):
@@ -145,7 +145,7 @@ class _LornatangUpsampling(nn.Module):
 
 
 class Lornatang(nn.Module):
-    """Lornatang's, less the clamp at its end."""
+    """The RDN of Lornatang, without the clamp at its end."""
 
     top = 1
 
@@ -185,7 +185,7 @@ class _Format(enum.IntEnum):
 
 
 class _OnNpu:
-    """A tensor as torch_npu pickles it: with the format that it had there, which older versions wrote as a number, or as a bool."""
+    """A tensor as torch_npu pickles it, with its format on the npu. Older versions wrote that as a number or a bool."""
 
     def __init__(self, rebuild, tensor: torch.Tensor, form: int):
         self._reduced = (
@@ -206,7 +206,7 @@ class _OnNpu:
 
 
 def save_from_npu(path, state: dict, form: int = _Format.NCHW) -> None:
-    """What torch.save makes of ascend(state) on an npu; torch_npu need not be there, and is not when this returns."""
+    """Write what torch.save writes for ascend(state) on an npu. A stand-in torch_npu exists only meanwhile."""
 
     def _rebuild_npu_tensor():
         pass
@@ -242,7 +242,7 @@ def mmagic(state: dict, average: dict | None) -> dict:
 
 
 def lornatang(model: Lornatang, average: Lornatang) -> dict:
-    """Its train.py's files; the average is a torch AveragedModel's, with `module.` and `n_averaged`."""
+    """Return a checkpoint of its train.py; the average is a torch AveragedModel's, with `module.` and `n_averaged`."""
     averaged = AveragedModel(average)
     averaged.update_parameters(average)
     optimizer = {

@@ -1,0 +1,192 @@
+"""Files that are no weights of an RDN: refused in one line, and no code of theirs is run."""
+
+import pickle
+
+import other_projects as others
+import pytest
+import safetensors.torch
+import torch
+from weight_files import saved, torch_saved
+
+from rdn_fast.errors import UserError
+from rdn_fast.weights.convert import load_model, read_weights
+
+D, C, G, G0 = others.D, others.C, others.G, others.G0
+
+
+class _Opens:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+def _pickled(value, protocol=2) -> bytes:
+    return pickle.dumps(value, protocol)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [torch_saved, lambda value: torch_saved(value, _use_new_zipfile_serialization=False), _pickled],
+    ids=["zip", "legacy", "pickle"],
+)
+@pytest.mark.parametrize("where", ["a tensor", "beside the weights"])
+@pytest.mark.parametrize("name", ["evil.pth", "evil.safetensors"])
+def test_pickles_that_need_code_are_refused_with_the_reason_and_not_run(cli, tmp_path, write, where, name):
+    evil, path = _Opens(tmp_path / "created"), tmp_path / name
+    path.write_bytes(
+        write(
+            {"sfe1.weight": evil} if where == "a tensor" else {"args": evil, "model": others.Reference(2).state_dict()}
+        )
+    )
+    message = cli("convert", path, tmp_path / "out.pth").user_error()
+    assert message.startswith(f"{path}: refused, it asks for io.open, which may run any code")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_whole_pickled_model_is_refused_by_the_name_of_its_class(tmp_path):
+    with pytest.raises(UserError, match=r"asks for other_projects\.Reference, "):
+        read_weights(saved(tmp_path / "model.pth", others.Reference(2)))
+
+
+def test_a_namespace_is_the_only_class_let_in_and_only_while_reading(tmp_path):
+    path = saved(tmp_path / "w.pth", others.ascend(others.Reference(2).state_dict()))
+    read_weights(path)
+    with pytest.raises(pickle.UnpicklingError, match=r"argparse\.Namespace"):
+        torch.load(path, weights_only=True)
+
+
+def changed(**tensors):
+    return others.Reference(2).state_dict() | {key.replace("_", "."): value for key, value in tensors.items()}
+
+
+def edsr_itself():
+    """Part of the state dict of EDSR-PyTorch's EDSR."""
+    return {
+        "sub_mean.weight": torch.eye(3)[..., None, None],
+        "head.0.weight": torch.rand(8, 3, 3, 3),
+        "body.0.body.0.weight": torch.rand(8, 8, 3, 3),
+    }
+
+
+def esrgan():
+    return {
+        "conv_first.weight": torch.rand(8, 3, 3, 3),
+        "body.0.rdb1.conv1.weight": torch.rand(4, 8, 3, 3),
+        "conv_last.weight": torch.rand(3, 8, 3, 3),
+    }
+
+
+def lornatang_srresnet():
+    return {"conv1.0.weight": torch.rand(8, 3, 9, 9), "trunk.0.rcb.0.weight": torch.rand(8, 8, 3, 3)}
+
+
+def without(state, key):
+    return {name: value for name, value in state.items() if name != key}
+
+
+def endless():
+    checkpoint = {}
+    checkpoint["model"] = checkpoint
+    return checkpoint
+
+
+NO_RDN = {
+    "text": (lambda: b"epoch,psnr\n1,33.7\n", "damaged, or not a file of plain tensors"),
+    "empty": (lambda: b"", "damaged, or not a file of plain tensors"),
+    "h5": (lambda: b"\x89HDF\r\n\x1a\n" + bytes(500), "damaged, or not a file of plain tensors"),
+    "JSON": (lambda: b'{"a": {"b": {"c": 1}}}', "damaged, or not a file of plain tensors"),
+    "safetensors' header alone": (
+        lambda: (40).to_bytes(8, "little") + b'{"a":{"dtype":"F32","shape":[9999],"data',
+        "damaged",
+    ),
+    "truncated zip": (lambda: torch_saved(others.Reference(2).state_dict())[:-700], "damaged"),
+    "truncated safetensors": (lambda: safetensors.torch.save(others.Reference(2).state_dict())[:-1], "damaged"),
+    "truncated legacy": (
+        lambda: torch_saved(others.Reference(2).state_dict(), _use_new_zipfile_serialization=False)[:-700],
+        "damaged",
+    ),
+    "pickle of protocol 4": (lambda: _pickled({"a": 1}, 4), "damaged, or not a file of plain tensors"),
+    "list": (lambda: [torch.zeros(3)], "holds no state dict of plain tensors"),
+    "tensor": (lambda: torch.zeros(3), "holds no state dict of plain tensors"),
+    "nothing": (dict, "holds no state dict of plain tensors"),
+    "no weights": (lambda: {"epoch": 3, "psnr": 31.2}, "holds no state dict of plain tensors"),
+    "numbers for keys": (lambda: {0: torch.zeros(3)}, "holds no state dict of plain tensors"),
+    "a name of two lines": (lambda: changed() | {"a\nb": torch.zeros(3)}, "holds no state dict of plain tensors"),
+    "endless": (endless, "holds no state dict of plain tensors"),
+    "sparse": (
+        lambda: changed(sfe1_weight=torch.zeros(6, 3, 3, 3).to_sparse()),
+        "holds no state dict of plain tensors",
+    ),
+    "without numbers": (
+        lambda: changed(sfe1_weight=torch.empty(6, 3, 3, 3, device="meta")),
+        "holds no state dict of plain tensors",
+    ),
+    "EDSR": (
+        edsr_itself,
+        "no weights of an RDN (sfe1.weight is missing or no convolution's); "
+        "the file's keys begin with sub_mean.weight, head.0.weight",
+    ),
+    "ESRGAN": (esrgan, "no weights of an RDN (sfe1.weight is missing"),
+    "SRResNet": (lornatang_srresnet, "no weights of an RDN (sfe1.weight is missing"),
+    "x8": (
+        lambda: others.Lornatang(8).state_dict(),
+        "unexpected upsampling.2.upsample_block.0.bias; unexpected upsampling.2.upsample_block.0.weight",
+    ),
+    "grey": (lambda: changed(sfe1_weight=torch.rand(6, 1, 3, 3)), "sfe1.weight is [6, 1, 3, 3], not [6, 3, 3, 3]"),
+    "incomplete": (lambda: without(others.Reference(2).state_dict(), "gff.1.bias"), "missing gff.1.bias"),
+    "EDSR's, with mean shifts": (
+        lambda: others.Edsr(2).state_dict() | edsr_itself(),
+        ", edsr's names turned into the reference's, does not fit this model "
+        "(RDN x2 D3 C2 G4 G0 6, 4 after up-sampling): unexpected body.0.body.0.weight",
+    ),
+    "twice": (
+        lambda: others.Reference(2).state_dict() | others.wrapped(others.Reference(2).state_dict(), "module."),
+        "same parameter under two names",
+    ),
+    "twice, EDSR's": (
+        lambda: others.Edsr(2).state_dict() | {"sfe1.bias": torch.zeros(6)},
+        "same parameter under two names",
+    ),
+    "quantized": (lambda: changed(sfe2_bias=torch.zeros(6, dtype=torch.int8)), "sfe2.bias holds torch.int8 numbers"),
+    "NaN": (lambda: changed(sfe2_bias=torch.full((6,), torch.nan)), "sfe2.bias holds values that are not finite"),
+    "too large": (
+        lambda: changed(sfe2_weight=torch.full((6, 6, 3, 3), 1e300, dtype=torch.float64)),
+        "sfe2.weight holds values that are not finite",
+    ),
+    "later format": (
+        lambda: safetensors.torch.save(others.Reference(2).state_dict(), {"rdn_fast_format": "2"}),
+        "is of a later rdn_fast (format 2)",
+    ),
+    "unknown range": (
+        lambda: safetensors.torch.save(others.Reference(2).state_dict(), {"value_range": "-1..1"}),
+        "its value_range is -1..1",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", NO_RDN)
+@pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
+def test_what_is_no_rdn_is_one_line(cli, tmp_path, kind, name):
+    make, expected = NO_RDN[kind]
+    content = make()
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else torch_saved(content))
+    message = cli("convert", path, tmp_path / "out.pth").user_error()
+    assert message.startswith(str(path))
+    assert expected in message
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    for path in (tmp_path / "none.pth", tmp_path):
+        with pytest.raises(UserError, match=f"^{path}: no such file$"):
+            load_model(path)
+
+
+def test_an_empty_name_is_no_file(cli, tmp_path):
+    for command in (["export", "-o", tmp_path / "m.onnx"], ["eval", "--eval-file", tmp_path]):
+        assert cli(*command, "-w", "").user_error().endswith(": no such file")
