@@ -1,4 +1,4 @@
-"""A small network trains on the device as it does on the CPU, to the last bit, and mixed precision casts what it should."""
+"""A small network trains on the device as on the CPU, to the last bit; mixed precision casts what it should."""
 
 import copy
 

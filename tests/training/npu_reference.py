@@ -1,8 +1,9 @@
 """Many rdn-fast commands in one process: `python npu_reference.py DEVICE COMMANDS`, a JSON list of argument lists.
 
-A command that says {row} is run for every implementation of the dense block that trains on the device in float32 and float16. On the CPU the
-program computes in the npu's layout and with its Adam's arithmetic, so that what it computes can be compared with the npu to the last bit.
-`eval`, which takes the fastest implementation, takes naive on both: which one is the fastest differs between them and from run to run.
+A command with {impl} in it is run for every impl that trains on the device in float32 and in float16. On the CPU the
+program computes in the npu's memory format and with the arithmetic of its Adam, so that its results can be compared
+with the npu's to the last bit. `eval` would take the fastest impl, which differs between them and from run to run; it
+takes naive on both.
 """
 
 import functools
@@ -13,7 +14,7 @@ import torch
 
 from rdn_fast import devices
 from rdn_fast.cli import main
-from rdn_fast.data import patches
+from rdn_fast.data import augment, patches, prefetch
 from rdn_fast.model import RDN
 from rdn_fast.rdb import able
 from rdn_fast.weights import convert
@@ -21,6 +22,12 @@ from rdn_fast.weights import convert
 
 def _adam(parameters, device, lr, weight_decay, *_):
     return torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay, foreach=False, fused=False)
+
+
+def _gather_contiguous(flat, start, pitch, orientation, out):
+    """gather_to_float() for an `out` that is not channels_last, which its C needs."""
+    strides = augment.strides(start, pitch, orientation, out.shape[2])
+    patches.gather_strided_to_float(flat, torch.from_numpy(strides), out)
 
 
 def _naive(load_model, *arguments) -> RDN:
@@ -35,11 +42,11 @@ def run(device: torch.device, commands: list[list[str]]) -> int:
         devices.adam = _adam
         for module in (devices, patches):
             module.memory_format = lambda device: torch.contiguous_format
-        patches._library = lambda: None  # its C writes channels_last
-    rows = [row.name for row in able(device, torch.float32, True) if row in able(device, torch.float16, True)]
+        prefetch.gather_to_float = _gather_contiguous
+    impls = [impl.name for impl in able(device, torch.float32, True) if impl in able(device, torch.float16, True)]
     for command in commands:
-        for row in rows if any("{row}" in word for word in command) else [""]:
-            if code := main([word.replace("{row}", row) for word in command]):
+        for impl in impls if any("{impl}" in word for word in command) else [""]:
+            if code := main([word.replace("{impl}", impl) for word in command]):
                 return code
     return 0
 

@@ -64,17 +64,8 @@ def test_eight_cards_on_a_smaller_machine(data):
 @pytest.mark.slow
 def test_fine_tuning_takes_weights(data, tmp_path):
     assert cli("train", "--data-path", data, "--outputs-dir", tmp_path / "a", *TINY, "--max-steps", 1).returncode == 0
-    result = launch(
-        "train_finetune_1p",
-        f"--data_path={data}",
-        "--weights-file",
-        tmp_path / "a/last.pth",
-        "--outputs-dir",
-        tmp_path / "b",
-        *TINY,
-        "--epochs",
-        1,
-    )
+    flags = ("--weights-file", tmp_path / "a/last.pth", "--outputs-dir", tmp_path / "b", *TINY, "--epochs", 1)
+    result = launch("train_finetune_1p", f"--data_path={data}", *flags)
     assert result.returncode == 0, result
 
 

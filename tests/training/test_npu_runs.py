@@ -1,4 +1,7 @@
-"""The program on the simulated npu computes what it computes on the CPU, to the last bit where layout and Adam are the same (npu_reference.py)."""
+"""The program computes on the simulated npu what it computes on the CPU.
+
+To the last bit, where the CPU has the npu's memory format and Adam (npu_reference.py).
+"""
 
 import json
 import re
@@ -46,23 +49,8 @@ def data(tmp_path_factory):
 
 
 def train(data: Path, out: Path, device: str, *flags) -> list[str]:
-    words = (
-        "train",
-        "--data-path",
-        data,
-        "--outputs-dir",
-        out,
-        *TINY,
-        "--batch-size",
-        4,
-        "--epochs",
-        2,
-        "--device",
-        device,
-        "--rdb",
-        "naive",
-        *flags,
-    )
+    recipe = ("--batch-size", 4, "--epochs", 2, "--device", device, "--rdb", "naive")
+    words = ("train", "--data-path", data, "--outputs-dir", out, *TINY, *recipe, *flags)
     return [str(word) for word in words]
 
 
@@ -88,25 +76,14 @@ def folders(npu_environment, data, tmp_path_factory):
             return train(data, folder / name, device, *flags)
 
         commands = [run(name, *flags) for name, flags in RUNS.items()]
-        commands += [run("row/{row} " + flags[1], *flags, "--rdb", "{row}") for flags in (O0, O2)]
+        commands += [run("impl/{impl} " + flags[1], *flags, "--rdb", "{impl}") for flags in (O0, O2)]
         commands += [
             run(f"resumed/{name}", *RUNS[name], "--resume", "auto", "--max-steps", stop)
             for name in ("O0 all", "O1")
             for stop in (2, 3, 4, STEPS)
         ]
-        commands += [
-            [
-                "eval",
-                "--weights-file",
-                f"{folder}/O0/last.pth",
-                "--eval-file",
-                f"{data}/Set5_x2.h5",
-                "--device",
-                device,
-                "--json",
-                f"{folder}/json",
-            ]
-        ]
+        sets = ("--eval-file", f"{data}/Set5_x2.h5", "--device", device, "--json", f"{folder}/json")
+        commands += [["eval", "--weights-file", f"{folder}/O0/last.pth", *sets]]
         processes.append(reference(npu_environment, device, commands))
     for process in processes:
         assert finished(process) == ""
@@ -144,18 +121,16 @@ def test_flags_do_what_they_do(folders):
 
 
 def test_every_implementation_trains(folders):
-    rows = {device: {path.name for path in (folders[device] / "row").iterdir()} for device in folders}
-    assert rows["npu"] >= {f"{row} {level}" for row in ("naive", "sliced", "summed") for level in ("O0", "O2")}
-    for name in rows["npu"]:
-        row, level = name.split()
-        if name in rows["cpu"]:
-            assert_same_bits(folders["npu"] / "row" / name, folders["cpu"] / "row" / name)
-        assert events(folders["npu"] / "row" / name, "start")[0]["rdb"]["training"] == row
-        expected = losses(folders["cpu"] / "row" / f"naive {level}")
-        assert (
-            relative_error(losses(folders["npu"] / "row" / name), expected)
-            <= SLACK[{"O0": torch.float32, "O2": torch.float16}[level]]
-        )
+    runs = {device: {path.name for path in (folder / "impl").iterdir()} for device, folder in folders.items()}
+    assert runs["npu"] >= {f"{impl} {level}" for impl in ("naive", "sliced", "summed") for level in ("O0", "O2")}
+    for name in runs["npu"]:
+        impl, level = name.split()
+        ours, theirs = (folders[device] / "impl" for device in ("npu", "cpu"))
+        if name in runs["cpu"]:
+            assert_same_bits(ours / name, theirs / name)
+        assert events(ours / name, "start")[0]["rdb"]["training"] == impl
+        limit = SLACK[{"O0": torch.float32, "O2": torch.float16}[level]]
+        assert relative_error(losses(ours / name), losses(theirs / f"naive {level}")) <= limit
 
 
 @pytest.mark.parametrize("name", ["O0 all", "O1"])
@@ -201,12 +176,7 @@ def test_a_run_goes_on_on_another_device(npu_environment, folders, data, tmp_pat
 @pytest.mark.slow
 def test_a_stopped_run_goes_on_exactly(npu_environment, data, tmp_path):
     whole, out = tmp_path / "whole", tmp_path / "out"
-    flags = (
-        "--epochs",
-        100_000,
-        "--checkpoint-every",
-        1000,
-    )  # as the device wants it: O1 in fp16, the block's fastest implementation
+    flags = ("--epochs", 100_000, "--checkpoint-every", 1000)  # "auto" for all else: O1 in fp16, the fastest impl
     process = subprocess.Popen(
         command(*train(data, out, "npu", *flags)),
         env=npu_environment,
@@ -239,19 +209,8 @@ def test_the_seeds_commands(npu_environment, data, tmp_path, monkeypatch, name):
         monkeypatch.setenv(variable, value)
     ranks = 2 if name.endswith("8p") else 1
     flags = (*TINY, "--batch-size", 2, "--epochs", 1, "--rdb", "naive")
-    words = (
-        "train",
-        "--preset",
-        name.replace("_", "-"),
-        "--data-path",
-        data,
-        "--outputs-dir",
-        tmp_path / "theirs",
-        *flags,
-        *O1,
-        "--device",
-        "cpu",
-    )
+    named = ("--preset", name.replace("_", "-"), "--data-path", data, "--outputs-dir", tmp_path / "theirs")
+    words = ("train", *named, *flags, *O1, "--device", "cpu")
     theirs = reference(npu_environment, "cpu", [[str(word) for word in words]], ranks)
     result = launch(
         name, f"--data_path={data}", "--outputs-dir", tmp_path / "ours", *flags, "--device", "npu", "--nproc", ranks
@@ -308,11 +267,7 @@ sys.exit(main(sys.argv[1:]))
 )
 @pytest.mark.slow
 def test_a_wrong_program_is_caught(npu_environment, data, tmp_path, fault, words):
-    program = [
-        sys.executable,
-        "-c",
-        WRONG.format(fault=fault),
-        *train(data, tmp_path, "npu", *O0, "--data-mode", "mmap"),
-    ]
+    arguments = train(data, tmp_path, "npu", *O0, "--data-mode", "mmap")
+    program = [sys.executable, "-c", WRONG.format(fault=fault), *arguments]
     result = subprocess.run(program, env=npu_environment, capture_output=True, text=True, timeout=120, check=False)
     assert words in result.stderr, result

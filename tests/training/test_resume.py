@@ -1,4 +1,4 @@
-"""Runs that are killed and go on: bit for bit the uninterrupted run, and no step is told twice."""
+"""A run that is killed and resumed is bit for bit the uninterrupted one, and logs no step twice."""
 
 import contextlib
 import os
@@ -23,23 +23,8 @@ def data(tmp_path_factory):
 
 
 def run(data: Path, out: Path, *flags) -> list[str]:
-    return command(
-        "train",
-        "--data-path",
-        data,
-        "--outputs-dir",
-        out,
-        *TINY,
-        "--batch-size",
-        4,
-        "--eval-every",
-        50,
-        "--ema",
-        "0.9",
-        "--clip-grad",
-        "1",
-        *flags,
-    )
+    recipe = ("--batch-size", 4, "--eval-every", 50, "--ema", "0.9", "--clip-grad", "1")
+    return command("train", "--data-path", data, "--outputs-dir", out, *TINY, *recipe, *flags)
 
 
 def assert_same_run(interrupted: Path, whole: Path) -> None:
@@ -117,16 +102,16 @@ def test_auto_keeps_to_the_checkpoints_implementation(data, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "row", [row.name for row in able(torch.device("cpu"), torch.float32, True) if row.name != "naive"]
+    "impl", [impl.name for impl in able(torch.device("cpu"), torch.float32, True) if impl.name != "naive"]
 )
-def test_another_implementation_goes_on_with_the_same_losses(data, tmp_path, row, capsys):
+def test_another_implementation_goes_on_with_the_same_losses(data, tmp_path, impl, capsys):
     whole, out = tmp_path / "whole", tmp_path / "out"
     flags = ("--epochs", 6, "--opt-level", "O0")
     assert main(run(data, whole, *flags, "--rdb", "naive")[3:]) == 0
     assert main(run(data, out, *flags, "--rdb", "naive", "--max-steps", 16)[3:]) == 0
     capsys.readouterr()
-    assert main(run(data, out, *flags, "--rdb", row, "--resume", "auto")[3:]) == 0
-    assert f"--rdb for training was naive, now {row}" in capsys.readouterr().out
+    assert main(run(data, out, *flags, "--rdb", impl, "--resume", "auto")[3:]) == 0
+    assert f"--rdb for training was naive, now {impl}" in capsys.readouterr().out
     ours, theirs = (torch.tensor([record["loss"] for record in events(folder, "step")]) for folder in (out, whole))
     assert ours.shape == theirs.shape == (36,)
     assert relative_error(ours, theirs) <= SLACK[torch.float32]

@@ -25,27 +25,14 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def train(data, tmp_path, capsys):
-    """Train with flags in a fresh (or the named) folder; returns the folder. `train.output` is what was printed."""
+    """Train with flags in the folder `to`; returns it. `train.output` is what was printed."""
 
     def run(*flags, code=0, to="out"):
-        assert (
-            main(
-                [
-                    "train",
-                    "--data-path",
-                    str(data),
-                    "--outputs-dir",
-                    str(tmp_path / to),
-                    *TINY,
-                    "--batch-size",
-                    "8",
-                    *map(str, flags),
-                ]
-            )
-            == code
-        )
+        out = tmp_path / to
+        words = ("train", "--data-path", data, "--outputs-dir", out, *TINY, "--batch-size", 8, *flags)
+        assert main([str(word) for word in words]) == code
         run.output = capsys.readouterr()
-        return tmp_path / to
+        return out
 
     return run
 
@@ -64,13 +51,8 @@ def test_a_run_writes_what_it_promises(train):
         assert 0 < epoch["fps_end_to_end"] <= epoch["fps_seed_window"]
         assert epoch["data_wait_s"] >= 0
     seconds = [record["seconds"] for record in epochs]
-    assert (
-        0
-        < seconds[0]
-        < seconds[1]
-        < seconds[2]
-        <= float(re.search(r"Duration sec : (.*)$", train.output.out, re.M)[1]) + 0.1
-    )
+    told = float(re.search(r"Duration sec : (.*)$", train.output.out, re.M)[1])
+    assert 0 < seconds[0] < seconds[1] < seconds[2] <= told + 0.1
     best = max((record for record in epochs if "psnr_y" in record), key=lambda record: record["psnr_y_compat"])
     text = train.output.out
     assert re.findall(r"^epoch:(\d+) FPS: \d+\.\d{3}$", text, re.M) == ["0", "1", "2"]
@@ -94,28 +76,16 @@ def test_tensorboard_shows_every_step_and_epoch_through_resumes(train):
         told = {record["step"]: pytest.approx(record[name], rel=1e-6) for record in events(out, kind)}
         drawn = [(point.step, point.value) for point in curves.Scalars(f"{kind}/{name}")]
         assert dict(drawn) == told
-        assert len(drawn) <= len(told) + (
-            kind == "epoch"
-        )  # an epoch's end just before the checkpoint's resume is told anew
+        # An epoch that ended just before the checkpoint is told anew after the resume.
+        assert len(drawn) <= len(told) + (kind == "epoch")
 
 
 def test_last_weights_give_the_last_psnr(train, data, tmp_path):
     out = train("--epochs", 2)
-    assert (
-        main(
-            [
-                "eval",
-                "--weights-file",
-                str(out / "last.pth"),
-                "--eval-file",
-                str(data / "Set5_x2.h5"),
-                "--json",
-                str(tmp_path / "e.json"),
-            ]
-        )
-        == 0
-    )
-    mean = json.loads((tmp_path / "e.json").read_text())["sets"][0]["mean"]
+    file = tmp_path / "e.json"
+    words = ("eval", "--weights-file", out / "last.pth", "--eval-file", data / "Set5_x2.h5", "--json", file)
+    assert main([str(word) for word in words]) == 0
+    mean = json.loads(file.read_text())["sets"][0]["mean"]
     last = events(out, "epoch")[-1]
     assert mean["psnr_y"] == pytest.approx(last["psnr_y"], abs=1e-9)
     assert mean["psnr_y_compat"] == pytest.approx(last["psnr_y_compat"], abs=1e-9)
@@ -298,9 +268,8 @@ def test_divergence_names_the_steps_and_a_resume_mends_it(train):
     assert "lr was 0.001, now 1e+30" in train.output.out
     first = next(record["step"] for record in events(out, "step") if record.get("skipped"))
     assert f"steps {first} to {first + MAX_SKIPS - 1}" in train.output.err
-    assert all(
-        torch.equal(good[key], value) for key, value in weights(out).items()
-    )  # nothing after it was worth keeping
+    kept = weights(out)  # nothing after them was worth keeping
+    assert all(torch.equal(good[key], value) for key, value in kept.items())
     train("--lr", "1e-4", "--epochs", 5, "--resume", "auto")
     assert "resumed at step 12" in train.output.out
     assert [record["step"] for record in events(out, "step")] == list(range(1, 16))
@@ -313,7 +282,10 @@ def test_a_run_in_which_no_step_counted_has_failed(train):
 
 def test_resume_from_a_named_checkpoint_leaves_nothing_stale(train):
     a, b = train("--max-steps", 4, to="a"), train("--max-steps", 6, to="b")
-    steps = lambda out: [int(path.stem.removeprefix("step_")) for path in sorted(out.glob("checkpoints/*.pt"))]  # noqa: E731
+
+    def steps(out):
+        return [checkpoint.checkpoint_step(path) for path in reversed(checkpoint.list_checkpoints(out / "checkpoints"))]
+
     # another run's checkpoint: what was here is another story
     train("--max-steps", 5, "--resume", next(a.glob("checkpoints/step_00000004.pt")), to="b")
     assert [record["step"] for record in events(b, "step")] == [5]
@@ -397,14 +369,8 @@ def test_full_disk_ends_the_run_and_keeps_the_checkpoint(data, tmp_path, limit):
     before = {path: path.read_bytes() for path in tmp_path.glob("checkpoints/*")}
     assert before
     # 30 kB: room for the log and the weights but not for a checkpoint; 3 kB: for nothing
-    full = cli(
-        *flags,
-        "--epochs",
-        200,
-        "--resume",
-        "auto",
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
-    )
+    limited = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))  # noqa: E731
+    full = cli(*flags, "--epochs", 200, "--resume", "auto", preexec_fn=limited)
     assert full.returncode == 1, full
     assert "Traceback" not in full.stderr
     assert "cannot be written" in full.stderr or "File too large" in full.stderr

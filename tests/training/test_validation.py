@@ -9,7 +9,6 @@ from runs import photograph
 from rdn_fast import devices
 from rdn_fast.config import ModelConfig
 from rdn_fast.data.pairs import degrade
-from rdn_fast.data.patches import to_float
 from rdn_fast.distributed.process_group import Ranks
 from rdn_fast.evaluation.metrics import psnr_y, psnr_y_compat
 from rdn_fast.model import RDN
@@ -36,7 +35,8 @@ def expected(model):
     predictions = []
     with model.computing(None, "naive"):
         for pair in PAIRS:
-            y = model(to_float(torch.from_numpy(pair.lr.copy())[None], CPU))
+            x = torch.from_numpy(pair.lr.copy())[None].permute(0, 3, 1, 2).float().div_(255)
+            y = model(x.contiguous(memory_format=devices.memory_format(CPU)))
             predictions.append(y[0].permute(1, 2, 0).mul(255).numpy())
     return tuple(
         sum(measure(y, pair.hr, 2) for y, pair in zip(predictions, PAIRS, strict=True)) / len(PAIRS)
