@@ -84,10 +84,10 @@ def layer(
         here = tl.dot(tiles.load([row + 3 * K, 0]), x, here, input_precision="ieee")
         below = tl.dot(tiles.load([row + 6 * K, 0]), x, below, input_precision="ieee")
     c = tl.arange(0, K)
-    pixel, own = _pixels(top, left, H, W, ROWS, COLS)
+    pixel, written = _pixels(top, left, H, W, ROWS, COLS)
     z = _shift_and_add(above, here, below, COLS) + tl.load(bias + c, mask=c < G, other=0.0).to(tl.float32)[:, None]
     y += image.to(tl.int64) * H * W * K
-    tl.store(y + pixel[None, :] * K + c[:, None], tl.maximum(z, 0.0).to(y.dtype.element_ty), mask=own[None, :])
+    tl.store(y + pixel[None, :] * K + c[:, None], tl.maximum(z, 0.0).to(y.dtype.element_ty), mask=written[None, :])
 
 
 @triton.jit(do_not_specialize=["s", "later", "layers", "first_fusion", "S", "N", "H", "W", "across", "down"])
@@ -130,8 +130,8 @@ def data_gradient(
         # The transposed convolution: taps in reverse order, weights transposed.
         j = (i - X) // 3
         shift = (i - X) % 3 - 1
-        one = layers - 1 - j
-        first = ((one * X + one * (one - 1) // 2 + s) * 9 + 1 - shift) * K
+        reader = layers - 1 - j
+        first = ((reader * X + reader * (reader - 1) // 2 + s) * 9 + 1 - shift) * K
         middle = first + 3 * K
         last = first + 6 * K
         plane = X + j
@@ -147,14 +147,14 @@ def data_gradient(
         below = tl.dot(tiles.load([first, 0]).T, x, below, input_precision="ieee")
     c = tl.arange(0, K)
     z = _shift_and_add(above, here, below, COLS)
-    pixel, own = _pixels(top, left, H, W, ROWS, COLS)
+    pixel, written = _pixels(top, left, H, W, ROWS, COLS)
     at = image.to(tl.int64) * H * W * K + pixel[None, :] * K + c[:, None]
-    f = tl.load(other + at, mask=own[None, :], other=0.0)
+    f = tl.load(other + at, mask=written[None, :], other=0.0)
     if OF_INPUT:
-        tl.store(d + at, (z + f.to(tl.float32)).to(d.dtype.element_ty), mask=own[None, :])
+        tl.store(d + at, (z + f.to(tl.float32)).to(d.dtype.element_ty), mask=written[None, :])
     else:
         z = tl.where(f > 0, z.to(d.dtype.element_ty), 0.0)
-        tl.store(d + at, z, mask=own[None, :])
+        tl.store(d + at, z, mask=written[None, :])
         tl.store(sums + tl.program_id(0) * K + c, tl.sum(z.to(tl.float32), 1))
 
 
@@ -213,15 +213,15 @@ def weight_gradient(
         )
         z = tl.dot(a.T, b, z, input_precision="ieee")
     if TAPS == 9:
-        one = rows - 1 - row
-        sees = X + one
-        first = one * X + one * (one - 1) // 2
+        reader = rows - 1 - row
+        reads = X + reader
+        first = reader * X + reader * (reader - 1) // 2
     else:
-        sees = tl.zeros_like(row) + S
+        reads = tl.zeros_like(row) + S
         first = row * S
     tile = (first[:, None] + source[None, :]) * TAPS + (n // K % TAPS)[None, :]
     at = partial + tl.program_id(1).to(tl.int64) * size + tile * (K * K) + (m % K)[:, None] * K + (n % K)[None, :]
-    tl.store(at, z, mask=(row < rows)[:, None] & (source[None, :] < sees[:, None]))
+    tl.store(at, z, mask=(row < rows)[:, None] & (source[None, :] < reads[:, None]))
 
 
 @triton.jit

@@ -208,8 +208,8 @@ def _programs(rows, sources, s, taps, k, m, n, device):
     """Return the nonempty [M, N] blocks of the weight gradient as (row, column), int32 [programs, 2]."""
     blocks = []
     for row in range(-(-rows * k // m)):
-        sees = sources + rows - 1 - row * m // k if taps == 9 else s  # planes that the block's first layer reads: most
-        blocks += [(row, column) for column in range(-(-sees * taps * k // n))]
+        reads = sources + rows - 1 - row * m // k if taps == 9 else s  # planes that the block's first layer reads: most
+        blocks += [(row, column) for column in range(-(-reads * taps * k // n))]
     return torch.tensor(blocks, dtype=torch.int32, device=device)
 
 
