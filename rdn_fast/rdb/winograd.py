@@ -112,15 +112,17 @@ def rdb(x, conv_w, conv_b, fuse_w, fuse_b):
 
 def _check(x, conv_w, conv_b, fuse_w, fuse_b) -> None:
     """Raise UserError for arguments that the C code would misread: all that it gets is pointers."""
+    host = x.device if is_host(x.device) else None
     for t in (x, fuse_w, fuse_b, *conv_w, *conv_b):
-        if t.dtype != torch.float32 or not is_host(t.device):
+        if t.dtype is not torch.float32 or t.device != host:
             found = f"{dtype_name(t.dtype)} on {t.device}"
             raise UserError(f"--rdb winograd: computes in float32 on CPUs only, not in {found}; choose another --rdb")
     g0, g, layers = x.shape[1], len(conv_b[0]), len(conv_w)
-    shapes = [list(w.shape) for w in (*conv_w, fuse_w)]
-    expected = [*([g, g0 + j * g, 3, 3] for j in range(layers)), [g0, g0 + layers * g, 1, 1]]
+    shapes = [w.shape for w in (*conv_w, fuse_w)]
+    expected = [*((g, g0 + j * g, 3, 3) for j in range(layers)), (g0, g0 + layers * g, 1, 1)]
     if shapes != expected or [len(b) for b in conv_b] != [g] * layers:
-        raise UserError(f"--rdb winograd: the weights' shapes are {shapes}, a dense block's would be {expected}")
+        found = [tuple(shape) for shape in shapes]
+        raise UserError(f"--rdb winograd: the weights' shapes are {found}, a dense block's would be {expected}")
 
 
 class _Block(torch.autograd.Function):
