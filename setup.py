@@ -25,7 +25,7 @@ triton = (
 setup(
     name="rdn-fast",
     version=version,
-    description="Train, evaluate and use Residual Dense Networks (RDN super-resolution), fast, on Ascend NPU, CUDA and CPU",
+    description="Train, evaluate and run RDN super-resolution (Residual Dense Network), fast, on Ascend, CUDA and CPU",
     long_description=long_description(),
     long_description_content_type="text/markdown",
     license="MIT",

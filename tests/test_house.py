@@ -1,4 +1,4 @@
-"""The shape of the house: data flows one way through the rooms, and no file grows beyond what one reads at a sitting."""
+"""The shape of the house: imports go one way through the rooms, no circles, no file of more than 300 lines."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ class Package:
 
     @cached_property
     def missing(self) -> str | None:
-        """Why torchair cannot be imported, or None. It needs torch_npu, which devices/ has imported if there is an npu."""
+        """Return why torchair cannot be imported, or None. devices/ has imported torch_npu, which it needs, by then."""
         try:
             # torch_npu's lazy placeholder for torchair imports the package at the first attribute.
             importlib.import_module("torchair").get_npu_backend  # noqa: B018

@@ -15,7 +15,7 @@ import triton.language as tl
 
 @triton.jit
 def _corner(across, down, ROWS: tl.constexpr, COLS: tl.constexpr):
-    """Return this program's image and its pixel tile's first row and column. Vertical neighbours overlap by two rows."""
+    """Return this program's image and the first row and column of its tile. Vertical neighbours overlap by two rows."""
     program = tl.program_id(0)
     return program // (across * down), program // across % down * (ROWS - 2), program % across * COLS
 

@@ -12,8 +12,8 @@ HALVE_AFTER = 10  # consecutive skipped steps after which the loss scale is halv
 class OptimizerStep:
     """backward(loss), then step(), without synchronizing: for optimizers that take `grad_scale` and `found_inf`.
 
-    Torch's fused optimizers do. The loss scale is static, except that it is halved after HALVE_AFTER consecutive skipped
-    steps, never below 1.
+    Torch's fused optimizers do. The loss scale is static, except that it is halved after HALVE_AFTER consecutive
+    skipped steps, never below 1.
 
     scale: the loss scale, float32 [] on the device. skips_in_a_row: consecutive skipped steps since the last halving,
     float32 [] on the device.

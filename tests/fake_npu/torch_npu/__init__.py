@@ -1,13 +1,13 @@
 """A stand-in for Ascend's torch_npu: importing it gives torch a device named `npu` that computes on the host.
 
-It serves tests, and is never faster than the CPU nor different from it in numbers. It has the names of torch_npu that are known to be right,
-and no others, and it is at least as strict as the real device:
-- channels_last is rejected, float64 becomes float32 with a warning, tensors of two devices do not mix;
-- fresh memory holds NaN, and FAKE_NPU_MEMORY bytes (32 GiB) are all there is on each of FAKE_NPU_DEVICES (2) devices;
-- copies between the device and pinned memory that do not block happen when they are waited for, and the host sees their results
-  when it has waited. Work that is not made to wait for other streams' work on the same memory gives NaN, and a warning.
+It serves tests. Its numbers are the CPU's. It has only those names of torch_npu that are known to be right, and it is
+at least as strict as the real device:
+- It rejects channels_last, turns float64 into float32 with a warning, and does not mix tensors of two devices.
+- Fresh memory holds NaN. Each of FAKE_NPU_DEVICES (2) devices has FAKE_NPU_MEMORY bytes (32 GiB).
+- Non-blocking copies between the device and pinned memory happen when something waits for them. Work that does not
+  wait for another stream's work on the same memory gets NaN, and a warning.
 
-csrc/ is the device, simulated_npu.py compiles it. Collectives run when they are asked for: a forgotten work.wait() goes unseen.
+csrc/ is the device; simulated_npu.py compiles it. Collectives run at once: a missing work.wait() goes unnoticed.
 """
 
 import torch
@@ -21,7 +21,8 @@ __all__ = ["npu", "npu_format_cast", "optim", "profiler"]
 
 if torch._C._get_privateuse1_backend_name() != "privateuseone":
     raise ImportError(
-        f"torch already has the device {torch._C._get_privateuse1_backend_name()}: the simulated npu cannot stand beside it"
+        f"torch already has the device {torch._C._get_privateuse1_backend_name()}: "
+        "the simulated npu cannot stand beside it"
     )
 try:
     torch.ops.load_library(library())

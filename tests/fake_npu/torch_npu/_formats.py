@@ -20,7 +20,8 @@ def npu_format_cast(tensor: torch.Tensor, acl_format: int) -> torch.Tensor:
         raise RuntimeError(f"npu_format_cast: {acl_format} is no known format")
     if acl_format in _PRIVATE and tensor.dim() != 4:
         raise RuntimeError(
-            f"npu_format_cast: {_PRIVATE[acl_format]} is a format of 4-dimensional tensors, not of {tuple(tensor.shape)}"
+            f"npu_format_cast: {_PRIVATE[acl_format]} is a format of 4-dimensional tensors, "
+            f"not of {tuple(tensor.shape)}"
         )
     if acl_format in _PRIVATE and not config.allow_internal_format:
         warnings.warn(
@@ -33,7 +34,8 @@ def npu_format_cast(tensor: torch.Tensor, acl_format: int) -> torch.Tensor:
 # The device's convolution under its own name: the same as torch's.
 _operators = torch.library.Library("npu", "DEF")
 _operators.define(
-    "npu_convolution(Tensor input, Tensor weight, Tensor? bias, SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups) -> Tensor"
+    "npu_convolution(Tensor input, Tensor weight, Tensor? bias, "
+    "SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups) -> Tensor"
 )
 
 

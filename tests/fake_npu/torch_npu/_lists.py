@@ -1,4 +1,4 @@
-"""Operations over lists of tensors, which the real device refuses for its private formats: here, for all tensors where those are allowed."""
+"""Multi-tensor (_foreach) operations: the real device refuses them for private formats, this one where these are on."""
 
 from __future__ import annotations
 

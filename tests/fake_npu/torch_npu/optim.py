@@ -11,9 +11,9 @@ _SLOTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 class NpuFusedAdam(torch.optim.Optimizer):
     """Adam on buffers of all parameters, gradients and averages of a dtype.
 
-    Parameters and gradients move there as soon as there are gradients: in zero_grad, when a scaler unscales, or in step, whichever is first;
-    averages in the first step. The real one goes on computing on these buffers whatever happens to the tensors; this one raises when a
-    parameter, a gradient or an average is no longer where it was put.
+    Parameters and gradients move into the buffers once there are gradients: in zero_grad, when a scaler unscales, or in
+    step, whichever comes first. Averages move in the first step. The real one keeps computing on these buffers whatever
+    happens to the tensors. This one raises when a parameter, a gradient or an average was reallocated.
     """
 
     def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0, amsgrad=False):
@@ -104,11 +104,13 @@ class NpuFusedAdam(torch.optim.Optimizer):
                 or self._averages_of(p) != self._averages[p]
             ):
                 raise RuntimeError(
-                    f"NpuFusedAdam: a parameter {tuple(p.shape)}, its gradient or its averages were reallocated after they were combined"
+                    f"NpuFusedAdam: a parameter {tuple(p.shape)}, its gradient or its averages "
+                    "were reallocated after they were combined"
                 )
             if p not in self._places and p.grad is not None:
                 raise RuntimeError(
-                    f"NpuFusedAdam: a parameter {tuple(p.shape)} had no gradient when they were combined, and is never trained"
+                    f"NpuFusedAdam: a parameter {tuple(p.shape)} had no gradient when they were combined, "
+                    "and is never trained"
                 )
 
     def _step(self, group: dict) -> None:
@@ -140,7 +142,8 @@ def _check_whole(tensor: torch.Tensor, what: str) -> None:
         )
     if tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size():
         raise RuntimeError(
-            f"NpuFusedAdam: a {what} {tuple(tensor.shape)} is a part of a larger buffer, which would be moved as a whole for each of its parts "
+            f"NpuFusedAdam: a {what} {tuple(tensor.shape)} is a part of a larger buffer, "
+            "which would be moved as a whole for each of its parts "
             "(DistributedDataParallel makes such gradients when gradient_as_bucket_view is set)"
         )
 

@@ -148,17 +148,18 @@ def get_amp_supported_dtype() -> list[torch.dtype]:
 
 
 def set_compile_mode(jit_compile: bool = False) -> None:
-    """Choose between compiled and prebuilt kernels, once: a process that changes its mind is not safe on the real device.
+    """Choose between compiled and prebuilt kernels, once per process: the real device does not switch safely.
 
-    FAKE_NPU_REFUSES_JIT=1 is a device without a compiler. FAKE_NPU_LOG names a file that gets a line for each choice: the device, what is
-    chosen, and how many bytes were allocated before.
+    FAKE_NPU_REFUSES_JIT=1 simulates a device without a compiler. FAKE_NPU_LOG names a file that gets a line per call:
+    the device, the mode, and how many bytes were allocated before.
     """
     if jit_compile and os.environ.get("FAKE_NPU_REFUSES_JIT") == "1":
         raise RuntimeError("set_compile_mode: no compiler of operators was found")
     if "FAKE_NPU_LOG" in os.environ:
         with open(os.environ["FAKE_NPU_LOG"], "a") as log:
             print(
-                f"npu:{current_device()} format={config.allow_internal_format} jit={jit_compile} after {max_memory_allocated()}",
+                f"npu:{current_device()} format={config.allow_internal_format} jit={jit_compile} "
+                f"after {max_memory_allocated()}",
                 file=log,
             )
     if _chosen.setdefault("jit_compile", bool(jit_compile)) != bool(jit_compile):

@@ -10,10 +10,10 @@ from torch_npu.optim import NpuFusedAdam
 
 
 class GradScaler(torch.amp.GradScaler):
-    """torch.amp's scaler, or with dynamic=False a fixed scale, by which gradients are divided without a look at whether they are finite.
+    """torch.amp's scaler; with dynamic=False a static scale that unscales gradients without a check for inf or NaN.
 
-    The flag that says that a result was too large, on devices where that gives no inf, is up at the end of the spans that
-    FAKE_NPU_OVERFLOWS names: "1:3" is the third on npu:1.
+    FAKE_NPU_OVERFLOWS names the spans at whose end the overflow flag of a saturating device is set: "1:3" is the third
+    on npu:1.
     """
 
     _spans = 0  # begun by clear_npu_overflow_flag

@@ -6,5 +6,5 @@ import os
 
 
 def is_support_inf_nan() -> bool:
-    """Whether results that are too large become inf. FAKE_NPU_SATURATES=1 is a device where they stop at the largest number: so it says."""
+    """Return whether overflow produces inf. FAKE_NPU_SATURATES=1 simulates a device that saturates instead."""
     return os.environ.get("FAKE_NPU_SATURATES") != "1"
