@@ -141,3 +141,8 @@ def test_folders_are_one_level_deep_and_say_how_to_read_them():
 def test_files_are_short():
     too_long = {str(file.relative_to(PACKAGE)) for file in PYTHON if len(file.read_text().splitlines()) > LONGEST}
     assert too_long == set(EXCEPTIONS)
+
+
+def test_no_two_test_files_have_one_name():
+    names = [file.name for file in (ROOT / "tests").rglob("test_*.py")]
+    assert len({*names}) == len(names)  # pytest would not collect the second one
