@@ -29,7 +29,6 @@ from bench.models import words
 from rdn_fast import devices, precision
 from rdn_fast.data.images import image_files, read_image
 from rdn_fast.data.pairs import Pair, degrade
-from rdn_fast.data.patches import to_float
 from rdn_fast.errors import UserError
 from rdn_fast.evaluation import metrics
 from rdn_fast.model import RDN
@@ -81,12 +80,18 @@ def precisions(model: RDN, pairs: list[Pair], device: torch.device) -> Iterator[
         chosen.apply(model)
         simulated = devices.is_host(device) and chosen.compute != torch.float32
         with torch.inference_mode(), _Rounded() if simulated else nullcontext():
-            outputs = (model(to_float(torch.from_numpy(np.array(pair.lr))[None], device)) for pair in pairs)
+            outputs = (model(_floats(pair.lr, device)) for pair in pairs)
             pictures = [output[0].permute(1, 2, 0).float().mul(255).cpu().numpy() for output in outputs]
         psnr = _mean_psnr(pictures, pairs, model.config.scale)
         at_best = psnr if at_best is None else at_best
         how = {"kind": "simulated" if simulated else "measured", "dtype": dtype_name(chosen.compute)}
         yield {**how, "level": level, "tile": 0, "psnr_y": psnr, "loss_y": at_best - psnr}
+
+
+def _floats(image: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Return uint8 [H, W, 3] as float32 [1, 3, H, W] in 0..1, in the device's memory format."""
+    x = torch.from_numpy(np.array(image))[None].to(device).permute(0, 3, 1, 2)
+    return x.float().div_(255).contiguous(memory_format=devices.memory_format(device))
 
 
 class _Rounded(TorchFunctionMode):

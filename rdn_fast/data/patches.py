@@ -15,7 +15,6 @@ import torch
 
 from rdn_fast import native
 from rdn_fast.data import augment
-from rdn_fast.devices import memory_format
 
 
 class CutShort(Exception):
@@ -79,12 +78,6 @@ def read_ahead(flat: torch.Tensor, start: np.ndarray, pitch: np.ndarray, size: i
 def compiled() -> bool:
     """Return whether there is a C library. Compiles it at the first call."""
     return _library() is not None
-
-
-def to_float(images: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """uint8 [B, H, W, 3] on the host -> float32 [B, 3, H, W] in 0..1 on the device, in the device's memory format."""
-    floats = images.to(device).permute(0, 3, 1, 2).float().div_(255)
-    return floats.contiguous(memory_format=memory_format(device))
 
 
 @cache

@@ -20,7 +20,7 @@ from runs import ROOT
 
 from rdn_fast.data import augment, patches
 from rdn_fast.data.augment import Plan
-from rdn_fast.data.patches import CutShort, crop, gather_strided_to_float, gather_to_float, read_ahead, to_float
+from rdn_fast.data.patches import CutShort, crop, gather_strided_to_float, gather_to_float, read_ahead
 
 PAGE = mmap.PAGESIZE
 GUARD = 64  # values on either side of `out` that must stay as they are
@@ -166,20 +166,6 @@ def test_a_part_of_a_batch():
         gather(slot[:n])
         assert torch.equal(slot[:n], cuts.floats())
         assert slot[n:].isnan().all()
-
-
-def test_to_float_is_0_to_1_in_channel_planes():
-    batch = torch.arange(256, dtype=torch.uint8)[:240].reshape(2, 5, 8, 3)
-    batch[1, 4, 7, 2] = 255
-    copy = batch.clone()
-    result = to_float(batch, CPU)
-    assert result.dtype == torch.float32
-    assert result.shape == (2, 3, 5, 8)
-    assert result.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(batch, copy)
-    for channel in range(3):
-        assert torch.equal(result[:, channel], batch[..., channel].float() / 255)
-    assert (result.min().item(), result.max().item()) == (0.0, 1.0)
 
 
 # ---- nothing outside of the bytes ----
