@@ -13,7 +13,7 @@ import threading
 import numpy as np
 import pytest
 import torch
-from cutting import CPU, cut, floats
+from cutting import cut, floats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from runs import ROOT
