@@ -102,19 +102,16 @@ class TileGrid:
             batches += [equal[i : i + length] for i in range(0, len(equal), length)]
         return batches
 
-    def smaller(self, batch: list[Window]) -> TileGrid | None:
-        """Return a grid for less memory than `batch` needs: half as many windows at a time, or half the tile of a
-        single one.
-
-        None when that tile would be smaller than SMALLEST.
-        """
+    def halve_batch(self, batch: list[Window]) -> TileGrid:
+        """Return the grid whose batches have half as many windows as `batch`, and at least one."""
         height, width = batch[0].shape
-        fewer = replace(self, batch_pixels=len(batch) // 2 * height * width)
-        if len(batch) > 1:
-            return fewer
-        edge = max(height, width)
+        return replace(self, batch_pixels=len(batch) // 2 * height * width)
+
+    def halve_tile(self, window: Window) -> TileGrid | None:
+        """Return the grid with half the tile that `window` has; None when that would be smaller than SMALLEST."""
+        edge = max(window.shape)
         half = min(self.tile or edge, edge) // 2
-        return replace(fewer, tile=half) if half >= SMALLEST else None
+        return replace(self, tile=half) if half >= SMALLEST else None
 
 
 def spans(keep_start: int, keep_stop: int, side: int, tile: int, pad: int) -> list[Span]:

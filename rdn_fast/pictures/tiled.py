@@ -132,14 +132,16 @@ class Upscaler:
 
         Raises the error when it is not for lack of memory, or when the tiles would be too small.
         """
-        smaller = self.grid.smaller(waiting[0]) if devices.is_out_of_memory(error) else None
-        if smaller is None:
+        if not devices.is_out_of_memory(error):
             raise error
         windows = [window for batch in waiting for window in batch]
+        self.grid = self.grid.halve_batch(waiting[0])
         if len(waiting[0]) == 1:
-            windows = smaller.recut(windows, height, width)
-        self.grid = smaller
-        return deque(smaller.batches(windows))
+            smaller = self.grid.halve_tile(waiting[0][0])
+            if smaller is None:
+                raise error
+            self.grid, windows = smaller, smaller.recut(windows, height, width)
+        return deque(self.grid.batches(windows))
 
     def _enqueue(self, image: np.ndarray, windows: list[Window], finish: Callable) -> _InFlight:
         """Queue a batch: copy it to the device, compute it, copy the result back. The host does not wait."""

@@ -135,11 +135,16 @@ def test_batches_are_even_and_within_their_limit(grid, height, width):
     assert len(set(lengths[:-1])) <= 1
 
 
-def test_smaller_halves_the_batch_and_then_the_tile():
+def test_halving_the_batch_and_the_tile():
     grid = TileGrid(tile=80, pad=4, batch_pixels=5 * 88 * 88, whole_pixels=math.inf, tile_of_larger=80)
-    taken = []
-    while grid is not None:
+    lengths = []
+    while not lengths or lengths[-1] > 1:
         batch = grid.batches(grid.windows(800, 800))[0]
-        taken.append((grid.tile, len(batch)))
-        grid = grid.smaller(batch)
-    assert taken == [(80, 5), (80, 2), (80, 1), (40, 1), (20, 1)]
+        lengths.append(len(batch))
+        grid = grid.halve_batch(batch)
+    assert lengths == [5, 2, 1]
+    tiles = []
+    while grid is not None:
+        tiles.append(grid.tile)
+        grid = grid.halve_tile(grid.windows(800, 800)[0])
+    assert tiles == [80, 40, 20]
