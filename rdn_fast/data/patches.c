@@ -63,8 +63,10 @@ int gather_to_float(const byte *flat, const long *start, const long *pitch, cons
     guard = &back;
     for (long k = 0; k < n; k++) {
         /* All rows first: they are far apart, and the memory fetches them side by side. */
-        for (long y = 0; y < size; y++) memcpy(patch + y * width, flat + start[k] + y * pitch[k], width);
-        const byte *from = patch;
+        const byte *from = flat + start[k];
+        const long step = pitch[k]; /* a variable: a write to `patch` might change pitch[k], as the compiler sees it */
+        for (long y = 0; y < size; y++) memcpy(patch + y * width, from + y * step, width);
+        from = patch;
         long down = width, right = 3;
         if (orientation[k] & FLIP_VERTICAL) from += (size - 1) * down, down = -down;
         if (orientation[k] & FLIP_HORIZONTAL) from += (size - 1) * right, right = -right;

@@ -29,7 +29,7 @@ def crop(flat: torch.Tensor, start: np.ndarray, pitch: np.ndarray, out: torch.Te
     n, size = out.shape[:2]
     assert out.is_contiguous()
     if library := _library():
-        _check(library.crop(_address(flat), _array(start), _array(pitch), n, size, _address(out)))
+        _check(library.crop(flat.data_ptr(), _address(start), _address(pitch), n, size, out.data_ptr()))
         return
     source, patches = flat.numpy(), out.view(n, size, 3 * size).numpy()
     for k in range(n):
@@ -46,8 +46,8 @@ def gather_to_float(
     n, size = out.shape[0], out.shape[2]
     assert out.is_contiguous(memory_format=torch.channels_last)
     if library := _library():
-        where = _array(start), _array(pitch), _array(orientation, np.uint8)
-        _check(library.gather_to_float(_address(flat), *where, n, size, _address(out)))
+        where = _address(start), _address(pitch), _address(orientation, np.uint8)
+        _check(library.gather_to_float(flat.data_ptr(), *where, n, size, out.data_ptr()))
         return
     gather_strided_to_float(flat, torch.from_numpy(augment.strides(start, pitch, orientation, size)), out)
 
@@ -72,7 +72,7 @@ def read_ahead(flat: torch.Tensor, start: np.ndarray, pitch: np.ndarray, size: i
     Does nothing where there is no C library.
     """
     if library := _library():
-        library.read_ahead(_address(flat), _array(start), _array(pitch), len(start), size)
+        library.read_ahead(flat.data_ptr(), _address(start), _address(pitch), len(start), size)
 
 
 def compiled() -> bool:
@@ -83,9 +83,14 @@ def compiled() -> bool:
 @cache
 def _library() -> ctypes.CDLL | None:
     try:
-        return native.library(Path(__file__).with_name("patches.c"))
+        library = native.library(Path(__file__).with_name("patches.c"))
     except native.CannotBuild:
         return None
+    pointer, long = ctypes.c_void_p, ctypes.c_long
+    library.crop.argtypes = pointer, pointer, pointer, long, long, pointer
+    library.gather_to_float.argtypes = pointer, pointer, pointer, pointer, long, long, pointer
+    library.read_ahead.argtypes = pointer, pointer, pointer, long, long
+    return library
 
 
 def _check(status: int) -> None:
@@ -95,11 +100,7 @@ def _check(status: int) -> None:
         raise MemoryError
 
 
-def _address(tensor: torch.Tensor) -> ctypes.c_void_p:
-    return ctypes.c_void_p(tensor.data_ptr())
-
-
-def _array(values: np.ndarray, dtype=np.int64) -> ctypes.c_void_p:
+def _address(values: np.ndarray, dtype=np.int64) -> int:
     assert values.dtype == dtype
     assert values.flags.c_contiguous
-    return values.ctypes.data_as(ctypes.c_void_p)
+    return values.ctypes.data

@@ -50,7 +50,7 @@ def sampler(pairs: PairedH5, batch_size: int = 6, seed: int = 9, **options) -> P
 @pytest.fixture(scope="module")
 def files(tmp_path_factory, make_h5) -> dict[int, Files]:
     """By scale."""
-    folder = tmp_path_factory.mktemp("feed")
+    folder = tmp_path_factory.mktemp("prefetch")
 
     def make(scale: int) -> Files:
         images = random_pairs(20, scale)
