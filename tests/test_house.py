@@ -82,7 +82,9 @@ def test_every_room_has_a_floor():
 @pytest.mark.parametrize("file", PYTHON, ids=lambda file: str(file.relative_to(PACKAGE)))
 def test_imports_come_from_rooms_above(file: Path):
     if file == PACKAGE / "__init__.py":
-        assert list(imports(ast.parse(file.read_text()))) == []  # it imports when a name is first used
+        # Only type checkers see its imports: it imports a name's module when the name is first used.
+        executed = [node for node in ast.parse(file.read_text()).body if not isinstance(node, ast.If)]
+        assert list(imports(ast.Module(executed, []))) == []
         return
     assert wrong(room_of(file), ast.parse(file.read_text())) == []
 
@@ -107,7 +109,8 @@ def test_the_check_sees_what_it_should(room, code, refused):
 
 
 def test_no_two_modules_import_each_other():
-    graph = {module_name(file): {*map(defining_module, imports_of(file))} - {module_name(file)} for file in PYTHON}
+    files = [file for file in PYTHON if file != PACKAGE / "__init__.py"]
+    graph = {module_name(file): {*map(defining_module, imports_of(file))} - {module_name(file)} for file in files}
     while leaves := [name for name, needs in graph.items() if not needs & graph.keys()]:
         for name in leaves:
             del graph[name]
