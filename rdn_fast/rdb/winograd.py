@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import math
 import threading
-from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -34,27 +33,38 @@ class _Shape(ctypes.Structure):
 
 
 class Kernels:
-    """winograd.c, compiled and loaded at first use."""
+    """winograd.c, compiled and loaded at first use.
 
-    @cached_property
-    def library(self) -> ctypes.CDLL:
-        """The loaded library. Raises native.CannotBuild."""
-        library = native.library(SOURCE)
-        library.rdn_packed.restype = library.rdn_gradients.restype = library.rdn_workspace.restype = ctypes.c_long
-        return library
+    Without functools.cached_property: before Python 3.12 it holds one lock for all objects, and a process forked while
+    another thread compiles would wait for it for ever.
+    """
 
-    @cached_property
-    def missing(self) -> str | None:
-        """Why the library cannot be built, or None."""
-        try:
-            _ = self.library
-        except native.CannotBuild as reason:
-            return str(reason)
-        return None
+    def __init__(self):
+        self.clear()
 
     def clear(self) -> None:
-        """Forget both; the next use loads again."""
-        vars(self).clear()
+        """Forget the library, or why there is none; the next use loads again."""
+        self._library: ctypes.CDLL | None = None
+        self._missing: str | None = None
+
+    @property
+    def library(self) -> ctypes.CDLL:
+        """The loaded library. Raises native.CannotBuild."""
+        if self._library is None:
+            library = native.library(SOURCE)
+            library.rdn_packed.restype = library.rdn_gradients.restype = library.rdn_workspace.restype = ctypes.c_long
+            self._library = library
+        return self._library
+
+    @property
+    def missing(self) -> str | None:
+        """Why the library cannot be built, or None."""
+        if self._library is None and self._missing is None:
+            try:
+                _ = self.library
+            except native.CannotBuild as reason:
+                self._missing = str(reason)
+        return self._missing
 
 
 class Scratch(threading.local):
