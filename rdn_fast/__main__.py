@@ -3,6 +3,7 @@
 import os
 import sys
 import traceback
+from typing import NoReturn
 
 from rdn_fast.cli import main
 from rdn_fast.errors import RETRY
@@ -18,8 +19,12 @@ def run() -> None:
             raise
         traceback.print_exc()  # as the interpreter would
         code = RETRY  # perhaps a device failed
+    leave(code)
+
+
+def leave(code: int) -> NoReturn:
+    """Exit with this code. A rank skips the interpreter's shutdown, which gloo's threads may abort when others left."""
     if "RANK" in os.environ:
-        # No orderly exit: gloo's threads may abort it when another rank has exited before.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

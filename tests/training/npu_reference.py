@@ -13,6 +13,7 @@ import sys
 import torch
 
 from rdn_fast import devices
+from rdn_fast.__main__ import leave
 from rdn_fast.cli import main
 from rdn_fast.data import augment, patches, prefetch
 from rdn_fast.model import RDN
@@ -40,8 +41,7 @@ def run(device: torch.device, commands: list[list[str]]) -> int:
     convert.load_model = functools.partial(_naive, convert.load_model)
     if devices.is_host(device):
         devices.adam = _adam
-        for module in (devices, patches):
-            module.memory_format = lambda device: torch.contiguous_format
+        devices.memory_format = lambda device: torch.contiguous_format
         prefetch.gather_to_float = _gather_contiguous
     impls = [impl.name for impl in able(device, torch.float32, True) if impl in able(device, torch.float16, True)]
     for command in commands:
@@ -52,4 +52,4 @@ def run(device: torch.device, commands: list[list[str]]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(devices.pick(sys.argv[1]), json.loads(sys.argv[2])))
+    leave(run(devices.pick(sys.argv[1]), json.loads(sys.argv[2])))
