@@ -87,23 +87,31 @@ def summary_table(runs: list[list[Row]], words: dict[str, str]) -> str:
     """
     lines = []
     for what, case, begin, end, batch in SUMMARY:
-        ours = None
+        found = None
         for group in newest(runs):
             first = group[0]
             same = (first.case, first.batch) == (case, batch) and first.place in CPUS
             if same and first.shape.startswith(begin) and first.shape.endswith(end):
-                measured = {row.recipe: row for row in group if row.kind == "measured"}
-                if "rdn_fast" in measured and (ours is None or measured["rdn_fast"].date >= ours["rdn_fast"].date):
-                    ours = measured
-        lines.append([what, str(batch), *(_summary(ours) if ours else [NOT_MEASURED])])
+                rows = [row for row in group if row.kind == "measured"]
+                ours = _default(rows)
+                if ours is not None and (found is None or ours.date >= found[0].date):
+                    found = ours, rows
+        lines.append([what, str(batch), *(_summary(*found) if found else [NOT_MEASURED])])
     headings = ["what", "batch", "rdn_fast", "reference", "strongest other", "precision", "processor"]
     return markdown(headings, lines, words)
 
 
-def _summary(group: dict[str, Row]) -> list[str]:
-    ours, reference = group["rdn_fast"], group.get("reference", group.get("naive"))
+def _default(rows: list[Row]) -> Row | None:
+    """Return rdn_fast's row, of several the one in the device's default precision."""
+    ours = [row for row in rows if row.recipe == "rdn_fast"]
+    return next((row for row in ours if row.precision == "default"), ours[0] if ours else None)
+
+
+def _summary(ours: Row, rows: list[Row]) -> list[str]:
+    """Return a line of README's speeds. The strongest other may compute in any precision."""
+    reference = next((row for name in ("reference", "naive") for row in rows if row.recipe == name), None)
     known = ("rdn_fast", "reference", "impl ", "naive")
-    others = [row for name, row in group.items() if not name.startswith(known) and row.vs_reference]
+    others = [row for row in rows if not row.recipe.startswith(known) and row.vs_reference]
     best = max(others, key=lambda row: row.vs_reference, default=None)
     return [f"**{_amount(ours)}**", _against(ours, reference), _against(ours, best), ours.dtype, ours.device]
 
@@ -120,7 +128,12 @@ def _against(ours: Row, other: Row | None) -> str:
         return ""
     faster = ours.vs_naive is None
     ratio = f"{ours.vs_reference / other.vs_reference:.2f}x" if faster else f"{ours.vs_naive:.0%}"
-    return f"{'' if other.recipe == 'reference' else other.recipe + ': '}{_amount(other)} ({ratio})"
+    name = (
+        ""
+        if other.recipe == "reference"
+        else f"{other.recipe}{'' if other.dtype == ours.dtype else ' ' + other.dtype}: "
+    )
+    return f"{name}{_amount(other)} ({ratio})"
 
 
 def charts(runs: list[list[Row]]) -> dict[str, tuple[Chart, Figure]]:
