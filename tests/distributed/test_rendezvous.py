@@ -157,7 +157,8 @@ def test_killed_rank_is_restarted_to_the_same_bytes(launcher, data, tmp_path):
     assert main([str(word) for word in ("train", "--data-path", data, "--outputs-dir", undisturbed, *FLAGS)]) == 0
     shutil.copytree(undisturbed, outputs)  # an earlier run, which is complete
     process = launcher(outputs, "--max-restarts", 1)
-    wait_for("earlier-*", outputs, process)
+    last_moved = max(path.name for path in undisturbed.glob("checkpoints/step_*"))
+    wait_for(f"earlier-*/checkpoints/{last_moved}", outputs, process)  # what comes now is of the new run
     wait_for_checkpoint(outputs, process)
     os.kill(ranks_of(process)[0], signal.SIGKILL)
     [(code, out, err)] = ends([process])
