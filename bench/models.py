@@ -14,6 +14,7 @@ from rdn_fast import devices, precision, rdb
 from rdn_fast.config import ModelConfig, make_configs
 from rdn_fast.model import RDN
 from rdn_fast.rdb import autotune
+from rdn_fast.rdb.auto_level import resolve_precision
 from rdn_fast.training.optimizer_step import make_optimizer_step
 from rdn_fast.training.step import TrainStep
 
@@ -28,9 +29,11 @@ def words(c: ModelConfig, height: int | None = None, width: int | None = None) -
     return model if height is None else f"{model}, {height}x{width}"
 
 
-def default_dtype(device: torch.device) -> torch.dtype:
-    """Return what `--opt-level auto` computes in."""
-    return precision.resolve("auto", "auto", device).compute
+def default_dtype(
+    device: torch.device, model_config: ModelConfig = RDN_B, lr: tuple = (16, 3, PATCH, PATCH)
+) -> torch.dtype:
+    """Return what `--opt-level auto` trains in, on inputs of the size `lr`, [B, 3, H, W]."""
+    return resolve_precision("auto", "auto", device, model_config, lr).compute
 
 
 def resolve_impl(impl: str, model_config: ModelConfig, lr: tuple, device, dtype: torch.dtype, training: bool) -> str:

@@ -53,7 +53,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         device, batch = options(__doc__, argv)
         # The choice is remembered, so that autotuning is not in the picture.
-        resolve_impl("auto", RDN_B, (batch, 3, PATCH, PATCH), device, default_dtype(device), training=True)
+        lr = batch, 3, PATCH, PATCH
+        resolve_impl("auto", RDN_B, lr, device, default_dtype(device, RDN_B, lr), training=True)
         flame("rdn-b", batch, device, picture)
     except (UserError, CannotSample) as error:
         print(f"flame: error: {error}", file=sys.stderr)

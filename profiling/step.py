@@ -17,7 +17,7 @@ from rdn_fast.errors import UserError
 
 def profiled_step(model_config: ModelConfig, batch: int, device: torch.device) -> tuple[Recipe, Contender]:
     """Return rdn_fast's recipe, and it as a contender: fresh() makes a batch of random patches, run() is the step."""
-    lr, dtype = (batch, 3, PATCH, PATCH), default_dtype(device)
+    lr, dtype = (batch, 3, PATCH, PATCH), default_dtype(device, model_config, (batch, 3, PATCH, PATCH))
     recipe = ours(model_config, device, dtype, resolve_impl("auto", model_config, lr, device, dtype, training=True))
     maker = "rdn_fast", dtype, lambda: recipe
     (entry,) = compare(training_step.NAME, model_config, lr, device, True, [maker]).entries

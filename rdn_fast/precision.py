@@ -40,17 +40,22 @@ class Precision:
 
 
 def resolve(opt_level: str, amp_dtype: str, device: torch.device) -> Precision:
-    """Return the Precision of these settings.
+    """Return the Precision of "O0", "O1" or "O2" with low_dtype(). rdb/auto_level.py resolves "auto"."""
+    low = low_dtype(amp_dtype, device)
+    compute, output = {"O0": (torch.float32, torch.float32), "O1": (low, torch.float32), "O2": (low, low)}[opt_level]
+    return Precision(opt_level, compute, output)
 
-    `opt_level` "auto" is O1 where low precision is faster than float32, else O0. `amp_dtype` "auto" is the device's
-    usual low-precision dtype.
-    """
-    if opt_level == "auto":
-        opt_level = "O1" if devices.low_precision_pays(device) else "O0"
-    if opt_level == "O0":
-        return Precision("O0", torch.float32, torch.float32)
-    low = _DTYPES.get(amp_dtype) or devices.low_precision(device)
-    return Precision(opt_level, low, torch.float32 if opt_level == "O1" else low)
+
+def parse(text: str) -> Precision:
+    """Return the Precision whose str() is `text`, such as "O1 bfloat16"."""
+    level, compute = text.split()
+    dtype = getattr(torch, compute)
+    return Precision(level, dtype, dtype if level == "O2" else torch.float32)
+
+
+def low_dtype(amp_dtype: str, device: torch.device) -> torch.dtype:
+    """Return the dtype that O1 and O2 compute in. "auto" is the device's usual one."""
+    return _DTYPES.get(amp_dtype) or devices.low_precision(device)
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -121,6 +121,17 @@ def npu_environment() -> dict[str, str]:
     return simulated_npu.environment(FAKE_NPU_DEVICES="2")
 
 
+@pytest.fixture(autouse=True)
+def fixed_level(monkeypatch) -> None:
+    """Let `--opt-level auto` be runs.LEVEL in this process. Processes of their own get that by the flags runs.TINY.
+
+    Tests of the choice itself define a fixture of this name that does nothing.
+    """
+    from rdn_fast.rdb import auto_level
+
+    monkeypatch.setattr(auto_level, "auto_level", lambda *_: runs.LEVEL)
+
+
 @pytest.fixture
 def cli(capsys) -> Callable[..., Ended]:
     """Return cli(*arguments), which runs `rdn-fast ...` in this process, far faster than run_cli."""

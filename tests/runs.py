@@ -18,7 +18,8 @@ torch.set_num_threads(1)
 
 ROOT = Path(__file__).resolve().parent.parent
 _TINY_MODEL = "--num-features 6 --growth-rate 4 --num-blocks 2 --num-layers 2"
-TINY = (*_TINY_MODEL.split(), "--patch-size", "8", "--lr", "1e-3")
+LEVEL = os.environ.get("RDN_FAST_TEST_LEVEL", "O0")  # what `--opt-level auto` is in tests: nothing is timed for it
+TINY = (*_TINY_MODEL.split(), "--patch-size", "8", "--lr", "1e-3", "--opt-level", LEVEL)
 
 
 def photograph(height: int, width: int, seed: int = 0) -> np.ndarray:

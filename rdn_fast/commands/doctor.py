@@ -176,7 +176,9 @@ def _case(device: str):
     from rdn_fast.commands.tune_modes import cases_of
     from rdn_fast.rdb import autotune
 
-    case, _ = cases_of(*make_configs({"device": device}, "rdn-b"), devices.pick(device))
+    picked = devices.pick(device)
+    level = "O0" if devices.is_host(picked) else "auto"  # which is timed on a CPU
+    case, _ = cases_of(*make_configs({"device": device, "opt_level": level}, "rdn-b"), picked)
     return dataclasses.replace(case, mode=autotune.fastest_mode(case))
 
 

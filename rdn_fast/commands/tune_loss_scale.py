@@ -10,10 +10,11 @@ from xml.sax.saxutils import escape
 
 import torch
 
-from rdn_fast import __version__, devices, precision
+from rdn_fast import __version__, devices
 from rdn_fast.config import ModelConfig, TrainConfig
 from rdn_fast.errors import UserError
 from rdn_fast.files import atomic_write
+from rdn_fast.rdb.auto_level import resolve_precision
 from rdn_fast.training import loss_scale
 from rdn_fast.training.inputs import initial_model, open_inputs
 from rdn_fast.training.loss_scale import (
@@ -51,12 +52,14 @@ def _calibrate(model_config: ModelConfig, train_config: TrainConfig, folder: Pat
     model = initial_model(model_config, train_config.seed, inputs.weights)
     model.rdb = train_config.rdb
     model.to(device, memory_format=devices.memory_format(device))
-    run_precision = precision.resolve(train_config.opt_level, train_config.amp_dtype, device)
+    c, patch = train_config, train_config.patch_size
+    shape = c.batch_size, 3, patch, patch
+    run_precision = resolve_precision(c.opt_level, c.amp_dtype, device, model_config, shape, c.rdb)
     resolved = loss_scale.resolve(model, run_precision, lambda: loss_scale.sample_batches(inputs.sampler, device))
     print("\n".join(resolved.lines))
     if resolved.histogram is None:
         return
-    m, patch, batches = model_config, train_config.patch_size, resolved.histogram.batches
+    m, batches = model_config, resolved.histogram.batches
     title = (
         f"Gradients of RDN x{m.scale} D{m.num_blocks} C{m.num_layers} G{m.growth_rate} G0 {m.num_features} "
         f"at {run_precision.level}, {batches} batches of {train_config.batch_size} patches of {patch}x{patch}",

@@ -17,10 +17,11 @@ from pathlib import Path
 import torch
 from rich.table import Table
 
-from rdn_fast import devices, precision
+from rdn_fast import devices
 from rdn_fast.config import ModelConfig, TrainConfig
 from rdn_fast.errors import UserError
 from rdn_fast.rdb import IMPLS, refusal
+from rdn_fast.rdb.auto_level import resolve_precision
 from rdn_fast.rdb.autotune import PICTURE, Case, Timing, measure, mode_key, remember
 from rdn_fast.terminal import print_table
 
@@ -28,7 +29,8 @@ from rdn_fast.terminal import print_table
 def cases_of(model_config: ModelConfig, train_config: TrainConfig, device: torch.device) -> tuple[Case, Case]:
     """Return the two cases that `rdn-fast tune` times: a training run's step, and evaluation in float32."""
     patch = train_config.batch_size, 3, train_config.patch_size, train_config.patch_size
-    dtype = precision.resolve(train_config.opt_level, train_config.amp_dtype, device).compute
+    asked = train_config.opt_level, train_config.amp_dtype
+    dtype = resolve_precision(*asked, device, model_config, patch, train_config.rdb).compute
     training = Case.of(model_config, patch, device, dtype, True)
     evaluation = Case.of(model_config, (1, 3, PICTURE, PICTURE), device, torch.float32, False)
     return training, evaluation

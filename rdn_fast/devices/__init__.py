@@ -6,8 +6,8 @@ from rdn_fast.devices.npu_modes import active_modes, mode, modes, use_mode
 from rdn_fast.devices.numerics import (
     enable_autotuning,
     exact_float32,
+    has_instructions,
     low_precision,
-    low_precision_pays,
     memory_format,
 )
 from rdn_fast.devices.optim import (

@@ -16,14 +16,15 @@ def low_precision(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cpu" else torch.float16
 
 
-def low_precision_pays(device: torch.device) -> bool:
-    """Return whether low_precision() trains faster than float32 here.
+def has_instructions(device: torch.device, dtype: torch.dtype) -> bool:
+    """Return whether the device computes in the low-precision dtype by itself.
 
-    On a CPU only matrix units (AMX) can outrun the float32 Winograd blocks: AVX512-BF16 doubles float32's peak where
-    Winograd nearly triples it (arithmetic, profiling/LOG.md), and older CPUs emulate bf16, 10 to 100 times slower
-    (measured).
+    Accelerators do. CPUs have bf16 (AVX512-BF16, AMX-BF16, Arm's BF16) or emulate it; their fp16 counts as emulated.
     """
-    return device.type != "cpu" or bool(getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16"))
+    if device.type != "cpu":
+        return True
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return dtype == torch.bfloat16 and any(map(capabilities.get, ("avx512_bf16", "amx_bf16", "bf16")))
 
 
 def memory_format(device: torch.device) -> torch.memory_format:

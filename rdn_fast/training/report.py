@@ -12,6 +12,7 @@ import torch
 from rdn_fast import __version__, devices
 from rdn_fast.errors import Failure, Stopped
 from rdn_fast.model import RDN
+from rdn_fast.precision import dtype_name
 from rdn_fast.terminal import Bar, clock
 from rdn_fast.training import resume
 from rdn_fast.training.metrics_log import MetricsLog
@@ -76,8 +77,8 @@ class Report:
         )
         patches = f"{s.world} x {c.batch_size} patches of {c.patch_size}x{c.patch_size}"
         self.say(f"on {devices.describe(s.device)}: {patches} per step")
-        if s.precision.level != "O0" and not devices.low_precision_pays(s.device):
-            self.say("note: on this CPU --opt-level O0 (float32) is faster")
+        if s.precision.scaled and not devices.has_instructions(s.device, s.precision.compute):
+            self.say(f"note: on this CPU, which emulates {dtype_name(s.precision.compute)}, --opt-level O0 is faster")
         self.say(f"{sampler.pairs.path}: {sampler.patches} patches per epoch, {sampler.steps} steps")
         self.say(about_loader)
         if left_out := sampler.left_out:

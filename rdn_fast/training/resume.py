@@ -8,13 +8,16 @@ from pathlib import Path
 
 import torch
 
-from rdn_fast import devices
+from rdn_fast import devices, precision
 from rdn_fast.data.prefetch import Batch
 from rdn_fast.errors import UserError
 from rdn_fast.model import RDN
+from rdn_fast.precision import Precision
 from rdn_fast.rdb import able
+from rdn_fast.rdb.auto_level import resolve_precision
 from rdn_fast.rdb.autotune import Case, fastest_mode, resolve_impl
 from rdn_fast.training import loss_scale
+from rdn_fast.training.apex import check_apex
 from rdn_fast.training.checkpoint import host_copy, load_checkpoint
 from rdn_fast.training.run_folder import set_aside
 from rdn_fast.training.setup import Setup
@@ -46,16 +49,20 @@ def recipe(setup: Setup) -> dict:
     return {**schedule, "weight_decay": c.weight_decay, "clip_grad": c.clip_grad, **scaling}
 
 
-def find_checkpoint(setup: Setup, say: Callable[[str], None]) -> dict | None:
-    """Return the checkpoint to go on from, checked against the settings; None: a new run. For rank 0.
+def find_start(setup: Setup, say: Callable[[str], None]) -> tuple[Precision, dict | None]:
+    """Return the run's precision, and the checkpoint to go on from; None: a new run. For rank 0.
 
-    Moves files of another run, or of later steps, out of the outputs folder. Raises UserError.
+    The checkpoint is checked against the settings. Moves files of another run, or of later steps, out of the outputs
+    folder. Raises UserError.
     """
     resume, outputs = setup.train_config.resume, setup.outputs
     checkpoint = load_checkpoint(resume, outputs, say) if resume is not None else None
+    setup = dataclasses.replace(setup, precision=_resolve_precision(setup, checkpoint))
+    if setup.uses_apex:
+        check_apex(setup.device)
     if checkpoint is None:
         set_aside(outputs, say)
-        return None
+        return setup.precision, None
     step = checkpoint["step"]
     if changes := _changes(checkpoint["settings"], settings(setup)):
         raise UserError(f"--resume {resume}: a resume needs the settings of the checkpoint, but {changes}")
@@ -71,7 +78,19 @@ def find_checkpoint(setup: Setup, say: Callable[[str], None]) -> dict | None:
     say(f"resumed at step {step}, epoch {checkpoint['progress']['epoch']}")
     if changes := _changes(checkpoint["recipe"], recipe(setup)):
         say(f"note: {changes}: not the run that it was")
-    return checkpoint
+    return setup.precision, checkpoint
+
+
+def _resolve_precision(setup: Setup, checkpoint: dict | None) -> Precision:
+    """Return what the flags stand for; "auto" keeps to the checkpoint's level and dtype."""
+    c, shape = setup.train_config, _training_shape(setup)
+    level, dtype = c.opt_level, c.amp_dtype
+    if checkpoint and level == "auto":
+        before = precision.parse(checkpoint["settings"]["precision"])
+        if dtype == "auto":
+            return before
+        level = before.level
+    return resolve_precision(level, dtype, setup.device, setup.model_config, shape, c.rdb)
 
 
 def _changes(old: dict, new: dict) -> str:
@@ -107,9 +126,12 @@ def resolve_impls(setup: Setup, checkpoint: dict | None, say: Callable[[str], No
 
 
 def _training_case(setup: Setup) -> Case:
+    return Case.of(setup.model_config, _training_shape(setup), setup.device, setup.precision.compute, True)
+
+
+def _training_shape(setup: Setup) -> tuple[int, int, int, int]:
     c = setup.train_config
-    shape = c.batch_size, 3, c.patch_size, c.patch_size
-    return Case.of(setup.model_config, shape, setup.device, setup.precision.compute, True)
+    return c.batch_size, 3, c.patch_size, c.patch_size
 
 
 def _validation_case(setup: Setup) -> Case:

@@ -7,6 +7,7 @@ import math
 import signal
 import time
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
@@ -17,7 +18,7 @@ from rdn_fast.data.prefetch import Batch, PrefetchLoader
 from rdn_fast.distributed.process_group import Ranks
 from rdn_fast.errors import Failure, Stopped
 from rdn_fast.training import resume
-from rdn_fast.training.apex import ApexOptimizerStep, check_apex
+from rdn_fast.training.apex import ApexOptimizerStep
 from rdn_fast.training.checkpoint import CheckpointWriter, checkpoint_path, host_copy
 from rdn_fast.training.inputs import initial_model
 from rdn_fast.training.optimizer_step import HALVE_AFTER, make_optimizer_step
@@ -49,7 +50,7 @@ class TrainingRun:
         # The order matters. Before, setup.open_run() has read the ranks from the environment, picked this rank's
         # device, opened and checked the inputs (so that the user's mistakes are told before anything is started or
         # written), connected the ranks and locked the outputs folder. Then:
-        #  1. Checkpoint: found, and checked against the settings. It decides the device's mode.
+        #  1. Checkpoint: found, and checked against the settings. It decides precision and the device's mode.
         #  2. Mode of the device: must be set before this process has a tensor there.
         #  3. Model: initialized on the host, so that its weights depend on the seed alone, then moved.
         #  4. Optimizer: over the parameters where they are now.
@@ -62,13 +63,11 @@ class TrainingRun:
         # 11. Loader: sees how much device memory is left. Its threads start with the loop.
         # 12. Writers: last, since they change the files of the run that is resumed.
         self.started = time.monotonic()
-        self.setup, self.ranks, self.signals = setup, ranks, signals
+        self.ranks, self.signals = ranks, signals
+        precision, checkpoint = ranks.on_rank0(resume.find_start, setup, partial(print, flush=True))
+        self.setup = setup = replace(setup, precision=precision)
         self.sampler, self.report = setup.inputs.sampler, Report(setup, silent=not ranks.is_rank0)
         c, device, by_apex, say = setup.train_config, setup.device, setup.uses_apex, self.report.say
-        if by_apex:
-            ranks.on_rank0(check_apex, device)
-
-        checkpoint = ranks.on_rank0(resume.find_checkpoint, setup, say)
         self.mode = ranks.on_rank0(resume.resolve_mode, setup, checkpoint, say)
         devices.use_mode(device, self.mode)
         devices.enable_autotuning(device)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from rdn_fast import devices, precision
+from rdn_fast import devices
 from rdn_fast.config import ModelConfig, TrainConfig
 from rdn_fast.distributed.process_group import Ranks
 from rdn_fast.errors import Failure, LostContact, UserError
@@ -28,7 +28,7 @@ class Setup:
     train_config: TrainConfig
     inputs: Inputs
     device: torch.device
-    precision: Precision
+    precision: Precision | None  # None until resume.find_start() resolves it
     world: int  # ranks
     launches: list[str]  # ids of the launches that started the ranks, one of each node
 
@@ -70,8 +70,7 @@ def open_run(model_config: ModelConfig, train_config: TrainConfig) -> Iterator[t
             if global_batch is not None:  # the launcher has started the ranks anew
                 train_config = _after_restart(train_config, global_batch, ranks.world)
                 inputs = open_inputs(model_config, train_config, ranks.rank, ranks.world, device)
-            compute = precision.resolve(train_config.opt_level, train_config.amp_dtype, device)
-            yield Setup(model_config, train_config, inputs, device, compute, ranks.world, launches), ranks, signals
+            yield Setup(model_config, train_config, inputs, device, None, ranks.world, launches), ranks, signals
         ranks.close()
     except BrokenPipeError:
         raise

@@ -214,7 +214,6 @@ def test_fewer_windows_at_a_time_come_before_smaller_ones():
 @pytest.fixture
 def fp16(monkeypatch):
     """A device that is faster in fp16."""
-    monkeypatch.setattr(devices, "low_precision_pays", lambda device: True)
     monkeypatch.setattr(devices, "low_precision", lambda device: torch.float16)
 
 
@@ -251,8 +250,7 @@ def test_16_bit_pictures_are_computed_in_float32():
     assert watched.dtypes == [(torch.float32, torch.float32), (torch.float16, torch.float32)]
 
 
-def test_bf16_is_not_for_pictures(monkeypatch):
-    monkeypatch.setattr(devices, "low_precision_pays", lambda device: True)
+def test_bf16_is_not_for_pictures():
     made = model()
     watched = Watched(made)
     Upscaler(made)(photograph(20, 20))

@@ -176,7 +176,7 @@ def test_a_run_goes_on_on_another_device(npu_environment, folders, data, tmp_pat
 @pytest.mark.slow
 def test_a_stopped_run_goes_on_exactly(npu_environment, data, tmp_path):
     whole, out = tmp_path / "whole", tmp_path / "out"
-    flags = ("--epochs", 100_000, "--checkpoint-every", 1000)  # "auto" for all else: O1 in fp16, the fastest impl
+    flags = ("--epochs", 100_000, "--checkpoint-every", 1000, "--opt-level", "auto")  # O1 in fp16, the fastest impl
     process = subprocess.Popen(
         command(*train(data, out, "npu", *flags)),
         env=npu_environment,
