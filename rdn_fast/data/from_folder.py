@@ -17,7 +17,7 @@ from rdn_fast.data.prepare import prepare
 from rdn_fast.errors import UserError
 from rdn_fast.files import lock
 
-_RECIPE = 1  # to be increased when prepare makes other pairs of the same images
+_RECIPE = 2  # to be increased when prepare makes other pairs of the same images
 _ATTRIBUTE = "made_from"  # of the file's root: the key of its images
 
 

@@ -8,6 +8,7 @@ from math import inf
 import numpy as np
 from PIL import Image
 
+from rdn_fast.data.decode import to_8_bits
 from rdn_fast.pictures import png_tiff16
 from rdn_fast.pictures.picture import Picture
 
@@ -39,7 +40,7 @@ def fit(picture: Picture, scale: int, format: str | None) -> Picture:
     channels = pixels.shape[2]
     grey_as_rgb = _writes_grey_as_rgb(pixels, format)
     if pixels.dtype == np.uint16 and (format in _LONGEST_EDGE or (format is None and channels > 1)):
-        pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+        pixels = to_8_bits(pixels)
         notes.append(f"16 bits reduced to the 8 that {format or 'a PIL.Image'} holds")
     if format == "JPEG" and channels in (2, 4):
         colours, alpha = pixels[..., :-1].astype(np.uint32), pixels[..., -1:].astype(np.uint32)

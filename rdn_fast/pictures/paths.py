@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from rdn_fast.data.images import safe_formats
+from rdn_fast.data.image_formats import safe_formats
 from rdn_fast.errors import UserError
 from rdn_fast.pictures.encode import FORMATS
 

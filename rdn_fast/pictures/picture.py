@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from math import isfinite
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image
 from PIL.ExifTags import IFD, Base
 
-from rdn_fast.data.images import open_image, reject_float
-from rdn_fast.errors import one_line
-from rdn_fast.pictures import png_tiff16
+from rdn_fast.data.decode import decode, one_line_errors
+from rdn_fast.data.image_formats import open_image
 
 # The tags that describe the picture. Others describe how the source file stores it, which is not true of the result.
 _EXIF_TAGS = {
@@ -54,19 +52,12 @@ class Picture:
 
 
 def read_picture(source: str | Path | Image.Image, max_pixels: int = 0) -> Picture:
-    """Read any picture that Pillow reads; of several frames or pages the first.
-
-    - 1 bit and grey become grey. Palettes, CMYK (through its ICC profile where it has one) and all other colours become
-      RGB. Transparency of any kind becomes alpha.
-    - 16 bits stay 16: in grey pictures of any format, in colours in PNG and TIFF files, in grey with alpha in PNG files
-      (Pillow opens no such TIFF). A note says where 16 bits of a TIFF become 8 (CMYK).
-    - 32-bit integers are taken as 16 bits where all lie in 0..65535.
-    - The EXIF orientation is applied.
+    """Read any picture that Pillow reads, as decode() does, with its metadata; of several frames or pages the first.
 
     max_pixels: refuse larger pictures before decoding them; 0: no limit. Raises ValueError with the reason in one line:
     not a picture, of a format for which Pillow starts a program (EPS), damaged, too large, float pixels.
     """
-    try:
+    with one_line_errors():
         if isinstance(source, Image.Image):
             return _picture(source, None)
         with open_image(source) as image:
@@ -76,61 +67,16 @@ def read_picture(source: str | Path | Image.Image, max_pixels: int = 0) -> Pictu
                 raise ValueError(f"{size} are more than {limit}, {reason}")
             # An MPO file holds a photograph and its previews.
             frames = getattr(image, "n_frames", 1) if image.format != "MPO" else 1
-            picture = _picture(image, png_tiff16.read_deep(source, image))
-            stored_16_bits = image.format == "TIFF" and 16 in image.tag_v2.get(Base.BitsPerSample, ())
-            if stored_16_bits and picture.pixels.dtype == np.uint8:
-                picture.notes.append("16 bits read as 8: Pillow keeps no more of such a TIFF")
+            picture = _picture(image, source)
             if frames > 1:
                 picture.notes.append(f"the first of its {frames} pictures")
             return picture
-    except UnidentifiedImageError:
-        raise ValueError("not a picture of a kind that Pillow reads") from None
-    except OSError as error:
-        raise ValueError(error.strerror or one_line(error)) from None
-    except Exception as error:  # Pillow raises nearly anything for a broken file
-        raise ValueError(one_line(error)) from None
 
 
-def _picture(image: Image.Image, deep: np.ndarray | None) -> Picture:
-    """deep: the pixels where png_tiff16 has read them, else None."""
-    exif, notes = _kept_exif(image)
-    icc_profile, pixels = image.info.get("icc_profile"), deep
-    if pixels is None:
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode == "CMYK":
-            upright, icc_profile = _to_srgb(upright, icc_profile), None
-        pixels = _pixels(upright)
-        white_is_zero = image.format == "TIFF" and image.tag_v2.get(Base.PhotometricInterpretation) == 0
-        if white_is_zero and image.mode.startswith("I;16"):
-            pixels = 65535 - pixels  # Pillow inverts 8 bits by itself
-    key = image.info.get("transparency")
-    if key is not None and pixels.dtype == np.uint16:  # key: the one transparent colour
-        pixels = np.dstack([pixels, np.where((pixels == key).all(axis=2), 0, 65535).astype(np.uint16)])
-    if 0 in pixels.shape:
-        raise ValueError("it has no pixels")
-    return Picture(pixels, exif, icc_profile, _dpi(image), notes)
-
-
-def _pixels(image: Image.Image) -> np.ndarray:
-    reject_float(image)
-    if image.mode.startswith("I"):
-        grey = np.array(image)[..., None]
-        if grey.min(initial=0) < 0 or grey.max(initial=0) > 65535:
-            raise ValueError("32-bit pixels outside 0..65535 have no defined range; save it with 8 or 16 bits")
-        return grey.astype(np.uint16)
-    mode = ("L" if image.mode in ("1", "L", "LA", "La") else "RGB") + "A" * image.has_transparency_data
-    pixels = np.array(image.convert(mode))
-    return pixels[..., None] if mode == "L" else pixels
-
-
-def _to_srgb(image: Image.Image, icc_profile: bytes | None) -> Image.Image:
-    if icc_profile:
-        try:
-            profile, srgb = io.BytesIO(icc_profile), ImageCms.createProfile("sRGB")
-            return ImageCms.profileToProfile(image, profile, srgb, outputMode="RGB")
-        except ImageCms.PyCMSError:  # damaged, or not for CMYK
-            pass
-    return image.convert("RGB")
+def _picture(image: Image.Image, path: str | Path | None) -> Picture:
+    pixels, icc_profile, notes = decode(image, path)  # first: after a failed load, getexif() would hide the failure
+    exif, exif_notes = _kept_exif(image)
+    return Picture(pixels, exif, icc_profile, _dpi(image), [*exif_notes, *notes])
 
 
 def _dpi(image: Image.Image) -> tuple[float, float] | None:

@@ -1,6 +1,6 @@
-"""Random arrays, a stand-in for the model, and 16-bit PNG written and read by the format's description.
+"""Random arrays, a stand-in for the model, and PNG and TIFF files written and read by the formats' descriptions.
 
-Pillow can neither write nor read PNG files of 16-bit colours.
+Pillow can neither write nor read PNG files of 16-bit colours, and writes no grey of 2, 4 or 12 bits.
 """
 
 import struct
@@ -38,12 +38,45 @@ def large(array: np.ndarray) -> np.ndarray:
     return array.repeat(2, axis=0).repeat(2, axis=1)
 
 
+def chunk(name: bytes, data: bytes) -> bytes:
+    """A chunk of a PNG file."""
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def png_of_grey(rows: list[list[int]], bits: int, *chunks: tuple[bytes, bytes]) -> bytes:
+    """A PNG of grey with 1, 2, 4 or 8 bits and these chunks before its pixels."""
+    header = struct.pack(">2I5B", len(rows[0]), len(rows), bits, 0, 0, 0, 0)
+    stream = b"".join(b"\0" + packed(row, bits) for row in rows)
+    parts = (b"IHDR", header), *chunks, (b"IDAT", zlib.compress(stream)), (b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+
+
+def tiff_of_grey(rows: list[list[int]], bits: int, **tags: int) -> bytes:
+    """A little-endian TIFF of grey, uncompressed. tags: planes=2, signed=2, white_is_zero=0, by number in `known`."""
+    known = {"planes": 284, "signed": 339, "white_is_zero": 262}
+    data = b"".join(packed(row, bits) for row in rows)
+    entries = {256: len(rows[0]), 257: len(rows), 258: bits, 259: 1, 262: 1, 273: 8, 277: 1, 278: len(rows)}
+    entries |= {279: len(data)} | {known[name]: value for name, value in tags.items()}
+    directory = b"".join(struct.pack("<2H2I", tag, 4, 1, value) for tag, value in sorted(entries.items()))
+    at = 8 + len(data) + len(data) % 2
+    return (
+        b"II*\0"
+        + struct.pack("<I", at)
+        + data.ljust(at - 8, b"\0")
+        + (struct.pack("<H", len(entries)) + directory + bytes(4))
+    )
+
+
+def packed(row: list[int], bits: int) -> bytes:
+    """A row's samples one after the other, most significant bit first, filled up to a byte; 16 bits little-endian."""
+    if bits >= 16:
+        return b"".join((value % 2**bits).to_bytes(bits // 8, "little") for value in row)
+    text = "".join(f"{value % 2**bits:0{bits}b}" for value in row)
+    return bytes(int(text[at : at + 8].ljust(8, "0"), 2) for at in range(0, len(text), 8))
+
+
 def png16(pixels: np.ndarray, filters: str = "01234", *chunks: tuple[bytes, bytes]) -> bytes:
     """pixels: uint16 [H, W, C]; row y is stored with filter filters[y % len]."""
-
-    def chunk(name, data):
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
     height, width, channels = pixels.shape
     step = 2 * channels
     rows = pixels.astype(">u2").reshape(height, -1).view(np.uint8).astype(int)

@@ -1,0 +1,31 @@
+"""Which files are opened as pictures, and how."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from PIL import Image
+from PIL.ImageFile import StubImageFile
+
+
+def safe_formats() -> list[str]:
+    """Return the formats that Pillow decodes by itself. Without this list it takes any that matches a file's content.
+
+    Left out: EPS, for which it starts a program; stubs, which need code from elsewhere; IPTC, which wraps any format;
+    MPEG, which it identifies but does not decode.
+    """
+    Image.init()
+    stubs = {
+        name
+        for name, (factory, _) in Image.OPEN.items()
+        if isinstance(factory, type) and issubclass(factory, StubImageFile)
+    }
+    return [name for name in Image.ID if name not in stubs | {"EPS", "IPTC", "MPEG"}]
+
+
+def open_image(path: str | Path) -> Image.Image:
+    """Open a file of one of safe_formats() as Image.open() does."""
+    image = Image.open(path, formats=safe_formats())
+    # With a file name Pillow would map an uncompressed TIFF, and confuse width and height if its orientation turns it.
+    image.filename = ""
+    return image
