@@ -1,1 +1,1 @@
-"""From image files to batches. Read image_formats, decode, images, pairs, h5_writer, prepare, h5, sampler, augment, patches, prefetch."""
+"""From image files to batches. Read image_formats, decode, images, pairs, prepare, h5, sampler, patches, prefetch."""
