@@ -18,7 +18,8 @@ from rdn_fast.config import ModelConfig
 from rdn_fast.errors import UserError
 from rdn_fast.precision import Precision
 from rdn_fast.rdb import Impl, select
-from rdn_fast.rdb.autotune import Case, resolve_impl
+from rdn_fast.rdb.autotune import resolve_impl
+from rdn_fast.rdb.case import Case
 
 
 class _DenseLayer(nn.Module):

@@ -18,6 +18,8 @@ import runs
 from fake_npu import simulated_npu
 from PIL import Image
 
+from rdn_fast.rdb import auto_level, measure
+
 # A cache folder for all tests: kernels are compiled, and impls timed, once. It is deleted at the end.
 if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit it
     _cache = tempfile.TemporaryDirectory(prefix="rdn_fast-tests-")
@@ -127,9 +129,14 @@ def fixed_level(monkeypatch) -> None:
 
     Tests of the choice itself define a fixture of this name that does nothing.
     """
-    from rdn_fast.rdb import auto_level
-
     monkeypatch.setattr(auto_level, "auto_level", lambda *_: runs.LEVEL)
+
+
+@pytest.fixture(autouse=True)
+def few_rounds(monkeypatch) -> None:
+    """Time no impl in more than the least number of rounds in this process: at tests' sizes none is clearly faster."""
+    monkeypatch.setattr(measure, "BUDGET", 0.0)
+    monkeypatch.setattr(measure, "PICTURE_BUDGET", 0.0)
 
 
 @pytest.fixture

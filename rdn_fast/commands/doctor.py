@@ -61,6 +61,7 @@ def doctor(device: str = "auto") -> int:
         "triton": _triton,
         "h5py": _h5py,
         "C compiler": _compiler,
+        "opt-level": partial(_level, device),
         "rdb": partial(_impls, device),
         "rdb auto": partial(_auto, device),
         "cache folder": _cache,
@@ -171,14 +172,16 @@ def _compiler() -> Line:
 
 
 def _case(device: str):
-    """Return the Case of rdn-b's usual training, in the mode that it would run in."""
+    """Return the Case of rdn-b's usual training, in the mode that it would run in; float32 where auto is not known."""
     from rdn_fast import devices
     from rdn_fast.commands.tune_modes import cases_of
-    from rdn_fast.rdb import autotune
+    from rdn_fast.rdb import auto_level, autotune
 
     picked = devices.pick(device)
-    level = "O0" if devices.is_host(picked) else "auto"  # which is timed on a CPU
-    case, _ = cases_of(*make_configs({"device": device, "opt_level": level}, "rdn-b"), picked)
+    case, _ = cases_of(*make_configs({"device": device, "opt_level": "O0"}, "rdn-b"), picked)
+    low = devices.low_precision(picked)
+    if auto_level.known_level(case, low) == "O1":
+        case = dataclasses.replace(case, dtype=low)
     return dataclasses.replace(case, mode=autotune.fastest_mode(case))
 
 
@@ -202,6 +205,27 @@ def _impls(device: str) -> Line:
     refusals = _refusals(_case(device))
     others = (f"{name} {reason}" for name, reason in refusals.items() if reason is not None)
     return Line("\n".join([f"{', '.join(_able(refusals))} can run", *others]))
+
+
+def _level(device: str) -> Line:
+    import torch
+
+    from rdn_fast import devices
+    from rdn_fast.precision import dtype_name
+    from rdn_fast.rdb import auto_level
+
+    case = dataclasses.replace(_case(device), dtype=torch.float32)
+    low = devices.low_precision(case.device)
+    shape = f"{case.batch} patches of {case.height}x{case.width} in float32 and {dtype_name(low)}"
+    level = auto_level.known_level(case, low)
+    if not auto_level.needs_timing(case.device, low):
+        why = (
+            f"this CPU emulates {dtype_name(low)}" if level == "O0" else f"{case.device} computes in {dtype_name(low)}"
+        )
+        return Line(f"auto: {level}, since {why}")
+    if level:
+        return Line(f"auto: {level}, by timing {shape}")
+    return Line(f"auto: not timed yet for {shape}")
 
 
 def _auto(device: str) -> Line:

@@ -1,29 +1,56 @@
-"""`rdn-fast tune`: time every impl of the residual dense block for a run, print the tables, remember the fastest."""
+"""`rdn-fast tune`: time every impl of the residual dense block for a run, print the tables, remember the choices."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from rich.markup import escape
 from rich.table import Table
 
-from rdn_fast import devices
+from rdn_fast import devices, precision
 from rdn_fast.commands.tune_modes import cases_of, tune_modes
 from rdn_fast.config import ModelConfig, TrainConfig
 from rdn_fast.rdb import IMPLS, refusal
-from rdn_fast.rdb.autotune import Case, Timing, autotune
+from rdn_fast.rdb.auto_level import compare, needs_timing
+from rdn_fast.rdb.autotune import autotune
+from rdn_fast.rdb.case import Case
+from rdn_fast.rdb.measure import Timing
+from rdn_fast.rdb.rounds import MARGIN
 from rdn_fast.terminal import print_table
 
 
 def tune(model_config: ModelConfig, train_config: TrainConfig) -> None:
-    """Time all impls anew for a training run, and for evaluation in float32, and print a table of each."""
+    """Time all impls anew for a training run, and for evaluation in float32, and print a table of each.
+
+    Where `--opt-level auto` is chosen by timing, the run's are timed in float32 and in low precision.
+    """
     device = devices.pick(train_config.device, train_config.device_id)
     if devices.modes(device):
         tune_modes(model_config, train_config, device)
         return
-    for case in cases_of(model_config, train_config, device):
-        timing = autotune(case)
-        print(case.key())  # not the table's title, which rich would wrap at the table's width
-        print_table(_table(case, timing))
-        print(f"auto: {timing.fastest}")
+    c, low = train_config, precision.low_dtype(train_config.amp_dtype, device)
+    if c.opt_level == "auto" and needs_timing(device, low):
+        training, evaluation = cases_of(model_config, replace(c, opt_level="O0"), device)
+        comparison = compare(training, low)
+        for case, timing in zip(comparison.cases, comparison.timings, strict=True):
+            _show(case, timing)
+        level = comparison.verdict
+        print(f"--opt-level auto: {precision.resolve(level.choice, c.amp_dtype, device)}{_note(level.settled)}")
+    else:
+        training, evaluation = cases_of(model_config, c, device)
+        _show(training, autotune(training))
+    _show(evaluation, autotune(evaluation))
+
+
+def _show(case: Case, timing: Timing) -> None:
+    print(case.key())  # not the table's title, which rich would wrap at the table's width
+    print_table(_table(case, timing))
+    if timing.rounds:
+        print(f"--rdb auto: {timing.verdict.choice}{_note(timing.verdict.settled)}")
+
+
+def _note(settled: bool) -> str:
+    return "" if settled else f" (not clearly: another is within {MARGIN - 1:.0%} or so; trusted for a day)"
 
 
 def _table(case: Case, timing: Timing) -> Table:

@@ -22,7 +22,10 @@ from rdn_fast.config import ModelConfig, TrainConfig
 from rdn_fast.errors import UserError
 from rdn_fast.rdb import IMPLS, refusal
 from rdn_fast.rdb.auto_level import resolve_precision
-from rdn_fast.rdb.autotune import PICTURE, Case, Timing, measure, mode_key, remember
+from rdn_fast.rdb.autotune import mode_key, remember
+from rdn_fast.rdb.case import PICTURE, Case
+from rdn_fast.rdb.measure import Timing, measure
+from rdn_fast.rdb.rounds import Verdict
 from rdn_fast.terminal import print_table
 
 
@@ -52,12 +55,12 @@ def tune_modes(model_config: ModelConfig, train_config: TrainConfig, device: tor
     best = min(timings, key=lambda mode: min(timings[mode][0].seconds.values()))
     for number, case in enumerate(cases):
         _show(case, {mode: of_cases[number] for mode, of_cases in timings.items()}, best)
-    choices = {
-        dataclasses.replace(case, mode=mode).key(): timing.fastest
+    verdicts = {
+        dataclasses.replace(case, mode=mode).key(): timing.verdict
         for mode, of_cases in timings.items()
         for case, timing in zip(cases, of_cases, strict=True)
     }
-    remember(choices | {mode_key(cases[0]): best})
+    remember(verdicts | {mode_key(cases[0]): Verdict(best, True)})
 
 
 def _time_all_modes(device: torch.device, configs: str) -> dict[str, list[Timing]]:
@@ -103,7 +106,7 @@ def _show(case: Case, timings: dict[str, Timing], best: str) -> None:
     table = Table("rdb", "")
     for mode in timings:
         table.add_column(_title(mode), justify="right")
-    notes = [f"auto: {timings[best].fastest} in mode {_title(best)}; times naive: against naive in mode default"]
+    notes = [f"auto: {timings[best].verdict.choice} in mode {_title(best)}; times naive: against naive in mode default"]
     for impl in IMPLS.values():
         if reason := refusal(impl, case.device, case.dtype, case.training):
             notes.append(f"{impl.name}: {reason}")

@@ -1,4 +1,5 @@
-"""Implementations of the residual dense block. Read naive, sliced, summed, winograd, compiled, triton_planes, autotune.
+"""Implementations of the residual dense block. Read naive, summed, sliced, winograd, compiled, triton_planes, then how
+one is chosen: case, rounds, measure, autotune, auto_level.
 
 Contract: the module of every impl exports `rdb(x, conv_w, conv_b, fuse_w, fuse_b) -> y` with C = len(conv_w) and
     x, y:      [B, G0, H, W]
@@ -38,10 +39,11 @@ class Impl:
     why: str
 
 
+# In the order in which `--rdb auto` prefers them, the last one most, where timing cannot tell them apart.
 _TABLE = (
     Impl("naive", naive, ("cpu", "cuda", "npu"), (*FLOATS, torch.float64), True, "the oracle: concat, as in the paper"),
-    Impl("sliced", sliced, ("cpu", "cuda", "npu"), FLOATS, True, "one buffer, no concat: a sixth of the memory"),
     Impl("summed", summed, ("cpu", "cuda", "npu"), FLOATS, True, "a convolution for each map, summed: no concat"),
+    Impl("sliced", sliced, ("cpu", "cuda", "npu"), FLOATS, True, "one buffer, no concat: a sixth of the memory"),
     Impl("winograd", winograd, ("cpu",), (torch.float32,), True, "Winograd in C: a quarter of the multiplications"),
     Impl("compiled", compiled, ("cuda",), FLOATS, True, "torch.compile of naive"),
     Impl("torchair", torchair, ("npu",), FLOATS, False, "torch.compile of naive by the vendor's graph mode"),

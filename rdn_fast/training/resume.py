@@ -15,7 +15,8 @@ from rdn_fast.model import RDN
 from rdn_fast.precision import Precision
 from rdn_fast.rdb import able
 from rdn_fast.rdb.auto_level import resolve_precision
-from rdn_fast.rdb.autotune import Case, fastest_mode, resolve_impl
+from rdn_fast.rdb.autotune import fastest_mode, resolve_impl
+from rdn_fast.rdb.case import Case
 from rdn_fast.training import loss_scale
 from rdn_fast.training.apex import check_apex
 from rdn_fast.training.checkpoint import host_copy, load_checkpoint

@@ -10,13 +10,14 @@ from runs import ROOT
 from runs import cli as process
 from test_ascend import NO_CANN, install
 
-from rdn_fast import ascend, native
+from rdn_fast import ascend, devices, native
 from rdn_fast.commands.tune_modes import cases_of
 from rdn_fast.config import make_configs
-from rdn_fast.rdb import IMPLS, autotune
+from rdn_fast.rdb import IMPLS, auto_level, autotune
+from rdn_fast.rdb.rounds import Verdict
 
 LABELS = ["python", "torch", "torch_npu", "CANN", "drivers", "devices", "apex", "triton", "h5py", "C compiler"]
-LABELS += ["rdb", "rdb auto", "cache folder", "training"]
+LABELS += ["opt-level", "rdb", "rdb auto", "cache folder", "training"]
 
 
 @pytest.fixture(autouse=True)
@@ -26,10 +27,15 @@ def untouched(monkeypatch):
 
 @pytest.fixture
 def remembered(monkeypatch, tmp_path):
-    """Return remembered(name), which makes `name` the only tuning result, for doctor's case on the CPU."""
+    """Return remembered(impl, level=None), which adds tuning results for doctor's case on the CPU in float32."""
     monkeypatch.setattr(autotune, "cache_folder", lambda: tmp_path)
-    case, _ = cases_of(*make_configs({"device": "cpu"}, "rdn-b"), torch.device("cpu"))
-    return lambda name: autotune.remember({case.key(): name})
+    case, _ = cases_of(*make_configs({"device": "cpu", "opt_level": "O0"}, "rdn-b"), torch.device("cpu"))
+
+    def remember(impl: str, level: str | None = None) -> None:
+        verdicts = {case.key(): impl, auto_level.level_key(case, torch.bfloat16, "auto"): level}
+        autotune.remember({key: Verdict(choice, True) for key, choice in verdicts.items() if choice})
+
+    return remember
 
 
 def table(text: str) -> dict[str, str]:
@@ -63,7 +69,7 @@ def test_tells_all_and_compiles_and_times_nothing(tmp_path):
 
 def test_says_which_impls_can_run_and_why_others_cannot(cli):
     can, *cannot = table(cli("doctor", "--device", "cpu").out)["rdb"].splitlines()
-    assert can.startswith("naive, sliced, summed")
+    assert can.startswith("naive, summed, sliced")
     assert "compiled runs on cuda only" in cannot
     assert {*can.removesuffix(" can run").split(", "), *(line.split()[0] for line in cannot)} == set(IMPLS)
 
@@ -75,6 +81,21 @@ def test_says_what_auto_would_take(cli, remembered):
     assert state.startswith("summed: the fastest when 8 patches of 32x32 in ")
     remembered("compiled")  # which cannot run there
     assert "not timed yet" in table(cli("doctor", "--device", "cpu").out)["rdb auto"]
+
+
+def test_says_which_level_auto_takes(cli, remembered, monkeypatch):
+    def told() -> str:
+        return table(cli("doctor", "--device", "cpu").out)["opt-level"]
+
+    monkeypatch.setattr(devices, "has_instructions", lambda *_: False)
+    assert told() == "auto: O0, since this CPU emulates bfloat16"
+    monkeypatch.setattr(devices, "has_instructions", lambda *_: True)
+    assert told() == "auto: not timed yet for 8 patches of 32x32 in float32 and bfloat16"
+    remembered("summed", "O1")
+    assert told() == "auto: O1, by timing 8 patches of 32x32 in float32 and bfloat16"
+    assert table(cli("doctor", "--device", "cpu").out)["rdb auto"].startswith(
+        "not timed yet for 8 patches of 32x32 in bf"
+    )
 
 
 def test_fits_on_a_terminal(cli, monkeypatch):
@@ -97,7 +118,7 @@ def test_a_device_that_is_not_there_fails_and_is_told_once(cli, device):
     ended = cli("doctor", "--device", device)
     assert (ended.code, ended.err) == (1, "")
     assert list(table(ended.out)) == LABELS
-    assert ended.out.count(f"- rdb, rdb auto, training: --device {device}: ") == 1
+    assert ended.out.count(f"- opt-level, rdb, rdb auto, training: --device {device}: ") == 1
 
 
 def test_asks_the_drivers_tools(cli, tmp_path, monkeypatch):

@@ -20,7 +20,9 @@ from rdn_fast.commands.tune_modes import cases_of
 from rdn_fast.config import ModelConfig, TrainConfig
 from rdn_fast.errors import UserError
 from rdn_fast.rdb import able, autotune
-from rdn_fast.rdb.autotune import Timing, fastest_mode, mode_key, remember, resolve_impl
+from rdn_fast.rdb.autotune import fastest_mode, mode_key, remember, resolve_impl
+from rdn_fast.rdb.measure import Timing
+from rdn_fast.rdb.rounds import Verdict
 
 CPU = torch.device("cpu")
 CONFIG = ModelConfig(num_features=4, growth_rate=3, num_blocks=1, num_layers=2)
@@ -85,7 +87,7 @@ def processes(monkeypatch):
 
 
 def timing(**seconds):
-    return Timing(seconds, {})
+    return Timing({name: [one] for name, one in seconds.items()}, {})
 
 
 def remembered(folder):
@@ -96,7 +98,7 @@ def test_every_mode_is_timed_in_a_process_and_the_fastest_training_wins(cli, fol
     given = processes(
         default=[timing(naive=4e-3, sliced=5e-3), timing(naive=1e-3, sliced=2e-3)],
         hot=[timing(naive=2.5e-3, sliced=2e-3), timing(naive=5e-4, sliced=4e-4)],
-        cold=[timing(naive=3e-3), Timing({"naive": 1e-4}, {"sliced": "out of memory"})],
+        cold=[timing(naive=3e-3), Timing({"naive": [1e-4]}, {"sliced": "out of memory"})],
     )
     result = cli("tune", *FLAGS, "--batch-size", 128)
     assert (result.code, result.err) == (0, "")
@@ -186,7 +188,7 @@ def test_a_choice_holds_in_its_mode_alone(modes):
         devices.use_mode(CPU, mode)
         case = cases_of(config, TRAIN, CPU)[0]
         keys.append(case.key())
-        remember({case.key(): {"": "sliced", "hot": "summed"}[mode]})
+        remember({case.key(): Verdict({"": "sliced", "hot": "summed"}[mode], True)})
         assert resolve_impl("auto", case) == {"": "sliced", "hot": "summed"}[mode]
     assert keys[1] == keys[0].replace(", torch 2", ", mode hot, torch 2")
 
@@ -194,7 +196,7 @@ def test_a_choice_holds_in_its_mode_alone(modes):
 @pytest.mark.parametrize("known", ["", "elsewhere", None])
 def test_a_mode_that_the_device_lacks_is_not_taken(known, modes):
     case = cases_of(CONFIG, TRAIN, CPU)[0]
-    remember({} if known is None else {mode_key(case): known})
+    remember({} if known is None else {mode_key(case): Verdict(known, True)})
     assert fastest_mode(case) == ""
 
 
@@ -237,12 +239,12 @@ def train(cli, tmp_path):
 
 
 def test_a_run_takes_the_remembered_mode_and_a_resume_keeps_it(modes, train, tmp_path, monkeypatch):
-    remember({mode_key(train.case): "hot"})
+    remember({mode_key(train.case): Verdict("hot", True)})
     assert ", rdb sliced, mode hot, torch" in train("--rdb", "sliced", "--max-steps", 3)
     assert events(tmp_path / "out", "start")[0]["mode"] == "hot"
     assert {torch.load(path, weights_only=True)["mode"] for path in tmp_path.glob("out/checkpoints/*")} == {"hot"}
     devices.active_modes.clear()
-    remember({mode_key(train.case): "cold"})
+    remember({mode_key(train.case): Verdict("cold", True)})
     assert ", rdb sliced, mode hot, torch" in train("--rdb", "sliced", "--max-steps", 6, "--resume", "auto")
     assert modes == ["hot", "hot"]
     devices.active_modes.clear()
@@ -255,7 +257,7 @@ def test_a_run_takes_the_remembered_mode_and_a_resume_keeps_it(modes, train, tmp
 
 def test_a_run_that_began_without_a_mode_goes_on_without(modes, train):
     assert ", rdb summed, torch" in train("--rdb", "summed", "--max-steps", 3)
-    remember({mode_key(train.case): "hot"})
+    remember({mode_key(train.case): Verdict("hot", True)})
     assert ", rdb summed, torch" in train("--rdb", "summed", "--max-steps", 6, "--resume", "auto")
     assert not modes
 

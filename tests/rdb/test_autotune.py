@@ -13,7 +13,8 @@ from rdn_fast.config import ModelConfig
 from rdn_fast.errors import UserError
 from rdn_fast.model import RDN
 from rdn_fast.rdb import FLOATS, Impl, autotune, naive
-from rdn_fast.rdb.autotune import Case, measure, resolve_impl
+from rdn_fast.rdb.autotune import measure, resolve_impl
+from rdn_fast.rdb.case import Case
 
 SMALL = ModelConfig(num_features=4, growth_rate=3, num_blocks=2, num_layers=2)
 CPU = torch.device("cpu")
@@ -117,7 +118,7 @@ def test_an_impl_without_memory_is_left_out_and_the_others_are_timed(folder, tab
     table(impl("greedy", no_memory), impl("quick"))
     timing = autotune.autotune(case())
     assert timing.failed == {"greedy": "out of memory"}
-    assert timing.fastest == "quick"
+    assert timing.verdict.choice == "quick"
 
 
 def test_an_impl_that_refuses_the_shape_is_left_out(folder, table):
@@ -127,7 +128,7 @@ def test_an_impl_that_refuses_the_shape_is_left_out(folder, table):
     table(impl("narrow", refuses), impl("quick"))
     timing = autotune.autotune(case())
     assert timing.failed == {"narrow": "fails: --rdb narrow: takes G up to 2"}
-    assert timing.fastest == "quick"
+    assert timing.verdict.choice == "quick"
 
 
 def test_no_impl_with_memory_is_a_user_error(folder, table):
@@ -201,7 +202,7 @@ def test_tune_shows_every_impl_and_times_again(cli, folder, table, timings):
         result = cli("tune", *flags)
         assert result.code == 0, result
     reasons = ("runs on npu only", "out of memory")
-    for words in ("naive", "quick", *reasons, "auto: quick", "2x4x8x8 G3 C2", "training", "inference"):
+    for words in ("naive", "quick", *reasons, "--rdb auto: quick", "2x4x8x8 G3 C2", "training", "inference"):
         assert words in result.out
     assert len(timings) == 4
     assert set(json.loads((folder / "tuning.json").read_text()).values()) == {"quick"}
