@@ -53,7 +53,8 @@ class Run:
 
     @property
     def config(self) -> ModelConfig:
-        return ModelConfig(**{field.name: self.start[field.name] for field in dataclasses.fields(ModelConfig)})
+        names = [field.name for field in dataclasses.fields(ModelConfig)]
+        return ModelConfig(**{name: self.start[name] for name in names if name in self.start})  # older runs lack some
 
     def patches(self, epoch: dict) -> int:
         """Return how many patches were trained on until the end of this epoch; its last batch may be a smaller one."""

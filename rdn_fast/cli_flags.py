@@ -9,7 +9,7 @@ import typing
 from collections.abc import Iterable
 
 from rdn_fast import __version__
-from rdn_fast.config import PRESETS, ModelConfig, TrainConfig
+from rdn_fast.config import PRESETS, SCALES, ModelConfig, TrainConfig
 from rdn_fast.errors import UserError
 
 _DEVICES = "auto, cpu, cuda[:i] or npu[:i]"
@@ -180,7 +180,7 @@ def _prepare(commands) -> None:
     flag = parser.add_argument
     flag("--images-dir", help="folder of HR images")
     flag("--output-path", help="the h5 file to write")
-    flag("--scale", type=int, default=2, choices=(2, 3, 4), help="up-scaling factor")
+    flag("--scale", type=int, default=2, choices=SCALES, help="up-scaling factor")
     flag("--eval", action="store_true", help="whole images for evaluation instead of five half-size crops")
     compat_help = "resize HR to multiples of the scale, as yjn870's code does, instead of cropping"
     flag("--yjn870-compat", action="store_true", help=compat_help)

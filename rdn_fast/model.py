@@ -5,6 +5,7 @@ The model owns float32 parameters under the reference's names and shapes. The im
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,12 +15,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from rdn_fast import devices
-from rdn_fast.config import ModelConfig
+from rdn_fast.config import ESPCN, ModelConfig
 from rdn_fast.errors import UserError
 from rdn_fast.precision import Precision
 from rdn_fast.rdb import Impl, select
 from rdn_fast.rdb.autotune import resolve_impl
 from rdn_fast.rdb.case import Case
+
+_DIV2K_MEAN = (0.4488, 0.4371, 0.4040)  # RGB in 0..1; where a model with a mean shift begins
 
 
 class _DenseLayer(nn.Module):
@@ -83,9 +86,17 @@ class RDN(nn.Module):
         self.sfe2 = nn.Conv2d(g0, g0, 3, padding=1)
         self.rdbs = nn.ModuleList(_RDB(g0, c.growth_rate, c.num_layers) for _ in range(c.num_blocks))
         self.gff = nn.Sequential(nn.Conv2d(c.num_blocks * g0, g0, 1), nn.Conv2d(g0, g0, 3, padding=1))
-        steps, factor = (2, 2) if c.scale == 4 else (1, c.scale)
+        if c.mean_shift:
+            self.register_buffer("mean", torch.tensor(_DIV2K_MEAN))
         self.upscale = nn.Sequential()
-        for i in range(steps):
+        if c.tail == "espcn":
+            outputs = 3 * c.scale**2
+            for inputs, channels, kernel in ((g0, ESPCN[0], 5), (*ESPCN, 3)):
+                self.upscale.extend((nn.Conv2d(inputs, channels, kernel, padding=kernel // 2), nn.ReLU()))
+            self.upscale.append(nn.Conv2d(ESPCN[1], outputs, 3, padding=1))
+            self.output = nn.Conv2d(outputs, outputs, 3, padding=1)
+            return
+        for i, factor in enumerate(c.shuffles):
             self.upscale.append(nn.Conv2d(u if i else g0, factor**2 * u, 3, padding=1))
             self.upscale.append(nn.PixelShuffle(factor))
         self.output = nn.Conv2d(u, 3, 3, padding=1)
@@ -105,6 +116,8 @@ class RDN(nn.Module):
         x = x.to(self.compute_dtype or x.dtype)
         case = Case.of(self.config, x.shape, x.device, x.dtype, torch.is_grad_enabled())
         impl = select(resolve_impl(self.rdb, case), case.device, case.dtype, case.training)
+        if self.config.mean_shift:
+            x = x - self.mean.to(x.dtype)[:, None, None]
         shallow = _conv(self.sfe1, x)  # [B, G0, H, W]
         y = _conv(self.sfe2, shallow)
         local = []
@@ -113,8 +126,10 @@ class RDN(nn.Module):
             local.append(y)
         y = _conv(self.gff[1], _conv(self.gff[0], torch.cat(local, dim=1))) + shallow
         for layer in self.upscale:
-            y = _conv(layer, y) if isinstance(layer, nn.Conv2d) else layer(y)  # ends as [B, U, s*H, s*W]
-        return _conv(self.output, y.to(self.output_dtype or y.dtype))
+            y = _conv(layer, y) if isinstance(layer, nn.Conv2d) else layer(y)
+        # y: [B, U, s*H, s*W]; with tail "espcn" [B, 3*s*s, H, W]
+        y = _conv(self.output, y.to(self.output_dtype or y.dtype))
+        return F.pixel_shuffle(y, self.config.scale) if self.config.tail == "espcn" else y
 
 
 def _conv(conv: nn.Conv2d, x):
@@ -135,13 +150,19 @@ def infer_config(state: dict, name: str) -> ModelConfig:
             first = ", ".join(list(state)[:3])
             reason = f"({key} is missing or no convolution's); the file's keys begin with {first}"
             raise UserError(f"{name}: these are no weights of an RDN {reason}")
-    g0, u = state["sfe1.weight"].shape[0], state["output.weight"].shape[1]
+    g0, (outputs, u, *_) = state["sfe1.weight"].shape[0], state["output.weight"].shape
     g = state["rdbs.0.layers.0.conv.weight"].shape[0]
     blocks = sum(key.startswith("rdbs.") and key.endswith(".lff.weight") for key in state)
     layers = sum(key.startswith("rdbs.0.layers.") and key.endswith(".conv.weight") for key in state)
-    scale = 4 if "upscale.2.weight" in state else round((state["upscale.0.weight"].shape[0] / u) ** 0.5)
+    shuffled = [state[f"upscale.{i}.weight"].shape[0] for i in (0, 2, 4) if f"upscale.{i}.weight" in state]
+    if state["upscale.0.weight"].shape[-1] == 5:
+        tail, scale = "espcn", round((outputs / 3) ** 0.5)
+    else:
+        scale = math.prod(round((channels / u) ** 0.5) for channels in shuffled)
+        tail = "single" if len(shuffled) == 1 and scale in (4, 8) else "shuffle"
+    upsample_channels = None if tail == "espcn" or u == g0 else u
     try:
-        return ModelConfig(scale, g0, g, blocks, layers, None if u == g0 else u)
+        return ModelConfig(scale, g0, g, blocks, layers, upsample_channels, tail, "mean" in state)
     except UserError as error:
         raise UserError(f"{name}: these weights describe no RDN ({error})") from None
 
@@ -166,8 +187,14 @@ def check_state(model_config: ModelConfig, state: dict, name: str) -> None:
 def describe(model_config: ModelConfig) -> str:
     """Return the model's shape in words: RDN x2 D16 C8 G64 G0 64."""
     c = model_config
-    tail = "" if c.tail_channels == c.num_features else f", {c.tail_channels} after up-sampling"
-    return f"RDN x{c.scale} D{c.num_blocks} C{c.num_layers} G{c.growth_rate} G0 {c.num_features}{tail}"
+    words = [f"RDN x{c.scale} D{c.num_blocks} C{c.num_layers} G{c.growth_rate} G0 {c.num_features}"]
+    if c.upsample_channels not in (None, c.num_features):
+        words.append(f"{c.upsample_channels} after up-sampling")
+    if c.tail != "shuffle":
+        words.append(f"tail {c.tail}")
+    if c.mean_shift:
+        words.append("mean colour subtracted")
+    return ", ".join(words)
 
 
 def _shortened(words: list[str]) -> list[str]:

@@ -15,7 +15,7 @@ from rdn_fast.precision import resolve
 
 TINY = {"num_features": 6, "growth_rate": 4, "num_blocks": 2, "num_layers": 2}  # G0 != G
 
-# The shapes of TINY's parameters: those of every scale, then those by (scale, upsample_channels).
+# The shapes of TINY's parameters: those of every scale, then those by (scale, upsample_channels, tail).
 TRUNK = {
     "sfe1.weight": (6, 3, 3, 3),
     "sfe1.bias": (6,),
@@ -40,9 +40,9 @@ TRUNK = {
     "output.bias": (3,),
 }
 TAILS = {
-    (2, None): {"upscale.0.weight": (24, 6, 3, 3), "upscale.0.bias": (24,), "output.weight": (3, 6, 3, 3)},
-    (3, None): {"upscale.0.weight": (54, 6, 3, 3), "upscale.0.bias": (54,), "output.weight": (3, 6, 3, 3)},
-    (4, None): {
+    (2, None, "shuffle"): {"upscale.0.weight": (24, 6, 3, 3), "upscale.0.bias": (24,), "output.weight": (3, 6, 3, 3)},
+    (3, None, "shuffle"): {"upscale.0.weight": (54, 6, 3, 3), "upscale.0.bias": (54,), "output.weight": (3, 6, 3, 3)},
+    (4, None, "shuffle"): {
         "upscale.0.weight": (24, 6, 3, 3),
         "upscale.0.bias": (24,),
         "upscale.2.weight": (24, 6, 3, 3),
@@ -50,21 +50,50 @@ TAILS = {
         "output.weight": (3, 6, 3, 3),
     },
     # EDSR-PyTorch's tail, whose number of channels differs from G0.
-    (2, 5): {"upscale.0.weight": (20, 6, 3, 3), "upscale.0.bias": (20,), "output.weight": (3, 5, 3, 3)},
-    (3, 5): {"upscale.0.weight": (45, 6, 3, 3), "upscale.0.bias": (45,), "output.weight": (3, 5, 3, 3)},
-    (4, 5): {
+    (2, 5, "shuffle"): {"upscale.0.weight": (20, 6, 3, 3), "upscale.0.bias": (20,), "output.weight": (3, 5, 3, 3)},
+    (3, 5, "shuffle"): {"upscale.0.weight": (45, 6, 3, 3), "upscale.0.bias": (45,), "output.weight": (3, 5, 3, 3)},
+    (4, 5, "shuffle"): {
         "upscale.0.weight": (20, 6, 3, 3),
         "upscale.0.bias": (20,),
         "upscale.2.weight": (20, 5, 3, 3),
         "upscale.2.bias": (20,),
         "output.weight": (3, 5, 3, 3),
     },
+    # Lornatang's and lizhengwei1992's.
+    (8, None, "shuffle"): {
+        "upscale.0.weight": (24, 6, 3, 3),
+        "upscale.0.bias": (24,),
+        "upscale.2.weight": (24, 6, 3, 3),
+        "upscale.2.bias": (24,),
+        "upscale.4.weight": (24, 6, 3, 3),
+        "upscale.4.bias": (24,),
+        "output.weight": (3, 6, 3, 3),
+    },
+    (4, None, "single"): {
+        "upscale.0.weight": (96, 6, 3, 3),
+        "upscale.0.bias": (96,),
+        "output.weight": (3, 6, 3, 3),
+    },
+    # idealo's, of which the last convolution gives 3*scale^2 channels.
+    **{
+        (scale, None, "espcn"): {
+            "upscale.0.weight": (64, 6, 5, 5),
+            "upscale.0.bias": (64,),
+            "upscale.2.weight": (32, 64, 3, 3),
+            "upscale.2.bias": (32,),
+            "upscale.4.weight": (3 * scale**2, 32, 3, 3),
+            "upscale.4.bias": (3 * scale**2,),
+            "output.weight": (3 * scale**2, 3 * scale**2, 3, 3),
+            "output.bias": (3 * scale**2,),
+        }
+        for scale in (2, 3, 4, 8)
+    },
 }
-EVERY_TAIL = pytest.mark.parametrize(("scale", "upsample_channels"), TAILS, ids=str)
+EVERY_TAIL = pytest.mark.parametrize(("scale", "upsample_channels", "tail"), TAILS, ids=str)
 
 
-def tiny(scale=2, upsample_channels=None) -> ModelConfig:
-    return ModelConfig(scale=scale, upsample_channels=upsample_channels, **TINY)
+def tiny(scale=2, upsample_channels=None, tail="shuffle") -> ModelConfig:
+    return ModelConfig(scale=scale, upsample_channels=upsample_channels, tail=tail, **TINY)
 
 
 def oracle(x, p, config, dtype=torch.float64, output_dtype=None):
@@ -84,7 +113,8 @@ def oracle(x, p, config, dtype=torch.float64, output_dtype=None):
         y = y.view(batch, channels // r**2, r, r, height, width).permute(0, 1, 4, 2, 5, 3)
         return y.reshape(batch, channels // r**2, r * height, r * width)
 
-    f_minus_1 = conv("sfe1", x.to(dtype))
+    x = x.to(dtype)
+    f_minus_1 = conv("sfe1", x - p["mean"].view(3, 1, 1) if config.mean_shift else x)
     f = conv("sfe2", f_minus_1)
     blocks = []
     for d in range(config.num_blocks):
@@ -94,16 +124,19 @@ def oracle(x, p, config, dtype=torch.float64, output_dtype=None):
         f = conv(f"rdbs.{d}.lff", torch.cat(dense, 1)) + f
         blocks.append(f)
     f = conv("gff.1", conv("gff.0", torch.cat(blocks, 1))) + f_minus_1
-    steps = (("upscale.0", 2), ("upscale.2", 2)) if config.scale == 4 else (("upscale.0", config.scale),)
-    for name, factor in steps:
-        f = shuffle(conv(name, f), factor)
+    if config.tail == "espcn":
+        f = conv("upscale.4", conv("upscale.2", conv("upscale.0", f).clamp(min=0)).clamp(min=0))
+        return shuffle(conv("output", f.to(output_dtype or dtype)), config.scale)
+    steps = {4: (2, 2), 8: (2, 2, 2)}.get(config.scale) if config.tail == "shuffle" else None
+    for i, factor in enumerate(steps or (config.scale,)):
+        f = shuffle(conv(f"upscale.{2 * i}", f), factor)
     return conv("output", f.to(output_dtype or dtype))
 
 
 @EVERY_TAIL
-def test_state_dict_has_the_references_names_and_shapes(scale, upsample_channels):
-    state = RDN(tiny(scale, upsample_channels)).state_dict()
-    assert {name: tuple(value.shape) for name, value in state.items()} == TRUNK | TAILS[scale, upsample_channels]
+def test_state_dict_has_the_references_names_and_shapes(scale, upsample_channels, tail):
+    state = RDN(tiny(scale, upsample_channels, tail)).state_dict()
+    assert {name: tuple(value.shape) for name, value in state.items()} == TRUNK | TAILS[scale, upsample_channels, tail]
     assert {value.dtype for value in state.values()} == {torch.float32}
 
 
@@ -145,17 +178,17 @@ def test_macs_of_rdn_b():
 
 
 @EVERY_TAIL
-def test_macs_are_what_torch_counts(scale, upsample_channels):
-    config = tiny(scale, upsample_channels)
+def test_macs_are_what_torch_counts(scale, upsample_channels, tail):
+    config = tiny(scale, upsample_channels, tail)
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         RDN(config, rdb="naive").eval()(torch.zeros(1, 3, 5, 7))
     assert 2 * config.macs(5, 7) == counter.get_total_flops()
 
 
 @EVERY_TAIL
-def test_output_and_gradients_are_the_papers_equations_in_float64(scale, upsample_channels, seed):
+def test_output_and_gradients_are_the_papers_equations_in_float64(scale, upsample_channels, tail, seed):
     torch.manual_seed(seed)
-    config = tiny(scale, upsample_channels)
+    config = tiny(scale, upsample_channels, tail)
     model = RDN(config).double()
     x = torch.rand(2, 3, 5, 7, dtype=torch.float64)
     upstream = torch.randn(2, 3, 5 * scale, 7 * scale, dtype=torch.float64)
@@ -234,10 +267,22 @@ def test_computing_applies_within_its_block_only(fails):
 
 
 @EVERY_TAIL
-def test_infer_config_returns_the_shape_of_the_weights(scale, upsample_channels):
+def test_infer_config_returns_the_shape_of_the_weights(scale, upsample_channels, tail):
     for shape in (TINY, {"num_features": 3, "growth_rate": 8, "num_blocks": 11, "num_layers": 1}):
-        config = ModelConfig(scale=scale, upsample_channels=upsample_channels, **shape)
+        config = ModelConfig(scale=scale, upsample_channels=upsample_channels, tail=tail, **shape)
         assert infer_config(RDN(config).state_dict(), "w.pth") == config
+
+
+def test_a_mean_shift_is_subtracted_from_the_input_and_inferred(seed):
+    torch.manual_seed(seed)
+    config = ModelConfig(**TINY, mean_shift=True)
+    model, x = RDN(config).double(), torch.rand(1, 3, 5, 4, dtype=torch.float64)
+    model.mean.copy_(torch.rand(3))
+    assert infer_config(model.state_dict(), "w.pth") == config
+    with torch.no_grad():
+        y, expected = model(x), oracle(x, model.state_dict(), config)
+    assert_same_in_float64(y, expected, f"seed {seed}")
+    assert describe(config) == "RDN x2 D2 C2 G4 G0 6, mean colour subtracted"
 
 
 def test_infer_config_of_an_explicit_default_tail():
@@ -277,6 +322,7 @@ def test_a_state_that_fits_passes_its_check():
 def test_describe():
     assert describe(make_configs({}, "rdn-b")[0]) == "RDN x2 D16 C8 G64 G0 64"
     assert describe(make_configs({"scale": 4}, "rdn-a-edsr")[0]) == "RDN x4 D20 C6 G32 G0 64, 32 after up-sampling"
+    assert describe(tiny(3, None, "espcn")) == "RDN x3 D2 C2 G4 G0 6, tail espcn"
 
 
 def without(state, *keys):
@@ -328,6 +374,11 @@ def test_check_state_tells_what_does_not_fit(misfit):
 def test_config_refuses_impossible_values(field, value):
     with pytest.raises(UserError, match=f"--{field.replace('_', '-')} {value}"):
         ModelConfig(**{field: value})
+
+
+def test_espcn_has_its_own_channels():
+    with pytest.raises(UserError, match="--upsample-channels 5: --tail espcn has its own"):
+        tiny(2, 5, "espcn")
 
 
 def test_settings_refuse_an_unknown_preset_and_name_the_known():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import io
 import os
 import platform
@@ -29,6 +28,7 @@ from rdn_fast.pictures.tiled import Upscaler
 from rdn_fast.pictures.upscale import check_scale
 from rdn_fast.terminal import Bar
 from rdn_fast.weights import convert
+from rdn_fast.weights.load import sha256
 
 _TABLES = {"--json": tables.as_json, "--csv": tables.as_csv, "--markdown": tables.as_markdown}
 
@@ -165,7 +165,7 @@ def _describe_run(model: RDN, weights: str, self_ensemble: bool) -> dict:
     """Return the report without its sets."""
     return {
         "weights": weights,
-        "weights_sha256": hashlib.sha256(Path(weights).read_bytes()).hexdigest(),
+        "weights_sha256": sha256(weights),
         "model": describe(model.config),
         "config": dataclasses.asdict(model.config),
         "parameters": sum(p.numel() for p in model.parameters()),

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import torch
 
-from rdn_fast.config import ModelConfig
+from rdn_fast.config import ESPCN, ModelConfig
 
 SMALLEST = 16  # tile edge. Where there is not memory enough for this one, smaller ones would not help.
 
@@ -134,21 +134,25 @@ def receptive_radius(model_config: ModelConfig) -> int:
 
     Each 3x3 convolution adds one pixel of its own resolution: two for shallow features, C in each of D blocks, one of
     the global fusion, one before the first pixel shuffle. The last is at the output's resolution, 1/s of an LR pixel,
-    and x4 has one at twice the input's before it, 1/2 + 1/4: one LR pixel when rounded up.
+    and x4 and x8 have some between, 1/2 + 1/4 (+ 1/8): one LR pixel when rounded up. Tail "espcn" has all on LR: one of
+    5x5 and three of 3x3.
     """
-    return model_config.num_blocks * model_config.num_layers + 5
+    tail = 5 if model_config.tail == "espcn" else 2
+    return model_config.num_blocks * model_config.num_layers + 3 + tail
 
 
 def bytes_per_pixel(model_config: ModelConfig, dtype: torch.dtype) -> int:
     """Return an upper bound of the device memory for each LR pixel of a window, computed in `dtype`.
 
     It counts the outputs of all blocks and their concatenation, the maps of one block twice, and those of the
-    up-sampling twice in `dtype` and once in float32. They do not all exist at one time, which leaves room for
-    workspaces.
+    up-sampling twice in `dtype` and once in float32; of tail "espcn" the first two twice, the result's three times in
+    float32. They do not all exist at one time, which leaves room for workspaces.
     """
     c = model_config
     trunk = 2 * c.num_blocks * c.num_features + 2 * (c.num_features + c.num_layers * c.growth_rate)
     tail = c.scale**2 * c.tail_channels
+    if c.tail == "espcn":
+        return dtype.itemsize * (trunk + 2 * sum(ESPCN)) + 4 * 3 * tail
     return dtype.itemsize * (trunk + 2 * tail) + 4 * tail
 
 

@@ -30,7 +30,7 @@ class Weights:
     """An RDN's weights.
 
     state: float32 tensors under the reference's names, for RGB in 0..1.
-    layout: whose names the file had ("reference", "edsr", "lornatang"), and in brackets the keys that led to them.
+    layout: whose names the file had (formats.Found), and in brackets the keys that led to them.
     metadata: of a safetensors file.
     """
 
@@ -41,11 +41,12 @@ class Weights:
 
 
 def read_weights(path: str | Path) -> Weights:
-    """Read the weights of an RDN, as yjn870, torchSR, Ascend, mmagic, EDSR-PyTorch, Lornatang, BasicSR or we save them.
+    """Read the weights of an RDN as we save them, or another project (docs/weights.md lists them).
 
-    They may have any floating-point dtype. The content counts, not the file's name. Where a file holds weights and
-    their running average, the average is taken, and `layout` names it. Raises UserError naming the file: missing,
-    damaged, asking for code to be run, not exactly an RDN, or with values that are not finite.
+    path: a file, or a folder with TensorFlow.js's model.json. Its content counts, not its name. The tensors may have
+    any floating-point dtype. Where a file holds weights and their running average, the average is taken, and `layout`
+    names it. Raises UserError naming the file: missing, damaged, asking for code to be run, not exactly an RDN, or with
+    values that are not finite.
     """
     return _read(Path(path), 1)
 
@@ -84,6 +85,9 @@ def convert(
         raise UserError(f"{target}: is the file to read, and only its weights would be left; give another name")
     value_range = "0..255" if layout == "edsr" else "0..1"
     weights = _read(Path(source), _WHITE[value_range])
+    c = weights.config
+    if layout == "edsr" and (c.scale == 8 or c.tail != "shuffle" or c.mean_shift):
+        raise UserError(f"--layout edsr: EDSR-PyTorch builds no {describe(c)}; leave it out")
     state = formats.to_edsr(weights.state) if layout == "edsr" else weights.state
     if fp16:
         state = {key: tensor.half() for key, tensor in state.items()}
@@ -97,7 +101,7 @@ def convert(
         content = file.getvalue()
     write_result(path, content, target)
     parameters = sum(tensor.numel() for tensor in state.values()) / 1e6
-    read_as = f"{weights.layout} layout, {describe(weights.config)}, {parameters:.2f} M parameters"
+    read_as = f"{weights.layout} layout, {describe(c)}, {parameters:.2f} M parameters"
     dtype, megabytes = "float16" if fp16 else "float32", f"{len(content) / 1e6:.1f} MB"
     print(f"{source}: {read_as} -> {target}: {layout} layout, RGB {value_range}, {dtype}, {megabytes}")
 
@@ -110,11 +114,11 @@ def _read(path: Path, white: int) -> Weights:
     saved, metadata = load_tensors(path)
     if metadata.get("rdn_fast_format", _FORMAT) != _FORMAT:
         raise UserError(f"{path}: is of a later rdn_fast (format {metadata['rdn_fast_format']}); install that one")
-    state, layout, inside = formats.to_reference(saved, str(path))
+    state, layout, inside, usual_range = formats.to_reference(saved, str(path))
     name = str(path) if layout == "reference" else f"{path}, {layout}'s names turned into the reference's,"
     model_config = infer_config(state, name)
     check_state(model_config, state, name)
-    value_range = metadata.get("value_range", "0..255" if layout == "edsr" else "0..1")
+    value_range = metadata.get("value_range", usual_range)
     if value_range not in _WHITE:
         raise UserError(f"{path}: its value_range is {value_range}; known are {' and '.join(_WHITE)}")
     for key, tensor in state.items():
@@ -130,11 +134,12 @@ def _read(path: Path, white: int) -> Weights:
 def _rescale(key: str, tensor: torch.Tensor, white: int, new_white: int) -> torch.Tensor:
     """Return a copy of a parameter for RGB in 0..new_white instead of 0..white.
 
-    Convolutions and ReLU are homogeneous, so only biases grow with the range.
+    Convolutions and ReLU are homogeneous, so only biases, and the colour of a mean shift, grow with the range.
     """
-    if key.endswith(".bias"):
+    grows = key.endswith(".bias") or key == "mean"
+    if grows:
         tensor = tensor.double() * new_white / white
-    dtype = torch.float64 if key.endswith(".bias") and new_white > 1 else torch.float32
+    dtype = torch.float64 if grows and new_white > 1 else torch.float32
     # copy: tensors of a safetensors file lie in the memory that maps it.
     return tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)
 

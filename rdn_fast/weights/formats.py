@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import torch
 
 from rdn_fast.errors import UserError
+from rdn_fast.weights import equivalent
 
 # Keys under which checkpoints keep the weights. The first that is there counts: averages before the weights themselves.
 _WRAPPERS = (
@@ -26,7 +28,7 @@ _NETWORKS = ("generator_ema.", "generator.", "model.", "net.")
 _ADDED = {"module", "_orig_mod"}  # parts of names, by DataParallel and torch.compile
 _COUNTERS = {"step_counter", "n_averaged", "steps"}  # no weights: of mmagic, and of torch's and mmengine's averages
 
-# Pairs of patterns: the reference's module name, theirs. The first match counts.
+# Pairs of patterns: the reference's module name, theirs. The first match counts. {-1}: theirs counts from 1.
 _LORNATANG = (
     ("output", "conv3"),
     ("sfe{}", "conv{}"),
@@ -35,6 +37,27 @@ _LORNATANG = (
     ("gff.{}", "global_feature_fusion.{}"),
     ("upscale.0", "upsampling.0.upsample_block.0"),
     ("upscale.2", "upsampling.1.upsample_block.0"),
+    ("upscale.4", "upsampling.2.upsample_block.0"),
+)
+_LIZHENGWEI = (
+    ("output", "conv3"),
+    ("sfe{}", "conv{}"),
+    ("rdbs.{-1}.layers.{}.conv", "RDB{}.dense_layers.{}.conv"),
+    ("rdbs.{-1}.lff", "RDB{}.conv_1x1"),
+    ("gff.0", "GFF_1x1"),
+    ("gff.1", "GFF_3x3"),
+    ("upscale.0", "conv_up"),
+)
+_IDEALO = (
+    ("sfe1", "F_m1"),
+    ("sfe2", "F_0"),
+    ("rdbs.{-1}.layers.{-1}.conv", "F_{}_{}"),
+    ("rdbs.{-1}.lff", "LFF_{}"),
+    ("gff.{-1}", "GFF_{}"),
+    ("upscale.0", "UPN1"),
+    ("upscale.2", "UPN2"),
+    ("upscale.4", "UPN3"),
+    ("output", "SR"),
 )
 
 
@@ -50,15 +73,23 @@ def _edsr(output: int) -> tuple[tuple[str, str], ...]:
     )
 
 
-def to_reference(saved, name: str) -> tuple[dict[str, torch.Tensor], str, list[str]]:
-    """Find the network's parameters in what a file holds.
+class Found(NamedTuple):
+    """An RDN's parameters in what a file holds.
 
-    Returns
-    - the state dict under the reference's names; keys that are not known keep theirs
-    - the names it had: "reference", "edsr" or "lornatang"
-    - the keys and prefixes of the checkpoint that led to it.
-    Raises UserError, naming `name`, for what is no state dict of plain tensors.
+    state: under the reference's names; keys that are not known keep theirs.
+    layout: whose names they had, "reference", "edsr", "lornatang", "lizhengwei1992" or "idealo".
+    inside: the keys and prefixes of the checkpoint that led to them.
+    value_range: of the RGB values that they are for.
     """
+
+    state: dict[str, torch.Tensor]
+    layout: str
+    inside: list[str]
+    value_range: str = "0..1"
+
+
+def to_reference(saved, name: str) -> Found:
+    """Find the network's parameters. Raises UserError, naming `name`, for what is no state dict of plain tensors."""
     inside = []
     for _ in range(3):  # wrappers in wrappers
         keys = [key for key in _WRAPPERS if isinstance(saved, dict) and isinstance(saved.get(key), dict)]
@@ -74,14 +105,22 @@ def to_reference(saved, name: str) -> tuple[dict[str, torch.Tensor], str, list[s
             state = of_network
             break
     state = {key: value for key, value in state.items() if key not in _COUNTERS}
+
+    def renamed(pairs: Iterable[tuple[str, str]]) -> dict[str, torch.Tensor]:
+        back = [(theirs, reference) for reference, theirs in pairs]
+        return _rename(state, lambda key: _translate(key, back), name)
+
     if any(key.startswith("RDBs.") for key in state):
-        layout, pairs = "edsr", _edsr(4 if "UPNet.4.weight" in state else 2)
-    elif any(key.startswith("trunk.") for key in state):
-        layout, pairs = "lornatang", _LORNATANG
-    else:
-        return state, "reference", inside
-    back = [(theirs, reference) for reference, theirs in pairs]
-    return _rename(state, lambda key: _translate(key, back), name), layout, inside
+        pairs = _edsr(4 if "UPNet.4.weight" in state else 2)
+        return Found(renamed(pairs), "edsr", inside, "0..255")
+    if any(key.startswith("trunk.") for key in state):
+        return Found(renamed(_LORNATANG), "lornatang", inside)
+    if any(key.startswith("RDB1.") for key in state):
+        whole = equivalent.from_bgr(equivalent.with_biases(renamed(_LIZHENGWEI)))
+        return Found(whole, "lizhengwei1992", inside, "0..255")
+    if "F_m1.weight" in state:
+        return Found(equivalent.merge_idealo(renamed(_IDEALO)), "idealo", inside)
+    return Found(state, "reference", inside)
 
 
 def _is_plain(key, value) -> bool:
@@ -107,5 +146,7 @@ def _translate(key: str, pairs: Iterable[tuple[str, str]]) -> str:
     stem, dot, kind = key.rpartition(".")
     for pattern, other in pairs:
         if match := re.fullmatch(re.escape(pattern).replace(r"\{\}", r"(\d+)"), stem):
-            return other.format(*match.groups()) + dot + kind
+            shifts = [int(shift or 0) for shift in re.findall(r"\{(-1)?\}", other)]
+            numbers = (int(number) + shift for number, shift in zip(match.groups(), shifts, strict=True))
+            return other.replace("{-1}", "{}").format(*numbers) + dot + kind
     return key

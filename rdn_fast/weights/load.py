@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import pickle
 import re
 import warnings
@@ -14,6 +15,7 @@ from safetensors import safe_open
 
 from rdn_fast import ascend
 from rdn_fast.errors import UserError
+from rdn_fast.weights import keras
 
 
 def _rebuild_npu_tensor(storage, offset: int, size: tuple, stride: tuple, *_) -> torch.Tensor:
@@ -21,21 +23,45 @@ def _rebuild_npu_tensor(storage, offset: int, size: tuple, stride: tuple, *_) ->
     return torch._utils._rebuild_tensor(storage, offset, size, stride)
 
 
+_HDF5 = b"\x89HDF\r\n\x1a\n"
 _SAFE = [argparse.Namespace, (_rebuild_npu_tensor, ascend.REBUILD), (int, ascend.FORMAT)]
 
 
-def load_tensors(path: Path, checksums: bool = False) -> tuple[object, dict[str, str]]:
-    """Return what torch.save wrote, or a safetensors file's dict of tensors, on the CPU, and the file's metadata.
+def sha256(path: str | Path) -> str:
+    """Return the SHA-256 of a file of weights in hexadecimal; of TensorFlow.js's, that of model.json and its shards."""
+    file = _file(Path(path))
+    parts = keras.shards(file) if file.suffix == ".json" else []
+    return hashlib.sha256(b"".join(part.read_bytes() for part in (file, *parts))).hexdigest()
 
-    The content decides which of the two it is, not the name; only safetensors files have metadata. Unpickled are
-    tensors (torch_npu's too), plain values and argparse.Namespace, nothing else. checksums: check those of the zip
-    archive first. Raises UserError naming the file when it is missing, damaged, or asks for other code.
-    """
+
+def _file(path: Path) -> Path:
+    """Return the file, or model.json of the folder. Raises UserError when there is none."""
+    if path.is_dir() and (path / "model.json").is_file():
+        return path / "model.json"
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder without model.json; name a file")
     if not path.is_file():
         raise UserError(f"{path}: no such file")
+    return path
+
+
+def load_tensors(path: Path, checksums: bool = False) -> tuple[object, dict[str, str]]:
+    """Return what torch.save wrote, or the dict of tensors of another file, on the CPU, and the file's metadata.
+
+    Others are safetensors, Keras's HDF5 and TensorFlow.js's model.json, or the folder that holds one. The content
+    decides which it is, not the name; only safetensors files have metadata. Unpickled are tensors (torch_npu's too),
+    plain values and argparse.Namespace, nothing else. checksums: check those of the zip archive first. Raises UserError
+    naming the file when it is missing, damaged, or asks for other code.
+    """
+    path = _file(path)
     try:
         with path.open("rb") as file:
-            if file.read(9)[8:] == b"{":  # after the 8 bytes of a safetensors header's length
+            head = file.read(4096)
+            if head.startswith(_HDF5):
+                return keras.read_hdf5(path), {}
+            if head.lstrip().startswith(b"{") and b"\0" not in head:  # JSON: the length of a header has zeros
+                return keras.read_tfjs(path), {}
+            if head[8:9] == b"{":  # after the 8 bytes of a safetensors header's length
                 with safe_open(path, framework="pt") as tensors:
                     state = {key: tensors.get_tensor(key) for key in tensors.keys()}  # noqa: SIM118
                     return state, tensors.metadata() or {}
@@ -48,6 +74,8 @@ def load_tensors(path: Path, checksums: bool = False) -> tuple[object, dict[str,
                 warnings.simplefilter("ignore")  # an error is one line, ours
                 # An open file: given a path, torch.load goes by its name.
                 return torch.load(file, map_location="cpu", weights_only=True), {}
+    except UserError:
+        raise
     except Exception as error:  # a damaged file can raise nearly anything
         if isinstance(error, PermissionError):
             raise UserError(f"{path}: cannot be read ({error.strerror})") from None

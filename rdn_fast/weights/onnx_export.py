@@ -107,14 +107,21 @@ def build(model: RDN, shape: Sequence[int | str], opset: int, fp16: bool = False
         nodes.append(helper.make_node(operator, inputs, [name], name, **attributes))
         return name
 
-    def conv(name: str, x: str, dtype: torch.dtype = torch.float16 if fp16 else torch.float32) -> str:
+    low = torch.float16 if fp16 else torch.float32
+
+    def conv(name: str, x: str, dtype: torch.dtype = low, output: str | None = None) -> str:
         layer = model.get_submodule(name)
         for key, value in layer.state_dict(prefix=f"{name}.").items():
             weights.append(numpy_helper.from_array(value.to(dtype).numpy(), key))
         attributes = {"kernel_shape": layer.kernel_size, "pads": layer.padding * 2}
-        return node("Conv", name, x, f"{name}.weight", f"{name}.bias", **attributes)
+        return node("Conv", output or name, x, f"{name}.weight", f"{name}.bias", **attributes)
 
-    shallow = conv("sfe1", node("Cast", "half", INPUT, to=TensorProto.FLOAT16) if fp16 else INPUT)  # [B, G0, H, W]
+    x = node("Cast", "half", INPUT, to=TensorProto.FLOAT16) if fp16 else INPUT
+    if model.config.mean_shift:
+        negative = -model.mean.to(low).reshape(1, 3, 1, 1)
+        weights.append(numpy_helper.from_array(negative.numpy(), "minus_mean"))
+        x = node("Add", "shifted", x, "minus_mean")
+    shallow = conv("sfe1", x)  # [B, G0, H, W]
     y = conv("sfe2", shallow)
     local = []
     for i, rdb in enumerate(model.rdbs):
@@ -126,14 +133,21 @@ def build(model: RDN, shape: Sequence[int | str], opset: int, fp16: bool = False
         y = node("Add", f"rdbs.{i}", y, conv(f"rdbs.{i}.lff", features))
         local.append(y)
     y = node("Add", "deep", conv("gff.1", conv("gff.0", node("Concat", "local", *local, axis=1))), shallow)
-    for i, layer in enumerate(model.upscale):  # ends as [B, U, s*H, s*W]
+    (batch, *edges), scale = shape, model.config.scale
+    for i, layer in enumerate(model.upscale):  # ends as [B, U, s*H, s*W]; with tail "espcn" as [B, 3*s*s, H, W]
         if isinstance(layer, nn.PixelShuffle):
             y = node("DepthToSpace", f"upscale.{i}", y, blocksize=layer.upscale_factor, mode="CRD")
+        elif isinstance(layer, nn.ReLU):
+            y = node("Relu", f"upscale.{i}", y)
         else:
             y = conv(f"upscale.{i}", y)
-    conv(OUTPUT, node("Cast", "float", y, to=TensorProto.FLOAT) if fp16 else y, torch.float32)
+    y = node("Cast", "float", y, to=TensorProto.FLOAT) if fp16 else y
+    if model.config.tail == "espcn":
+        y = conv("output", y, torch.float32, "output.conv")
+        node("DepthToSpace", OUTPUT, y, blocksize=scale, mode="CRD")
+    else:
+        conv(OUTPUT, y, torch.float32)
 
-    (batch, *edges), scale = shape, model.config.scale
     larger = [scale * edge if isinstance(edge, int) else f"{scale}*{edge}" for edge in edges]
     inputs, outputs = (
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, 3, *hw])]

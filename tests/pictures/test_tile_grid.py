@@ -47,9 +47,10 @@ def test_no_thin_last_tile(side, count, size):
 
 
 @pytest.mark.parametrize(("blocks", "layers"), [(1, 1), (3, 2), (2, 5)])
-@pytest.mark.parametrize("scale", [2, 3, 4])
-def test_receptive_radius_is_how_far_the_model_sees(scale, blocks, layers):
-    made = model(scale, "naive", num_features=2, growth_rate=2, num_blocks=blocks, num_layers=layers).double()
+@pytest.mark.parametrize(("scale", "tail"), [*((s, "shuffle") for s in (2, 3, 4, 8)), (4, "single"), (2, "espcn")])
+def test_receptive_radius_is_how_far_the_model_sees(scale, tail, blocks, layers):
+    made = model(scale, "naive", num_features=2, growth_rate=2, num_blocks=blocks, num_layers=layers, tail=tail)
+    made = made.double()
     for parameter in made.parameters():
         parameter.data.abs_()  # nothing cancels out, and no ReLU hides anything
     radius = receptive_radius(made.config)

@@ -63,7 +63,15 @@ def test_device_memory_does_not_grow_with_the_picture():
 @pytest.mark.parametrize("rdb", ["naive", "sliced"])
 @pytest.mark.parametrize(
     "options",
-    [{"scale": 2}, {"scale": 4}, {"scale": 2, "num_blocks": 8, "num_features": 16}, {"scale": 3, "num_layers": 8}],
+    [
+        {"scale": 2},
+        {"scale": 4},
+        {"scale": 8},
+        {"scale": 2, "num_blocks": 8, "num_features": 16},
+        {"scale": 3, "num_layers": 8},
+        {"scale": 2, "tail": "espcn"},
+        {"scale": 8, "tail": "espcn"},
+    ],
 )
 def test_bytes_per_pixel_are_enough_and_not_far_too_many(options, rdb, dtype):
     made = model(rdb=rdb, **options).to(memory_format=torch.channels_last)

@@ -15,9 +15,11 @@ from rdn_fast.weights import onnx_export
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 
-# scale, G0, G, D, C, channels after up-sampling
+# scale, G0, G, D, C, channels after up-sampling, tail, mean shift
 SMALL = (2, 6, 4, 2, 2)
-CONFIGS = [SMALL, (3, 5, 7, 1, 3), (4, 8, 3, 2, 1), (2, 8, 4, 2, 2, 3), (4, 4, 6, 1, 2, 3)]
+SHIFTED = (8, 4, 6, 1, 2, None, "espcn", True)
+CONFIGS = [SMALL, (3, 5, 7, 1, 3), (4, 8, 3, 2, 1), (2, 8, 4, 2, 2, 3), (4, 4, 6, 1, 2, 3), (8, 4, 4, 1, 1)]
+CONFIGS += [(4, 5, 3, 1, 2, None, "single"), (3, 6, 4, 2, 2, None, "espcn"), SHIFTED]
 
 
 def model(*config, gain: float = 1) -> RDN:
@@ -149,6 +151,22 @@ def test_graph_is_plain_operators_under_the_weights_names(exported, opset):
     assert f"x4, opset {opset}," in said
     assert "image: float32 [1, 3, 8, 9], RGB in 0..1" in said
     assert "output: float32 [1, 3, 32, 36], not clamped" in said
+
+
+def test_every_tail_and_a_mean_shift_need_no_other_operator(exported):
+    graph = onnx.load(exported(model(*SHIFTED))[0]).graph
+    operators = [node.op_type for node in graph.node]
+    assert {name: operators.count(name) for name in operators} == {
+        "Conv": 2 + 3 + 2 + 4,
+        "Relu": 2 + 2,
+        "Concat": 3,
+        "Add": 3,
+        "DepthToSpace": 1,
+    }
+    named = {w.name: tuple(w.dims) for w in graph.initializer}
+    assert named.pop("minus_mean") == (1, 3, 1, 1)
+    state = model(*SHIFTED).state_dict()
+    assert named == {name: tuple(w.shape) for name, w in state.items() if name != "mean"}
 
 
 def test_weights_in_the_file_are_the_models(exported):

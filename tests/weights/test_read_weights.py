@@ -118,8 +118,11 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("scale", [2, 3, 4])
-@pytest.mark.parametrize("project", LAYOUTS)
+@pytest.mark.parametrize(
+    ("project", "scale"),
+    [(project, scale) for project in LAYOUTS for scale in (2, 3, 4)]
+    + [(project, 8) for project in LAYOUTS if project.startswith("Lornatang")],
+)
 def test_a_model_computes_what_its_project_computes(tmp_path, project, scale):
     build, save, layout = LAYOUTS[project]
     theirs = build(scale)
