@@ -1,5 +1,5 @@
-/* The residual dense block's 3x3 convolutions in the Winograd domain, F(4x4, 3x3) (Lavin and Gray, arXiv:1509.09308),
- * in float32: 36 products where the direct convolution takes 144.
+/* The residual dense block in float32. Its 3x3 convolutions are computed in the Winograd domain, F(4x4, 3x3) (Lavin and
+ * Gray, arXiv:1509.09308): 36 products where the direct convolution takes 144. The 1x1 fusion is a matrix product.
  *
  *   Y = A^T [ (G w G^T) . (B^T d B) ] A     d: a 6x6 tile of the input, Y: 4x4 of the output, . summed over channels
  *
@@ -12,25 +12,29 @@
  *
  * Maps are [pixel][channel] with `ldf` floats a pixel. V and D are [36][tile][channel] with `plane` floats from one of
  * the 36 to the next and `ld` from tile to tile. Tiles are numbered image by image, row by row. Results do not depend
- * on how the work is divided among threads.
+ * on how the work is divided among threads, nor on how the batch is divided into calls: every sum has one order.
  */
 #include <omp.h>
 #include <string.h>
 
+/* Floats of a vector; vectors and rows of the sums that are kept in registers. */
 #if defined(__AVX512F__)
-enum { VW = 16, MR = 12 };
+enum { VW = 16, WIDE = 2, MR = 12 };
 #elif defined(__AVX__)
-enum { VW = 8, MR = 6 };
+enum { VW = 8, WIDE = 2, MR = 6 };
+#elif defined(__aarch64__)
+enum { VW = 4, WIDE = 4, MR = 6 };
 #else
-enum { VW = 4, MR = 6 };
+enum { VW = 4, WIDE = 2, MR = 6 };
 #endif
-enum { NR = 2 * VW, T = 36 };
-enum { BLOCK = 24, ROWS = 192 }; /* tiles that a thread transforms, multiplies at a time */
+enum { NR = WIDE * VW, T = 36 };
+enum { BLOCK = 24, ROWS = 192 };    /* tiles that a thread transforms, rows that it multiplies at a time */
+enum { SPAN = 256, PIXELS = 1024 }; /* tiles, pixels whose products are summed while they stay in cache */
 
 typedef float vec __attribute__((vector_size(VW * sizeof(float)), aligned(4)));
 typedef int bits __attribute__((vector_size(VW * sizeof(int))));
 #define INLINE static inline __attribute__((always_inline))
-#define UNROLL _Pragma("GCC unroll 16")
+#define UNROLL _Pragma("GCC unroll 24")
 
 static const float p = 5 / 8.f, q = 3 / 2.f, p2 = 25 / 64.f, q2 = 9 / 4.f; /* points and their squares */
 static const float p3 = 125 / 512.f, q3 = 27 / 8.f, pq = 225 / 256.f, pplusq = 169 / 64.f; /* p^2 q^2, p^2 + q^2 */
@@ -43,7 +47,8 @@ INLINE long min(long a, long b) { return a < b ? a : b; }
 INLINE long up(long n, long to) { return (n + to - 1) / to * to; }
 INLINE long rows(const shape *s) { return (s->h + 3) / 4; }
 INLINE long columns(const shape *s) { return (s->w + 3) / 4; }
-INLINE long tiles(const shape *s) { return s->batch * rows(s) * columns(s); }
+INLINE long per_image(const shape *s) { return rows(s) * columns(s); } /* tiles */
+INLINE long tiles(const shape *s) { return s->batch * per_image(s); }
 
 INLINE vec load(const float *from, long n) {
     vec v = {0};
@@ -127,49 +132,60 @@ INLINE void weight_adjoint_1d(const vec *x, int i, vec *y, int o) { /* G^T: 6 ->
         for (int k = 0; k < (to); k++) transform(half + (from) * k, 1, (y) + (to) * k, 1);                             \
     } while (0)
 
-/* c[r][0..NR) (+)= sum over k of a[r * ar + k * ak] * b[k * ldb + 0..NR), r < n. Inlined with a constant n. */
-INLINE void micro_n(int n, const float *a, long ar, long ak, const float *b, long ldb, float *c, long ldc, long depth,
-                    int add) {
-    vec s[MR][2];
-    UNROLL for (int r = 0; r < n; r++) {
-        s[r][0] = add ? *(vec *)(c + r * ldc) : (vec){0};
-        s[r][1] = add ? *(vec *)(c + r * ldc + VW) : (vec){0};
-    }
+/* Columns of a matrix product are divided into panels of NR, and for the rest of VW. Panel i begins at column(i). */
+INLINE long panels(long np) { return np / NR + np % NR / VW; }
+INLINE long column(long np, long i) { return min(i, np / NR) * NR + (i > np / NR ? i - np / NR : 0) * VW; }
+INLINE long panel(long np, long col) { return np - col < NR ? VW : NR; } /* columns of the panel at col */
+INLINE long panel_of(long np, long c) { return c < np / NR * NR ? c / NR * NR : c / VW * VW; } /* where c lies */
+INLINE long steps(long width) { return width == NR ? MR : MR * WIDE; } /* rows that fill the registers */
+
+/* c[r][0..n * VW) (+)= sum over k of a[r * ar + k * ak] * b[k * ldb + 0..n * VW), r < m. Inlined with constant m, n. */
+INLINE void micro_mn(int m, int n, const float *a, long ar, long ak, const float *b, long ldb, float *c, long ldc,
+                     long depth, int add) {
+    vec s[MR * WIDE][WIDE];
+    UNROLL for (int r = 0; r < m; r++) UNROLL for (int j = 0; j < n; j++) s[r][j] =
+        add ? *(vec *)(c + r * ldc + j * VW) : (vec){0};
     for (long k = 0; k < depth; k++, b += ldb) {
-        vec b0 = *(const vec *)b, b1 = *(const vec *)(b + VW);
-        UNROLL for (int r = 0; r < n; r++) {
+        vec y[WIDE];
+        UNROLL for (int j = 0; j < n; j++) y[j] = *(const vec *)(b + j * VW);
+        UNROLL for (int r = 0; r < m; r++) {
             float x = a[r * ar + k * ak];
-            s[r][0] += x * b0;
-            s[r][1] += x * b1;
+            UNROLL for (int j = 0; j < n; j++) s[r][j] += x * y[j];
         }
     }
-    UNROLL for (int r = 0; r < n; r++) {
-        *(vec *)(c + r * ldc) = s[r][0];
-        *(vec *)(c + r * ldc + VW) = s[r][1];
-    }
+    UNROLL for (int r = 0; r < m; r++) UNROLL for (int j = 0; j < n; j++) * (vec *)(c + r * ldc + j * VW) = s[r][j];
 }
 
-static void micro(long n, const float *a, long ar, long ak, const float *b, long ldb, float *c, long ldc, long depth,
-                  int add) {
-    switch (n) { /* clang-format off */
-#define CASE(m) case m: micro_n(m, a, ar, ak, b, ldb, c, ldc, depth, add); break;
-    CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
-#if defined(__AVX512F__)
-    CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
-#endif
+INLINE void micro_n(long m, int n, const float *a, long ar, long ak, const float *b, long ldb, float *c, long ldc,
+                    long depth, int add) {
+    switch (m) { /* clang-format off */
+#define CASE(m) case m: if (m * n <= MR * WIDE) micro_mn(m, n, a, ar, ak, b, ldb, c, ldc, depth, add); break;
+    CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
+    CASE(13) CASE(14) CASE(15) CASE(16) CASE(17) CASE(18) CASE(19) CASE(20) CASE(21) CASE(22) CASE(23) CASE(24)
     } /* clang-format on */
 }
 
-/* m[t] [n tiles][np] = v[t] [n][depth] @ u[t] [panel][depth][NR] for each t. Called by all threads together. */
+/* c[m][width] (+)= a @ b for one panel, m <= steps(width) */
+static void micro(long m, long width, const float *a, long ar, long ak, const float *b, long ldb, float *c, long ldc,
+                  long depth, int add) {
+    if (width == NR) micro_n(m, WIDE, a, ar, ak, b, ldb, c, ldc, depth, add);
+    else micro_n(m, 1, a, ar, ak, b, ldb, c, ldc, depth, add);
+}
+
+/* m[t] [n tiles][np] = v[t] [n][depth] @ u[t] [panel][depth][width] for each t. Called by all threads together. */
 static void products(const float *v, long ld, long plane, const float *u, long depth, long np, float *m, long mplane,
                      long n) {
 #pragma omp for schedule(dynamic, 1) collapse(2)
     for (long t = 0; t < T; t++)
-        for (long tile = 0; tile < n; tile += ROWS)
-            for (long col = 0; col < np; col += NR)
-                for (long r = tile; r < min(tile + ROWS, n); r += MR)
-                    micro(min(MR, min(tile + ROWS, n) - r), v + t * plane + r * ld, ld, 1, u + (t * np + col) * depth,
-                          NR, m + t * mplane + r * np + col, np, depth, 0);
+        for (long tile = 0; tile < n; tile += ROWS) {
+            long end = min(tile + ROWS, n);
+            for (long col = 0, width; col < np; col += width) {
+                width = panel(np, col);
+                for (long r = tile; r < end; r += steps(width))
+                    micro(min(steps(width), end - r), width, v + t * plane + r * ld, ld, 1, u + (t * np + col) * depth,
+                          width, m + t * mplane + r * np + col, np, depth, 0);
+            }
+        }
 }
 
 typedef struct {
@@ -177,8 +193,8 @@ typedef struct {
 } place;
 
 INLINE place where(const shape *s, long tile) {
-    long per_row = columns(s), per_image = rows(s) * per_row;
-    return (place){tile / per_image, tile % per_image / per_row * 4, tile % per_row * 4};
+    long per_row = columns(s);
+    return (place){tile / per_image(s), tile % per_image(s) / per_row * 4, tile % per_row * 4};
 }
 
 /* v[t * plane + channel] of one tile, from n channels of a map */
@@ -215,19 +231,20 @@ static void output_tile(const shape *s, long tile, const float *m, long mplane, 
 }
 
 /* Memory layout. Rows and planes are an odd number of cache lines long, so that the 36 planes use different cache sets.
- * Layers count from 0. Map 0 is the block's input, map j + 1 is layer j's output. */
-INLINE long padded(long n) { return up(n, NR); }
+ * Layers count from 0. Map 0 is the block's input, map j + 1 is layer j's output. f's rows are whole cache lines. */
+INLINE long padded(long n) { return up(n, VW); }
 INLINE long odd_lines(long n) { return up(n, 16) | 16; }
 INLINE long reads(const shape *s, long layer) { return s->g0 + layer * s->g; } /* channels that a layer reads */
 INLINE long width(const shape *s, long map) { return map ? s->g : s->g0; }     /* channels of a map */
 INLINE long start(const shape *s, long map) { return map ? reads(s, map - 1) : 0; }
+INLINE long f_ld(const shape *s) { return up(reads(s, s->layers), 16); }
 INLINE long slot(const shape *s, long layer) { return (s->layers - 1 - layer) * s->g; } /* in D: last layer first */
 INLINE long v_ld(const shape *s) { return odd_lines(padded(reads(s, s->layers - 1))); }
 INLINE long d_ld(const shape *s) { return odd_lines(s->layers * s->g); }
 INLINE long widest(const shape *s) { return padded(s->g0 > s->g ? s->g0 : s->g); }
-INLINE long blocks(const shape *s) { return (tiles(s) + BLOCK - 1) / BLOCK; }
+INLINE long blocks(const shape *s) { return (per_image(s) + BLOCK - 1) / BLOCK; } /* of an image */
 
-/* Offset of a layer's weights among the transformed ones: [T][panel][channels in][NR]. */
+/* Offset of a layer's weights among the transformed ones: [T][panel][channels in][width]. */
 static long of_layer(const shape *s, long layer) {
     return T * padded(s->g) * (layer * s->g0 + layer * (layer - 1) / 2 * s->g);
 }
@@ -239,64 +256,97 @@ static long of_gradient(const shape *s, long layer) {
     return T * s->g * n;
 }
 
-/* Offset of the weights that a map's gradient is computed with: [T][panel][channels of its readers, last first][NR]. */
+/* Offset of the weights that a map's gradient is computed with: [T][panel][channels of its readers, last first][width].
+ */
 static long of_map(const shape *s, long map) {
     long n = 0;
     for (long m = 0; m < map; m++) n += padded(width(s, m)) * (s->layers - m);
     return T * s->g * n;
 }
 
-long rdn_packed(const shape *s, int backward) { return backward ? of_map(s, s->layers) : of_layer(s, s->layers); }
+/* The fusion's weights follow: forward [panel][channels in][width], for a map's gradient [panel][g0][width]. */
+INLINE long fusion_of_map(const shape *s, long map) {
+    return of_map(s, s->layers) + s->g0 * (map ? padded(s->g0) + (map - 1) * padded(s->g) : 0);
+}
+
+long rdn_packed(const shape *s, int backward) {
+    return backward ? fusion_of_map(s, s->layers + 1) : of_layer(s, s->layers) + padded(s->g0) * reads(s, s->layers);
+}
+
 long rdn_gradients(const shape *s) { return of_gradient(s, s->layers); }
 
 long rdn_workspace(const shape *s, int backward) {
     long m = T * odd_lines(tiles(s) * widest(s)), n = T * odd_lines(tiles(s) * v_ld(s)) + m;
-    return backward ? n + T * odd_lines(tiles(s) * d_ld(s)) + tiles(s) * T * widest(s) + blocks(s) * padded(s->g) : n;
+    return backward
+               ? n + T * odd_lines(tiles(s) * d_ld(s)) + tiles(s) * T * widest(s) + s->batch * blocks(s) * padded(s->g)
+               : n;
 }
 
-/* w[layer]: [g][3][3][channels in] -> u, weights for the forward pass */
-void rdn_pack_forward(const shape *s, const float *const *w, float *u) {
-    long np = padded(s->g);
+/* w[layer]: [g][3][3][channels in], fuse: [g0][g0 + layers * g] -> u, weights for the forward pass */
+void rdn_pack_forward(const shape *s, const float *const *w, const float *fuse, float *u) {
+    long np = padded(s->g), channels = reads(s, s->layers);
 #pragma omp parallel
-    for (long layer = 0; layer < s->layers; layer++) {
-        long depth = reads(s, layer);
-        float *to = u + of_layer(s, layer);
+    {
+        for (long layer = 0; layer < s->layers; layer++) {
+            long depth = reads(s, layer);
+            float *to = u + of_layer(s, layer);
 #pragma omp for schedule(static) nowait
-        for (long k = 0; k < depth; k += VW)
-            for (long col = 0; col < np; col += NR) {
-                vec x[T][NR];
-                for (long o = 0; o < NR; o++) {
-                    vec y[T] = {{0}};
-                    if (col + o < s->g)
-                        for (long i = 0; i < 9; i++) y[i] = load(w[layer] + ((col + o) * 9 + i) * depth + k, depth - k);
-                    BOTH_WAYS(weight_1d, y, 3, y, 6);
-                    for (long t = 0; t < T; t++) x[t][o] = y[t];
+            for (long k = 0; k < depth; k += VW)
+                for (long col = 0, width; col < np; col += width) {
+                    vec x[T][NR];
+                    width = panel(np, col);
+                    for (long o = 0; o < width; o++) {
+                        vec y[T] = {{0}};
+                        const float *from = w[layer] + (col + o) * 9 * depth + k;
+                        if (col + o < s->g)
+                            for (long i = 0; i < 9; i++) y[i] = load(from + i * depth, depth - k);
+                        BOTH_WAYS(weight_1d, y, 3, y, 6);
+                        for (long t = 0; t < T; t++) x[t][o] = y[t];
+                    }
+                    for (long t = 0; t < T; t++)
+                        for (long i = 0; i < min(VW, depth - k); i++)
+                            for (long o = 0; o < width; o++)
+                                to[(t * np + col) * depth + (k + i) * width + o] = x[t][o][i];
                 }
-                for (long t = 0; t < T; t++)
-                    for (long i = 0; i < min(VW, depth - k); i++)
-                        for (long o = 0; o < NR; o++) to[(t * np + col) * depth + (k + i) * NR + o] = x[t][o][i];
+        }
+        float *to = u + of_layer(s, s->layers);
+#pragma omp for schedule(static)
+        for (long k = 0; k < channels; k++)
+            for (long o = 0; o < padded(s->g0); o++) {
+                long col = panel_of(padded(s->g0), o), width = panel(padded(s->g0), col);
+                float x = o < s->g0 ? fuse[o * channels + k] + (o == k) : 0; /* the residual is an identity matrix */
+                to[col * channels + k * width + o - col] = x;
             }
     }
 }
 
-/* w -> u, weights for the maps' gradients */
-void rdn_pack_backward(const shape *s, const float *const *w, float *u) {
+/* w, fuse -> u, weights for the maps' gradients */
+void rdn_pack_backward(const shape *s, const float *const *w, const float *fuse, float *u) {
 #pragma omp parallel
-    for (long map = 0; map < s->layers; map++) {
+    for (long map = 0; map <= s->layers; map++) {
         long n = width(s, map), np = padded(n), depth = (s->layers - map) * s->g;
-        float *to = u + of_map(s, map);
+        float *to = u + of_map(s, map), *fusion = u + fusion_of_map(s, map);
 #pragma omp for schedule(static) nowait
         for (long k = 0; k < depth; k++) { /* an output channel of a reader */
             long layer = s->layers - 1 - k / s->g, ld = reads(s, layer);
             const float *from = w[layer] + k % s->g * 9 * ld + start(s, map);
             for (long c = 0; c < np; c += VW) {
+                long col = panel_of(np, c);
                 vec y[T] = {{0}};
                 if (c < n)
                     for (long i = 0; i < 9; i++) y[i] = load(from + i * ld + c, n - c);
                 BOTH_WAYS(weight_1d, y, 3, y, 6);
-                for (long t = 0; t < T; t++) *(vec *)(to + (t * np + c / NR * NR) * depth + k * NR + c % NR) = y[t];
+                for (long t = 0; t < T; t++)
+                    *(vec *)(to + (t * np + col) * depth + k * panel(np, col) + c - col) = y[t];
             }
         }
+#pragma omp for schedule(static) nowait
+        for (long k = 0; k < s->g0; k++)
+            for (long c = 0; c < np; c++) {
+                long col = panel_of(np, c);
+                float x = c < n ? fuse[k * reads(s, s->layers) + start(s, map) + c] + (!map && c == k) : 0;
+                fusion[col * s->g0 + k * panel(np, col) + c - col] = x;
+            }
     }
 }
 
@@ -317,10 +367,30 @@ void rdn_unpack(const shape *s, const float *du, float *const *dw) {
     }
 }
 
-/* f: [pixel][g0 + layers * g]. Its first g0 channels are the block's input; computes the others. bias[layer]: [g] */
-void rdn_forward(const shape *s, float *f, const float *u, const float *const *bias, float *work) {
-    long n = tiles(s), ldf = reads(s, s->layers), ld = v_ld(s), plane = odd_lines(n * ld), np = padded(s->g),
-         mplane = odd_lines(n * np);
+/* y: [pixel][g0] = f @ u [panel][depth][width] + bias, n pixels */
+static void fuse_pixels(const shape *s, const float *f, const float *u, const float *bias, float *y, long n) {
+    long depth = reads(s, s->layers), np = padded(s->g0);
+    for (long col = 0, width; col < np; col += width) {
+        width = panel(np, col);
+        for (long pixel = 0; pixel < n; pixel += steps(width)) {
+            float part[MR * NR];
+            long m = min(steps(width), n - pixel);
+            micro(m, width, f + pixel * f_ld(s), f_ld(s), 1, u + col * depth, width, part, width, depth, 0);
+            for (long r = 0; r < m; r++)
+                for (long c = 0; c < min(width, s->g0 - col); c += VW) {
+                    vec sum = *(vec *)(part + r * width + c) + load(bias + col + c, s->g0 - col - c);
+                    store(y + (pixel + r) * s->g0 + col + c, sum, s->g0 - col - c);
+                }
+        }
+    }
+}
+
+/* f: [pixel][g0 + layers * g, rounded up to 16]. Its first g0 channels are the block's input; computes the others.
+ * u: from rdn_pack_forward. bias[layer]: [g]. fuse_bias: [g0]. y: [pixel][g0] */
+void rdn_forward(const shape *s, float *f, const float *u, const float *const *bias, const float *fuse_bias, float *y,
+                 float *work) {
+    long n = tiles(s), ldf = f_ld(s), ld = v_ld(s), plane = odd_lines(n * ld), np = padded(s->g),
+         mplane = odd_lines(n * np), pixels = s->batch * s->h * s->w;
     float *v = work, *m = v + T * plane;
 #pragma omp parallel
     {
@@ -337,6 +407,10 @@ void rdn_forward(const shape *s, float *f, const float *u, const float *const *b
                 for (long tile = 0; tile < n; tile++) input_tile(s, tile, f + c, ldf, s->g, v + tile * ld + c, plane);
             }
         }
+#pragma omp for schedule(dynamic, 1)
+        for (long pixel = 0; pixel < pixels; pixel += ROWS)
+            fuse_pixels(s, f + pixel * ldf, u + of_layer(s, s->layers), fuse_bias, y + pixel * s->g0,
+                        min(ROWS, pixels - pixel));
     }
 }
 
@@ -355,12 +429,13 @@ INLINE void gather(const float *const near[3][3], long np, long c, vec *y) {
         }
 }
 
-/* Compute one tile of a map's gradient: e (from the fusion, [pixel][lde]) plus z (from the map's readers, or 0). For
- * the block's input it is stored in dx [pixel][n]. For a layer's output it is masked by f > 0, transformed into d, and
+/* Compute one tile of a map's gradient: gy @ fuse [panel][g0][width], plus z (from the map's readers, or 0). For the
+ * block's input it is stored in dx [pixel][n]. For a layer's output it is masked by f > 0, transformed into d, and
  * added to the bias gradient db. */
-static void gradient_tile(const shape *s, long tile, const float *e, long lde, const float *z, long np, long n,
+static void gradient_tile(const shape *s, long tile, const float *gy, const float *fuse, const float *z, long n,
                           float *dx, const float *f, float *d, long plane, float *db) {
     place at = where(s, tile);
+    long np = padded(n), corner = (at.image * s->h + at.y) * s->w + at.x;
     const float *near[3][3];
     for (long i = 0; i < 3; i++)
         for (long j = 0; j < 3; j++) {
@@ -368,9 +443,16 @@ static void gradient_tile(const shape *s, long tile, const float *e, long lde, c
             int inside = y >= 0 && y < rows(s) && x >= 0 && x < columns(s);
             near[i][j] = z && inside ? z + (tile + (i - 1) * columns(s) + j - 1) * T * np : 0;
         }
-    for (long c = 0; c < n; c += VW) {
+    for (long c = 0, col = 0, width = 0; c < n; c += VW) {
+        float e[16 * NR];
         vec y[T] = {{0}};
         vec sum = {0};
+        if (c == col + width) {
+            col = c, width = panel(np, col);
+            for (long i = 0; i < min(4, s->h - at.y); i++)
+                micro(min(4, s->w - at.x), width, gy + (corner + i * s->w) * s->g0, s->g0, 1, fuse + col * s->g0, width,
+                      e + 4 * i * NR, NR, s->g0, 0);
+        }
         if (z) gather(near, np, c, y);
         for (long i = 0; i < 4; i++)
             for (long j = 0; j < 4; j++) {
@@ -378,10 +460,10 @@ static void gradient_tile(const shape *s, long tile, const float *e, long lde, c
                     y[4 * i + j] = (vec){0};
                     continue;
                 }
-                long pixel = (at.image * s->h + at.y + i) * s->w + at.x + j;
-                vec g = y[4 * i + j] + load(e + pixel * lde + c, n - c);
+                long pixel = corner + i * s->w + j;
+                vec g = y[4 * i + j] + *(vec *)(e + (4 * i + j) * NR + c - col);
                 if (dx) store(dx + pixel * n + c, g, n - c);
-                else sum += y[4 * i + j] = (vec)((bits)g & (load(f + pixel * lde + c, n - c) > 0));
+                else sum += y[4 * i + j] = (vec)((bits)g & (load(f + pixel * f_ld(s) + c, n - c) > 0));
             }
         if (dx) continue;
         BOTH_WAYS(output_adjoint_1d, y, 4, y, 6);
@@ -390,17 +472,56 @@ static void gradient_tile(const shape *s, long tile, const float *e, long lde, c
     }
 }
 
-/* f: from rdn_forward. e: [pixel][g0 + layers * g], the fusion's part of the gradient of f. u: from rdn_pack_backward.
- * dx: [pixel][g0]. du: for rdn_unpack. db: [layer][g]. add: add to du and db instead of overwriting them. */
-void rdn_backward(const shape *s, const float *f, const float *e, const float *u, float *dx, float *du, float *db,
-                  int add, float *work) {
-    long n = tiles(s), ldf = reads(s, s->layers), depth = reads(s, s->layers - 1);
-    long vld = v_ld(s), vplane = odd_lines(n * vld), dld = d_ld(s), dplane = odd_lines(n * dld), zp = widest(s),
-         mplane = odd_lines(n * zp);
-    float *v = work, *d = v + T * vplane, *z = d + T * dplane, *m = z + n * T * zp, *sums = m + T * mplane;
-    enum { SPAN = 256 }; /* tiles whose v and d stay in cache while their products are summed */
+/* Gradients of the fusion's weights, dfuse: [g0][f_ld], and bias, db: [g0]. Called by all threads together. Images are
+ * summed one by one. */
+static void fusion_gradients(const shape *s, const float *f, const float *gy, float *dfuse, float *db, int add) {
+    long ldf = f_ld(s), pixels = s->h * s->w;
+#pragma omp for schedule(dynamic, 1) collapse(2) nowait
+    for (long i = 0; i < panels(ldf); i++)
+        for (long r = 0; r < s->g0; r += MR) {
+            long col = column(ldf, i), width = panel(ldf, col), m = min(MR, s->g0 - r);
+            float part[MR * NR];
+            for (long image = 0; image < s->batch; image++)
+                for (long pixel = 0; pixel < pixels; pixel += PIXELS) {
+                    long at = image * pixels + pixel;
+                    micro(m, width, gy + at * s->g0 + r, 1, s->g0, f + at * ldf + col, ldf, part, width,
+                          min(PIXELS, pixels - pixel), 0);
+                    for (long k = 0; k < m * width; k += VW) {
+                        float *to = dfuse + (r + k / width) * ldf + col + k % width;
+                        vec sum = *(vec *)(part + k);
+                        if (add || at) sum += *(vec *)to;
+                        *(vec *)to = sum;
+                    }
+                }
+        }
+#pragma omp for schedule(static) nowait
+    for (long c = 0; c < s->g0; c += VW) {
+        vec sum = add ? load(db + c, s->g0 - c) : (vec){0};
+        for (long image = 0; image < s->batch; image++) {
+            vec part = {0};
+            for (long y = 0; y < s->h; y++) {
+                vec row = {0};
+                for (long x = 0; x < s->w; x++)
+                    row += load(gy + ((image * s->h + y) * s->w + x) * s->g0 + c, s->g0 - c);
+                part += row;
+            }
+            sum += part;
+        }
+        store(db + c, sum, s->g0 - c);
+    }
+}
+
+/* f: from rdn_forward. gy: [pixel][g0]. u: from rdn_pack_backward. dx: [pixel][g0]. du: for rdn_unpack. db: [layer][g].
+ * dfuse: [g0][as wide as f]. dfuse_b: [g0]. add: add to du, db, dfuse and dfuse_b instead of overwriting them. */
+void rdn_backward(const shape *s, const float *f, const float *gy, const float *u, float *dx, float *du, float *db,
+                  float *dfuse, float *dfuse_b, int add, float *work) {
+    long n = tiles(s), ldf = f_ld(s), depth = reads(s, s->layers - 1), all = s->batch * blocks(s);
+    long vld = v_ld(s), vplane = odd_lines(n * vld), dld = d_ld(s), dplane = odd_lines(n * dld),
+         mplane = odd_lines(n * widest(s));
+    float *v = work, *d = v + T * vplane, *z = d + T * dplane, *m = z + n * T * widest(s), *sums = m + T * mplane;
 #pragma omp parallel
     {
+        fusion_gradients(s, f, gy, dfuse, dfuse_b, add);
 #pragma omp for schedule(dynamic, BLOCK) nowait
         for (long tile = 0; tile < n; tile++) input_tile(s, tile, f, ldf, depth, v + tile * vld, vplane);
         for (long map = s->layers; map >= 0; map--) {
@@ -417,18 +538,19 @@ void rdn_backward(const shape *s, const float *f, const float *e, const float *u
                     }
             }
 #pragma omp for schedule(dynamic, 1)
-            for (long tile = 0; tile < n; tile += BLOCK) {
-                float *sum = sums + tile / BLOCK * padded(s->g);
+            for (long block = 0; block < all; block++) {
+                long image = block / blocks(s) * per_image(s), first = image + block % blocks(s) * BLOCK;
+                float *sum = sums + block * padded(s->g);
                 memset(sum, 0, padded(s->g) * sizeof(float));
-                for (long i = tile; i < min(tile + BLOCK, n); i++)
-                    gradient_tile(s, i, e + start(s, map), ldf, map < s->layers ? z : 0, np, c, map ? 0 : dx,
+                for (long i = first; i < min(first + BLOCK, image + per_image(s)); i++)
+                    gradient_tile(s, i, gy, u + fusion_of_map(s, map), map < s->layers ? z : 0, c, map ? 0 : dx,
                                   f + start(s, map), d + i * dld + (map ? slot(s, layer) : 0), dplane, sum);
             }
             if (map) {
 #pragma omp single
                 for (long k = 0; k < c; k++) {
                     float sum = add ? db[layer * c + k] : 0;
-                    for (long i = 0; i < blocks(s); i++) sum += sums[i * padded(s->g) + k];
+                    for (long i = 0; i < all; i++) sum += sums[i * padded(s->g) + k];
                     db[layer * c + k] = sum;
                 }
             }
@@ -439,11 +561,13 @@ void rdn_backward(const shape *s, const float *f, const float *e, const float *u
                 long np = padded(reads(s, layer));
                 float *to = du + of_gradient(s, layer) + t * s->g * np;
                 for (long tile = 0; tile < n; tile += SPAN)
-                    for (long col = 0; col < np; col += NR)
-                        for (long r = 0; r < s->g; r += MR)
-                            micro(min(MR, s->g - r), d + t * dplane + tile * dld + slot(s, layer) + r, 1, dld,
-                                  v + t * vplane + tile * vld + col, vld, to + r * np + col, np, min(SPAN, n - tile),
-                                  add || tile);
+                    for (long col = 0, width; col < np; col += width) {
+                        width = panel(np, col);
+                        for (long r = 0; r < s->g; r += steps(width))
+                            micro(min(steps(width), s->g - r), width, d + t * dplane + tile * dld + slot(s, layer) + r,
+                                  1, dld, v + t * vplane + tile * vld + col, vld, to + r * np + col, np,
+                                  min(SPAN, n - tile), add || tile);
+                    }
             }
     }
 }

@@ -1,8 +1,8 @@
 """The dense block by Winograd convolution F(4x4, 3x3), for float32 on CPUs: a quarter of the multiplications.
 
 The kernels are in winograd.c. Each feature map is transformed once, however many layers read it. All maps of a block
-share one channels-last buffer, and the forward pass saves only that: [f_0, ..., f_C], G0 + C*G channels. The 1x1 local
-feature fusion is one matrix product; the local residual is an identity matrix added to its weights.
+share one channels-last buffer, and the forward pass saves only that: [f_0, ..., f_C], G0 + C*G channels. The local
+residual is an identity matrix added to the weights of the 1x1 local feature fusion.
 """
 
 from __future__ import annotations
@@ -106,16 +106,16 @@ def rdb(x, conv_w, conv_b, fuse_w, fuse_b):
     b = [b.contiguous() for b in conv_b]
     if torch.is_grad_enabled() and any(t.requires_grad for t in (x, fuse_w, fuse_b, *w, *b)):
         return _Block.apply(x, fuse_w, fuse_b, *w, *b)
-    u = _pack(_shape(x, w), w, backward=False)
+    u = _pack(_shape(x, w), w, fuse_w, backward=False)
     height, width = x.shape[2:]
     if max(height, width) <= _CROP:
-        return _forward(x, w, b, fuse_w, fuse_b, u)
+        return _forward(x, w, b, fuse_b, u)
     y = torch.empty_like(x, memory_format=torch.channels_last)
     for top in range(0, height, _CROP):
         for left in range(0, width, _CROP):
             above, before = min(top, len(w)), min(left, len(w))  # the receptive field grows by one pixel per layer
             crop = x[:, :, top - above : top + _CROP + len(w), left - before : left + _CROP + len(w)]
-            inner = _forward(crop, w, b, fuse_w, fuse_b, u)[:, :, above : above + _CROP, before : before + _CROP]
+            inner = _forward(crop, w, b, fuse_b, u)[:, :, above : above + _CROP, before : before + _CROP]
             y[:, :, top : top + _CROP, left : left + _CROP] = inner
     return y
 
@@ -139,8 +139,8 @@ class _Block(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, fuse_w, fuse_b, *wb):
         w, b = wb[: len(wb) // 2], wb[len(wb) // 2 :]
-        f = x.new_empty(x.shape[0], *x.shape[2:], fuse_w.shape[1])
-        y = _forward(x, w, b, fuse_w, fuse_b, _pack(_shape(x, w), w, backward=False), f)
+        f = _features(_shape(x, w))
+        y = _forward(x, w, b, fuse_b, _pack(_shape(x, w), w, fuse_w, backward=False), f)
         ctx.save_for_backward(f, fuse_w, *w)
         return y
 
@@ -148,47 +148,46 @@ class _Block(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, gy):
         f, fuse_w, *w = ctx.saved_tensors
-        g0, (batch, height, width, channels) = fuse_w.shape[0], f.shape
         gy = gy.permute(0, 2, 3, 1).contiguous()  # [B, H, W, G0]
-        shape = _Shape(batch, height, width, g0, w[0].shape[0], len(w))
-        u = _pack(shape, w, backward=True)
+        g0, channels = fuse_w.shape[:2]
+        shape = _Shape(*gy.shape[:3], g0, w[0].shape[0], len(w))
+        u = _pack(shape, w, fuse_w, backward=True)
         du = scratch.get("du", kernels.library.rdn_gradients(ctypes.byref(shape)))  # in the transformed domain
         dx = torch.empty_like(gy)
-        db = torch.empty(len(w), shape.g, dtype=torch.float32)
-        fuse = _with_residual(fuse_w)
+        db = gy.new_empty(len(w), shape.g)
+        dfuse_w, dfuse_b = gy.new_empty(g0, f.shape[-1]), gy.new_empty(g0)
+        sums = du, db, dfuse_w, dfuse_b
         for images in _chunks(shape, _TILES_BACKWARD):
             part = _part(shape, images)
-            df = scratch.get("df", part.batch * height * width, channels)  # the fusion's gradient of f
-            torch.mm(gy[images].view(-1, g0), fuse, out=df)
             work = scratch.get("work", kernels.library.rdn_workspace(ctypes.byref(part), 1))
             accumulate = images.start > 0
-            _call("rdn_backward", part, f[images], df, u, dx[images], du, db, accumulate, work)
-        if not batch:
-            du.zero_()
-            db.zero_()
+            _call("rdn_backward", part, f[images], gy[images], u, dx[images], *sums, accumulate, work)
+        if not shape.batch:
+            for total in sums:
+                total.zero_()
         dw = [torch.empty_like(layer) for layer in w]
         _call("rdn_unpack", shape, du, _pointers(dw))
-        gy = gy.view(-1, g0)
-        dfuse_w = torch.empty_like(fuse_w)
-        torch.mm(gy.t(), f.view(-1, channels), out=dfuse_w.flatten(1))
-        return dx.permute(0, 3, 1, 2), dfuse_w, gy.sum(0), *dw, *db
+        return dx.permute(0, 3, 1, 2), dfuse_w[:, :channels, None, None], dfuse_b, *dw, *db
 
 
-def _forward(x, w, b, fuse_w, fuse_b, u, features=None):
-    """Return y: [B, G0, H, W]. Write all feature maps to `features` [B, H, W, G0 + C*G] if given."""
+def _forward(x, w, b, fuse_b, u, features=None):
+    """Return y: [B, G0, H, W]. Write all feature maps to `features`, of _features, if given."""
     shape = _shape(x, w)
-    channels = fuse_w.shape[1]
     x = x.permute(0, 2, 3, 1)  # [B, H, W, G0]
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
-    fuse = _with_residual(fuse_w).t()
     for images in _chunks(shape, _TILES):
         part = _part(shape, images)
-        f = scratch.get("f", part.batch, shape.h, shape.w, channels) if features is None else features[images]
+        f = _features(part, scratch.get) if features is None else features[images]
         f[..., : shape.g0] = x[images]
         work = scratch.get("work", kernels.library.rdn_workspace(ctypes.byref(part), 0))
-        _call("rdn_forward", part, f, u, _pointers(b), work)
-        torch.addmm(fuse_b, f.view(-1, channels), fuse, out=y[images].view(-1, shape.g0))
+        _call("rdn_forward", part, f, u, _pointers(b), fuse_b, y[images], work)
     return y.permute(0, 3, 1, 2)
+
+
+def _features(shape: _Shape, scratch_get=None):
+    """Return an uninitialized buffer for all maps of a block: [B, H, W, G0 + C*G], rounded up to 16 channels."""
+    size = shape.batch, shape.h, shape.w, -(-(shape.g0 + shape.layers * shape.g) // 16) * 16
+    return scratch_get("f", *size) if scratch_get else torch.empty(size, dtype=torch.float32)
 
 
 def _shape(x, w) -> _Shape:
@@ -207,17 +206,10 @@ def _part(shape: _Shape, images: slice) -> _Shape:
     return _Shape(images.stop - images.start, shape.h, shape.w, shape.g0, shape.g, shape.layers)
 
 
-def _with_residual(fuse_w):
-    """fuse_w: [G0, G0 + C*G, 1, 1] -> [G0, G0 + C*G], the identity added to the columns of the block's input."""
-    fuse = fuse_w.flatten(1).clone()
-    fuse.diagonal().add_(1)
-    return fuse
-
-
-def _pack(shape: _Shape, w, backward: bool):
-    """Return all transformed 3x3 weights in the order in which the kernels read them."""
+def _pack(shape: _Shape, w, fuse_w, backward: bool):
+    """Return all weights, those of the 3x3 convolutions transformed, in the order in which the kernels read them."""
     u = scratch.get("u", kernels.library.rdn_packed(ctypes.byref(shape), backward))
-    _call("rdn_pack_backward" if backward else "rdn_pack_forward", shape, _pointers(w), u)
+    _call("rdn_pack_backward" if backward else "rdn_pack_forward", shape, _pointers(w), fuse_w.contiguous(), u)
     return u
 
 

@@ -83,17 +83,19 @@ def test_weights_of_no_dense_block_are_an_error(name):
         call(winograd.rdb, arguments)
 
 
-def test_results_do_not_depend_on_which_thread_computes_what(seed):
-    shape = (5, 20, 18, 3, 30, 31)  # more tiles than two threads take at a time
+@pytest.mark.parametrize("shape", [(5, 20, 18, 3, 30, 31), (7, 48, 48, 2, 9, 13), (9, 33, 5, 2, 1, 1)])
+def test_results_depend_on_neither_threads_nor_chunks(monkeypatch, shape, seed):
     arguments, upstream = problem(shape, torch.float32, seed)
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
+    before, results = torch.get_num_threads(), {}
     try:
-        results = [solve(winograd.rdb, arguments, upstream) for _ in range(4)]
+        for threads, tiles in [(1, 1), (2, 1), (2, 24), (3, 48), (2, 10_000), (2, 10_000), (5, 64)]:
+            torch.set_num_threads(threads)
+            monkeypatch.setattr(winograd, "_TILES", tiles)
+            monkeypatch.setattr(winograd, "_TILES_BACKWARD", tiles)
+            for name, value in solve(winograd.rdb, arguments, upstream).items():
+                assert torch.equal(value, results.setdefault(name, value)), f"{name} (seed {seed}, {threads}, {tiles})"
     finally:
         torch.set_num_threads(before)
-    for name, value in results[0].items():
-        assert all(torch.equal(value, other[name]) for other in results[1:]), f"{name} (seed {seed})"
 
 
 def test_no_images_give_zero_gradients(seed):
