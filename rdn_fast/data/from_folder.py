@@ -79,9 +79,10 @@ def _open(path: Path, key: str, scale: int) -> tuple[PairedH5 | None, str]:
         return None, "is not there yet"
     try:
         pairs = PairedH5(path, scale)
+        made_from = pairs.attribute(_ATTRIBUTE)
     except UserError:
         return None, "is damaged"
-    return (pairs, "") if pairs.attributes.get(_ATTRIBUTE) == key else (None, "is out of date")
+    return (pairs, "") if made_from == key else (None, "is out of date")
 
 
 def _make(path: Path, folder: str | Path, scale: int) -> PairedH5:

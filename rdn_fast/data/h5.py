@@ -10,7 +10,8 @@ import mmap
 import os
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -30,7 +31,7 @@ _OPEN = 2048  # datasets kept open: opening one takes longer than reading a patc
 class PairedH5(Sequence[Pair]):
     """The pairs of a file, read when they are indexed. Raises Failure when the file has changed since it was opened.
 
-    `sizes`: int64 [N, 2], height and width of the LR images. `attributes`: of the file's root.
+    `sizes`: int64 [N, 2], height and width of the LR images.
     `bytes`: the whole file, uint8, read-only. `offset`: int64 [2, N], where LR and HR images begin in it.
     `unmappable`: why the two do not exist, else None.
     """
@@ -46,7 +47,6 @@ class PairedH5(Sequence[Pair]):
             weakref.finalize(self, os.close, self._file)
             self._state_at_open = self._state()
             with h5py.File(self.path, "r") as file:
-                self.attributes = dict(file.attrs)
                 self._keys = self._read_keys(file)
                 spans = [self._scan(file[group], group) for group in _GROUPS]
             self._check_not_replaced()
@@ -89,14 +89,27 @@ class PairedH5(Sequence[Pair]):
     def names(self, images: Iterable[int] | None = None) -> list[str]:
         """Return the names of these images (None: all), which are their numbers where the file has no names.
 
-        Reads the file that has the path now. Names of all images are kept for indexing.
+        Reads the file that has the path now. Names of all images are kept for indexing. Raises UserError.
         """
         keys = self._keys if images is None else [self._keys[i] for i in images]
-        with h5py.File(self.path, "r") as file:
-            names = [str(file["hr"][key].attrs.get("name", key)) for key in keys]
+        with self._reading("names") as file:
+            names = [attribute_text(file["hr"][key].attrs.get("name", key)) for key in keys]
         if images is None:
             self._names = names
         return names
+
+    def attribute(self, name: str) -> str | None:
+        """Return an attribute of the root of the file that has the path now. Raises UserError."""
+        with self._reading("attributes") as file:
+            return attribute_text(file.attrs[name]) if name in file.attrs else None
+
+    @contextmanager
+    def _reading(self, what: str) -> Iterator[h5py.File]:
+        try:
+            with h5py.File(self.path, "r") as file:
+                yield file
+        except Exception as error:  # a damaged file can raise nearly anything
+            raise UserError(f"{self.path}: {what} cannot be read ({one_line(error)}); prepare it again") from None
 
     def image(self, group: int, i: int) -> np.ndarray:
         """Return an image, uint8 [H, W, 3], as a read-only view of the file where it can be mapped. group: LR or HR."""
@@ -249,3 +262,8 @@ class PairedH5(Sequence[Pair]):
             if data.compression:
                 how = f"compressed ({data.compression})"
             return f"/{_GROUPS[group]}/{self._keys[i]} is {how}"
+
+
+def attribute_text(value: object) -> str:
+    """Return an attribute's text. h5py gives fixed-length strings, as we write them, as bytes."""
+    return value.decode(errors="surrogateescape") if isinstance(value, bytes) else str(value)

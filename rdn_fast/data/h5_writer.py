@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
+import numpy as np
 
 from rdn_fast.data.pairs import Pair
 from rdn_fast.errors import UserError
@@ -27,16 +28,26 @@ def write_pairs(
     """
     n = 0
     with new_file(path) as (file, check):
-        file.attrs.update(attributes or {})
+        for name, text in (attributes or {}).items():
+            set_text(file, name, text)
         groups = file.create_group("lr"), file.create_group("hr")
         for pair in pairs:
             if pair is not None:
                 for group, image in zip(groups, (pair.lr, pair.hr), strict=True):
                     group.create_dataset(str(n), data=image)
-                groups[1][str(n)].attrs["name"] = pair.name
+                set_text(groups[1][str(n)], "name", pair.name)
                 n += 1
             check()
     return n
+
+
+def set_text(data: h5py.Group | h5py.Dataset, name: str, text: str) -> None:
+    """Set an attribute to a fixed-length UTF-8 string.
+
+    Variable-length ones, h5py's default for text, lie in the global heap. HDF5 loops for ever over some damaged heaps.
+    """
+    content = text.encode(errors="surrogateescape")
+    data.attrs.create(name, np.array(content), dtype=h5py.string_dtype(length=max(1, len(content))))
 
 
 @contextmanager

@@ -9,7 +9,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from rdn_fast.data.h5_writer import new_file
+from rdn_fast.data.h5 import attribute_text
+from rdn_fast.data.h5_writer import new_file, set_text
 from rdn_fast.errors import UserError, one_line
 from rdn_fast.terminal import Bar
 
@@ -43,7 +44,7 @@ def repack(old: str | Path, new: str | Path) -> None:
                 with _readable(f"{old}: /hr/{key}: its name cannot be read"):
                     name = file["hr"][key].attrs.get("name")
                 if name is not None:
-                    copy["hr"][key].attrs["name"] = name
+                    set_text(copy["hr"][key], "name", attribute_text(name))
                 check()
                 bar.advance()
     floats = {None: "", 1: ", float values taken as 0..255", 255: ", float values taken as 0..1"}[factor]

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from rdn_fast.data.h5 import HR, LR, PairedH5
+from rdn_fast.data.h5_writer import write_pairs
+from rdn_fast.data.pairs import Pair
 from rdn_fast.errors import Failure, UserError
 
 SCALE = 2
@@ -95,6 +97,27 @@ def test_names_are_the_attributes_where_there_are_any(tmp_path, make_h5, pairs):
     assert opened.names() == ["0", "zebra", "2"]
     assert opened.names([1, 0]) == ["zebra", "0"]
     assert [pair.name for pair in opened] == ["0", "zebra", "2"]
+
+
+@pytest.mark.parametrize("name", ["née Zèbre", b"latin \xe9".decode(errors="surrogateescape"), "x" * 300])
+def test_names_are_written_without_hdf5s_global_heap(tmp_path, pairs, name):
+    """HDF5 loops for ever over some damaged heaps."""
+    path = tmp_path / "a.h5"
+    write_pairs(path, [Pair(name, *pairs[0])], {"made_from": "images"})
+    assert b"GCOL" not in path.read_bytes()
+    opened = PairedH5(path, SCALE)
+    assert (opened.names(), opened.attribute("made_from"), opened.attribute("other")) == ([name], "images", None)
+
+
+def test_names_that_cannot_be_read_are_one_line(tmp_path, make_h5, pairs):
+    path = make_h5(tmp_path / "a.h5", pairs[:3])
+    with h5py.File(path, "r+") as file:
+        file["hr/1"].attrs["name"] = file.attrs["made_from"] = "a text of variable length"
+    path.write_bytes(path.read_bytes().replace(b"GCOL", b"XXXX"))
+    opened = PairedH5(path, SCALE)
+    for read in (opened.names, lambda: opened.attribute("made_from")):
+        with pytest.raises(UserError, match=rf"^{path}: (names|attributes) cannot be read \(.*\); prepare it again$"):
+            read()
 
 
 def test_names_that_were_read_stay_when_the_file_is_gone(tmp_path, make_h5, pairs):
