@@ -1,7 +1,9 @@
 """Small real training runs for the tests: their data, flags, processes and results."""
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -77,6 +79,36 @@ def events(outputs: Path, kind: str) -> list[dict]:
 
 def weights(outputs: Path, name: str = "last.pth") -> dict[str, torch.Tensor]:
     return torch.load(outputs / name, weights_only=True)
+
+
+def ranks_of(process: subprocess.Popen) -> list[int]:
+    """Return the process ids of a launcher's ranks."""
+    children = ["ps", "-o", "pid=", "--ppid", str(process.pid)]
+    listed = subprocess.run(children, capture_output=True, text=True, check=False)
+    return [int(pid) for pid in listed.stdout.split()]
+
+
+def kill(process: subprocess.Popen) -> None:
+    """Kill -9 a launcher and all its ranks, as a machine that goes down would."""
+    for pid in (process.pid, *ranks_of(process)):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.wait()
+
+
+def assert_same_run(interrupted: Path, whole: Path) -> None:
+    """Check that both runs have the same weights, byte for byte, and the same metrics of steps and epochs."""
+    for name in ("last.pth", "best.pth"):
+        ours, theirs = weights(interrupted, name), weights(whole, name)
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs), name
+        assert (interrupted / name).read_bytes() == (whole / name).read_bytes()
+    for kind, kept in (("step", None), ("epoch", ("step", "epoch", "loss", "skipped", "psnr_y", "psnr_y_compat"))):
+        ours, theirs = events(interrupted, kind), events(whole, kind)
+        if kept:  # speeds differ
+            ours, theirs = (
+                [{key: record.get(key) for key in kept} for record in records] for records in (ours, theirs)
+            )
+        assert ours == theirs
 
 
 def assert_user_error(result: subprocess.CompletedProcess, *words: str) -> None:

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from runs import ROOT, TINY, cli, command, events, make_data
+from runs import ROOT, TINY, cli, command, events, make_data, ranks_of
 
 from rdn_fast.cli import main
 from rdn_fast.training.run_folder import claim, resumable_batch
@@ -90,12 +90,6 @@ def wait_for(pattern: str, outputs: Path, *processes: subprocess.Popen) -> None:
 
 def wait_for_checkpoint(outputs: Path, *processes: subprocess.Popen) -> None:
     wait_for("checkpoints/step_*.pt", outputs, *processes)
-
-
-def ranks_of(process: subprocess.Popen) -> list[int]:
-    children = ["ps", "-o", "pid=", "--ppid", str(process.pid)]
-    listed = subprocess.run(children, capture_output=True, text=True, check=False)
-    return [int(pid) for pid in listed.stdout.split()]
 
 
 def ends(processes: list[subprocess.Popen], seconds: float = 60) -> list[tuple[int, str, str]]:

@@ -1,7 +1,5 @@
 """A run that is killed and resumed is bit for bit the uninterrupted one, and logs no step twice."""
 
-import contextlib
-import os
 import random
 import signal
 import subprocess
@@ -10,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import TINY, cli, command, events, make_data, weights
+from runs import TINY, assert_same_run, cli, command, events, kill, make_data
 
 from bench.parity import SLACK, relative_error
 from rdn_fast.cli import main
@@ -25,31 +23,6 @@ def data(tmp_path_factory):
 def run(data: Path, out: Path, *flags) -> list[str]:
     recipe = ("--batch-size", 4, "--eval-every", 50, "--ema", "0.9", "--clip-grad", "1")
     return command("train", "--data-path", data, "--outputs-dir", out, *TINY, *recipe, *flags)
-
-
-def assert_same_run(interrupted: Path, whole: Path) -> None:
-    for name in ("last.pth", "best.pth"):
-        ours, theirs = weights(interrupted, name), weights(whole, name)
-        assert all(torch.equal(ours[key], theirs[key]) for key in theirs), name
-        assert (interrupted / name).read_bytes() == (whole / name).read_bytes()
-    for kind, kept in (("step", None), ("epoch", ("step", "epoch", "loss", "skipped", "psnr_y", "psnr_y_compat"))):
-        ours, theirs = events(interrupted, kind), events(whole, kind)
-        if kept:  # speeds differ
-            ours, theirs = (
-                [{key: record.get(key) for key in kept} for record in records] for records in (ours, theirs)
-            )
-        assert ours == theirs
-
-
-def end(process: subprocess.Popen, number: int) -> None:
-    """Send the signal to a launcher and all its ranks, as a machine that goes down would."""
-    ranks = subprocess.run(
-        ["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True, check=False
-    ).stdout.split()
-    for pid in (process.pid, *map(int, ranks)):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, number)
-    process.wait()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
@@ -137,7 +110,7 @@ def kill_and_resume(data: Path, tmp_path: Path, kills: int, steps: int, *flags) 
         time.sleep(chance.uniform(0, 0.5))
         assert process.poll() is None, (done, process.communicate()[1])  # the run must not be over yet
         after_saves += not set(out.glob("checkpoints/*.pt")) <= seen
-        end(process, signal.SIGKILL)
+        kill(process)
         done += 1
     assert cli(*run(data, out, *flags, "--resume", "auto")[3:], timeout=600).returncode == 0
     resumed = [record["step"] for record in events(out, "resume")]
