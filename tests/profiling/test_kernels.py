@@ -13,7 +13,7 @@ from bench.cases import rdb
 from bench.measure import Bench
 from profiling import kernels
 from rdn_fast.config import ModelConfig
-from rdn_fast.rdb import IMPLS, Impl, naive, triton_planes
+from rdn_fast.rdb import IMPLS, Impl, auto_level, naive, triton_planes
 from rdn_fast.rdb.triton_configs import KernelConfigs
 
 CPU = torch.device("cpu")
@@ -22,7 +22,8 @@ TINY = ModelConfig(num_features=6, growth_rate=4, num_blocks=2, num_layers=2)
 
 @pytest.fixture
 def bench(tmp_path, monkeypatch):
-    """A run on the CPU whose ceilings cost no time."""
+    """A run in float32 on the CPU whose ceilings cost no time."""
+    monkeypatch.setattr(auto_level, "auto_level", lambda *_: "O0")
     monkeypatch.setenv("OUT", str(tmp_path))
     monkeypatch.setattr(Bench, "ceilings", lambda self: self._ceilings.update(float32=100.0))
     return Bench("test", CPU, "naive")

@@ -20,7 +20,7 @@ from rdn_fast import rdb
 from rdn_fast.config import ModelConfig
 from rdn_fast.errors import UserError
 from rdn_fast.model import RDN
-from rdn_fast.rdb import Impl, naive
+from rdn_fast.rdb import Impl, auto_level, naive
 
 CPU = torch.device("cpu")
 TINY = ModelConfig(num_features=6, growth_rate=4, num_blocks=2, num_layers=3)
@@ -29,7 +29,8 @@ CONFIGS = [TINY, ModelConfig(3, 6, 4, 2, 3, 5), ModelConfig(4, 6, 4, 2, 3)]
 
 @pytest.fixture
 def only_impl(monkeypatch):
-    """only_impl(function): the RDB table holds nothing else."""
+    """only_impl(function): the RDB table holds nothing else, and the default precision is float32."""
+    monkeypatch.setattr(auto_level, "auto_level", lambda *_: "O0")
 
     def put(function) -> None:
         impl = Impl("only", SimpleNamespace(rdb=function), ("cpu",), (torch.float32,), True, "for tests")
@@ -159,9 +160,11 @@ def test_trace_holds_the_step(tmp_path, only_impl):
     assert sum(shares) <= 100.5
 
 
-def test_the_profiled_step_is_that_of_training_at_its_default_precision():
+@pytest.mark.parametrize(("level", "dtype"), [("O0", torch.float32), ("O1", torch.bfloat16)])
+def test_the_profiled_step_is_that_of_training_at_its_default_precision(monkeypatch, level, dtype):
+    monkeypatch.setattr(auto_level, "auto_level", lambda *_: level)
     recipe, step = profiled_step(TINY, 2, CPU)
-    assert (step.run, recipe.dtype) == (recipe.step, torch.float32)
+    assert (step.run, recipe.dtype) == (recipe.step, dtype)
     assert [x.shape for x in step.fresh()] == [(2, 3, 32, 32), (2, 3, 64, 64)]
 
 
