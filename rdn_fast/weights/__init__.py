@@ -1,1 +1,1 @@
-"""Weights of any RDN. Read load and keras (files), formats and equivalent (names), convert (the model), onnx_export."""
+"""Weights of any RDN. Read load, keras and torch7 (files), formats and equivalent (names), convert, onnx_export."""

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from rdn_fast.errors import UserError
-from rdn_fast.weights import equivalent
+from rdn_fast.weights import equivalent, torch7
 
 # Keys under which checkpoints keep the weights. The first that is there counts: averages before the weights themselves.
 _WRAPPERS = (
@@ -77,7 +77,7 @@ class Found(NamedTuple):
     """An RDN's parameters in what a file holds.
 
     state: under the reference's names; keys that are not known keep theirs.
-    layout: whose names they had, "reference", "edsr", "lornatang", "lizhengwei1992" or "idealo".
+    layout: whose names they had, "reference", "edsr", "lornatang", "lizhengwei1992" or "idealo"; or "torch7".
     inside: the keys and prefixes of the checkpoint that led to them.
     value_range: of the RGB values that they are for.
     """
@@ -118,6 +118,8 @@ def to_reference(saved, name: str) -> Found:
     if any(key.startswith("RDB1.") for key in state):
         whole = equivalent.from_bgr(equivalent.with_biases(renamed(_LIZHENGWEI)))
         return Found(whole, "lizhengwei1992", inside, "0..255")
+    if any(key.startswith(torch7.PREFIX) for key in state):
+        return Found({key.removeprefix(torch7.PREFIX): value for key, value in state.items()}, "torch7", [], "0..255")
     if "F_m1.weight" in state:
         return Found(equivalent.merge_idealo(renamed(_IDEALO)), "idealo", inside)
     return Found(state, "reference", inside)

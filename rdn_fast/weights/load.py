@@ -15,7 +15,7 @@ from safetensors import safe_open
 
 from rdn_fast import ascend
 from rdn_fast.errors import UserError
-from rdn_fast.weights import keras
+from rdn_fast.weights import keras, torch7
 
 
 def _rebuild_npu_tensor(storage, offset: int, size: tuple, stride: tuple, *_) -> torch.Tensor:
@@ -48,10 +48,10 @@ def _file(path: Path) -> Path:
 def load_tensors(path: Path, checksums: bool = False) -> tuple[object, dict[str, str]]:
     """Return what torch.save wrote, or the dict of tensors of another file, on the CPU, and the file's metadata.
 
-    Others are safetensors, Keras's HDF5 and TensorFlow.js's model.json, or the folder that holds one. The content
-    decides which it is, not the name; only safetensors files have metadata. Unpickled are tensors (torch_npu's too),
-    plain values and argparse.Namespace, nothing else. checksums: check those of the zip archive first. Raises UserError
-    naming the file when it is missing, damaged, or asks for other code.
+    Others are safetensors, Keras's HDF5, Torch7's, and TensorFlow.js's model.json, or the folder that holds one. The
+    content decides which it is, not the name; only safetensors files have metadata. Unpickled are tensors (torch_npu's
+    too), plain values and argparse.Namespace, nothing else. checksums: check those of the zip archive first. Raises
+    UserError naming the file when it is missing, damaged, or asks for other code.
     """
     path = _file(path)
     try:
@@ -59,6 +59,8 @@ def load_tensors(path: Path, checksums: bool = False) -> tuple[object, dict[str,
             head = file.read(4096)
             if head.startswith(_HDF5):
                 return keras.read_hdf5(path), {}
+            if torch7.looks_like(head):
+                return torch7.read(path), {}
             if head.lstrip().startswith(b"{") and b"\0" not in head:  # JSON: the length of a header has zeros
                 return keras.read_tfjs(path), {}
             if head[8:9] == b"{":  # after the 8 bytes of a safetensors header's length

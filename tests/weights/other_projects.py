@@ -169,6 +169,56 @@ class Lornatang(nn.Module):
         return self.conv3(self.upsampling(x))
 
 
+class _LizhengweiLayer(nn.Module):
+    def __init__(self, channels_in, g):
+        super().__init__()
+        self.conv = nn.Conv2d(channels_in, g, 3, padding=1, bias=False)
+
+    def forward(self, x):
+        return torch.cat([x, torch.relu(self.conv(x))], 1)
+
+
+class _LizhengweiBlock(nn.Module):
+    def __init__(self, g0, g, c):
+        super().__init__()
+        self.dense_layers = nn.Sequential(*(_LizhengweiLayer(g0 + i * g, g) for i in range(c)))
+        self.conv_1x1 = nn.Conv2d(g0 + c * g, g0, 1, bias=False)
+
+    def forward(self, x):
+        return x + self.conv_1x1(self.dense_layers(x))
+
+
+class Lizhengwei(nn.Module):
+    """The RDN of lizhengwei1992: three blocks without biases, one pixel shuffle, BGR in 0..255 as OpenCV reads it.
+
+    Takes and gives RGB here.
+    """
+
+    top = 255
+
+    def __init__(self, scale, g0=G0, g=G, c=C):
+        super().__init__()
+        self.conv1, self.conv2 = conv(3, g0), conv(g0, g0)
+        self.RDB1, self.RDB2, self.RDB3 = (_LizhengweiBlock(g0, g, c) for _ in range(3))
+        self.GFF_1x1, self.GFF_3x3 = conv(3 * g0, g0, 1), conv(g0, g0)
+        self.conv_up = conv(g0, g0 * scale**2)
+        self.upsample = nn.PixelShuffle(scale)
+        self.conv3 = conv(g0, 3)
+        with torch.no_grad():
+            for name, parameter in self.named_parameters():
+                if name.endswith("bias"):
+                    parameter.mul_(255)
+
+    def forward(self, x):
+        bgr = x[:, [2, 1, 0]]
+        first = self.conv1(bgr)
+        a = self.RDB1(self.conv2(first))
+        b = self.RDB2(a)
+        c = self.RDB3(b)
+        y = self.GFF_3x3(self.GFF_1x1(torch.cat([a, b, c], 1))) + first
+        return self.conv3(self.upsample(self.conv_up(y)))[:, [2, 1, 0]]
+
+
 def wrapped(state: dict, prefix: str) -> OrderedDict:
     return OrderedDict((prefix + key, value) for key, value in state.items())
 

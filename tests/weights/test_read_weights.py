@@ -69,6 +69,7 @@ LAYOUTS = {
         lambda path, m: saved(path, {"state_dict": m.state_dict(), "epoch": 3}),
         "lornatang (state_dict)",
     ),
+    "lizhengwei1992": (others.Lizhengwei, lambda path, m: saved(path, m.state_dict()), "lizhengwei1992"),
     "BasicSR": (others.Reference, lambda path, m: saved(path, {"params": m.state_dict()}), "reference (params)"),
     "BasicSR, averaged EDSR": (
         others.Edsr,
@@ -121,7 +122,7 @@ LAYOUTS = {
 @pytest.mark.parametrize(
     ("project", "scale"),
     [(project, scale) for project in LAYOUTS for scale in (2, 3, 4)]
-    + [(project, 8) for project in LAYOUTS if project.startswith("Lornatang")],
+    + [(project, 8) for project in LAYOUTS if project.startswith(("Lornatang", "lizhengwei"))],
 )
 def test_a_model_computes_what_its_project_computes(tmp_path, project, scale):
     build, save, layout = LAYOUTS[project]
@@ -130,7 +131,8 @@ def test_a_model_computes_what_its_project_computes(tmp_path, project, scale):
     save(tmp_path / "weights.bin", theirs)
     weights = read_weights(tmp_path / "weights.bin")
     tail = G if project in ("EDSR-PyTorch", "BasicSR, averaged EDSR", "safetensors of EDSR", "Lightning, net") else None
-    assert (weights.config, weights.layout) == (ModelConfig(scale, G0, G, D, C, tail), layout)
+    steps = "single" if project == "lizhengwei1992" and scale in (4, 8) else "shuffle"
+    assert (weights.config, weights.layout) == (ModelConfig(scale, G0, G, D, C, tail, steps), layout)
     ours = load_model(tmp_path / "weights.bin", "cpu")
     assert ours.config == weights.config
     x = torch.rand(2, 3, 7, 5, dtype=torch.float64)
