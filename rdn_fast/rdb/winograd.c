@@ -17,24 +17,25 @@
 #include <omp.h>
 #include <string.h>
 
-/* Floats of a vector; vectors and rows of the sums that are kept in registers. */
+/* VW: floats of a vector. WIDE, MR: vectors and rows of the sums that are kept in registers. Four aarch64 registers are
+ * left free: gcc loads a step's factors of all rows first, and spills sums where those do not fit (6 x 4). */
 #if defined(__AVX512F__)
 enum { VW = 16, WIDE = 2, MR = 12 };
 #elif defined(__AVX__)
 enum { VW = 8, WIDE = 2, MR = 6 };
 #elif defined(__aarch64__)
-enum { VW = 4, WIDE = 4, MR = 6 };
+enum { VW = 4, WIDE = 4, MR = 5 };
 #else
 enum { VW = 4, WIDE = 2, MR = 6 };
 #endif
-enum { NR = WIDE * VW, T = 36 };
-enum { BLOCK = 24, ROWS = 192 };    /* tiles that a thread transforms, rows that it multiplies at a time */
-enum { SPAN = 256, PIXELS = 1024 }; /* tiles, pixels whose products are summed while they stay in cache */
+enum { NR = WIDE * VW, NARROW = 12, T = 36 }; /* NARROW: rows of a panel of one vector */
+enum { BLOCK = 24, ROWS = 192 };              /* tiles that a thread transforms, rows that it multiplies at a time */
+enum { SPAN = 256, PIXELS = 1024 };           /* tiles, pixels whose products are summed while they stay in cache */
 
 typedef float vec __attribute__((vector_size(VW * sizeof(float)), aligned(4)));
 typedef int bits __attribute__((vector_size(VW * sizeof(int))));
 #define INLINE static inline __attribute__((always_inline))
-#define UNROLL _Pragma("GCC unroll 24")
+#define UNROLL _Pragma("GCC unroll 16")
 
 static const float p = 5 / 8.f, q = 3 / 2.f, p2 = 25 / 64.f, q2 = 9 / 4.f; /* points and their squares */
 static const float p3 = 125 / 512.f, q3 = 27 / 8.f, pq = 225 / 256.f, pplusq = 169 / 64.f; /* p^2 q^2, p^2 + q^2 */
@@ -137,14 +138,15 @@ INLINE long panels(long np) { return np / NR + np % NR / VW; }
 INLINE long column(long np, long i) { return min(i, np / NR) * NR + (i > np / NR ? i - np / NR : 0) * VW; }
 INLINE long panel(long np, long col) { return np - col < NR ? VW : NR; } /* columns of the panel at col */
 INLINE long panel_of(long np, long c) { return c < np / NR * NR ? c / NR * NR : c / VW * VW; } /* where c lies */
-INLINE long steps(long width) { return width == NR ? MR : MR * WIDE; } /* rows that fill the registers */
+INLINE long steps(long width) { return width == NR ? MR : NARROW; } /* rows that are multiplied at once */
 
 /* c[r][0..n * VW) (+)= sum over k of a[r * ar + k * ak] * b[k * ldb + 0..n * VW), r < m. Inlined with constant m, n. */
 INLINE void micro_mn(int m, int n, const float *a, long ar, long ak, const float *b, long ldb, float *c, long ldc,
                      long depth, int add) {
-    vec s[MR * WIDE][WIDE];
-    UNROLL for (int r = 0; r < m; r++) UNROLL for (int j = 0; j < n; j++) s[r][j] =
-        add ? *(vec *)(c + r * ldc + j * VW) : (vec){0};
+    vec s[NARROW][WIDE];
+    UNROLL for (int r = 0; r < m; r++) {
+        UNROLL for (int j = 0; j < n; j++) s[r][j] = add ? *(vec *)(c + r * ldc + j * VW) : (vec){0};
+    }
     for (long k = 0; k < depth; k++, b += ldb) {
         vec y[WIDE];
         UNROLL for (int j = 0; j < n; j++) y[j] = *(const vec *)(b + j * VW);
@@ -153,15 +155,14 @@ INLINE void micro_mn(int m, int n, const float *a, long ar, long ak, const float
             UNROLL for (int j = 0; j < n; j++) s[r][j] += x * y[j];
         }
     }
-    UNROLL for (int r = 0; r < m; r++) UNROLL for (int j = 0; j < n; j++) * (vec *)(c + r * ldc + j * VW) = s[r][j];
+    UNROLL for (int r = 0; r < m; r++) { UNROLL for (int j = 0; j < n; j++) * (vec *)(c + r * ldc + j * VW) = s[r][j]; }
 }
 
 INLINE void micro_n(long m, int n, const float *a, long ar, long ak, const float *b, long ldb, float *c, long ldc,
                     long depth, int add) {
     switch (m) { /* clang-format off */
-#define CASE(m) case m: if (m * n <= MR * WIDE) micro_mn(m, n, a, ar, ak, b, ldb, c, ldc, depth, add); break;
+#define CASE(m) case m: if (n == 1 || m <= MR) micro_mn(m, n, a, ar, ak, b, ldb, c, ldc, depth, add); break;
     CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
-    CASE(13) CASE(14) CASE(15) CASE(16) CASE(17) CASE(18) CASE(19) CASE(20) CASE(21) CASE(22) CASE(23) CASE(24)
     } /* clang-format on */
 }
 
@@ -373,7 +374,7 @@ static void fuse_pixels(const shape *s, const float *f, const float *u, const fl
     for (long col = 0, width; col < np; col += width) {
         width = panel(np, col);
         for (long pixel = 0; pixel < n; pixel += steps(width)) {
-            float part[MR * NR];
+            float part[NARROW * NR];
             long m = min(steps(width), n - pixel);
             micro(m, width, f + pixel * f_ld(s), f_ld(s), 1, u + col * depth, width, part, width, depth, 0);
             for (long r = 0; r < m; r++)
@@ -480,7 +481,7 @@ static void fusion_gradients(const shape *s, const float *f, const float *gy, fl
     for (long i = 0; i < panels(ldf); i++)
         for (long r = 0; r < s->g0; r += MR) {
             long col = column(ldf, i), width = panel(ldf, col), m = min(MR, s->g0 - r);
-            float part[MR * NR];
+            float part[NARROW * NR];
             for (long image = 0; image < s->batch; image++)
                 for (long pixel = 0; pixel < pixels; pixel += PIXELS) {
                     long at = image * pixels + pixel;

@@ -19,12 +19,10 @@ from rdn_fast import native
 from rdn_fast.devices import is_host
 from rdn_fast.errors import UserError
 from rdn_fast.precision import dtype_name
+from rdn_fast.rdb.winograd_chunks import Chunks
 
 SOURCE = Path(__file__).with_name("winograd.c")
 
-# 4x4 tiles per thread and chunk of the batch. Few enough that their transforms stay in the cache; in the backward pass
-# enough to amortize reading and writing the weights' gradients.
-_TILES, _TILES_BACKWARD = 64, 128
 _CROP = 192  # pixels: without gradients, larger images are computed in crops of this size
 
 
@@ -89,6 +87,7 @@ class Scratch(threading.local):
 
 kernels = Kernels()
 scratch = Scratch()
+chunks = Chunks()
 
 
 def missing() -> str | None:
@@ -157,11 +156,12 @@ class _Block(torch.autograd.Function):
         db = gy.new_empty(len(w), shape.g)
         dfuse_w, dfuse_b = gy.new_empty(g0, f.shape[-1]), gy.new_empty(g0)
         sums = du, db, dfuse_w, dfuse_b
-        for images in _chunks(shape, _TILES_BACKWARD):
-            part = _part(shape, images)
-            work = scratch.get("work", kernels.library.rdn_workspace(ctypes.byref(part), 1))
-            accumulate = images.start > 0
-            _call("rdn_backward", part, f[images], gy[images], u, dx[images], *sums, accumulate, work)
+        with _chunks(shape, backward=True) as parts:
+            for images in parts:
+                part = _part(shape, images)
+                work = scratch.get("work", kernels.library.rdn_workspace(ctypes.byref(part), 1))
+                accumulate = images.start > 0
+                _call("rdn_backward", part, f[images], gy[images], u, dx[images], *sums, accumulate, work)
         if not shape.batch:
             for total in sums:
                 total.zero_()
@@ -175,12 +175,13 @@ def _forward(x, w, b, fuse_b, u, features=None):
     shape = _shape(x, w)
     x = x.permute(0, 2, 3, 1)  # [B, H, W, G0]
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
-    for images in _chunks(shape, _TILES):
-        part = _part(shape, images)
-        f = _features(part, scratch.get) if features is None else features[images]
-        f[..., : shape.g0] = x[images]
-        work = scratch.get("work", kernels.library.rdn_workspace(ctypes.byref(part), 0))
-        _call("rdn_forward", part, f, u, _pointers(b), fuse_b, y[images], work)
+    with _chunks(shape, backward=False) as parts:
+        for images in parts:
+            part = _part(shape, images)
+            f = _features(part, scratch.get) if features is None else features[images]
+            f[..., : shape.g0] = x[images]
+            work = scratch.get("work", kernels.library.rdn_workspace(ctypes.byref(part), 0))
+            _call("rdn_forward", part, f, u, _pointers(b), fuse_b, y[images], work)
     return y.permute(0, 3, 1, 2)
 
 
@@ -195,11 +196,10 @@ def _shape(x, w) -> _Shape:
     return _Shape(batch, height, width, g0, w[0].shape[0], len(w))
 
 
-def _chunks(shape: _Shape, tiles: int) -> list[slice]:
-    """Return slices of the batch that have about `tiles` tiles for each thread, one image at least."""
-    tiles_per_image = -(-shape.h // 4) * -(-shape.w // 4)
-    step = max(1, tiles * torch.get_num_threads() // tiles_per_image)
-    return [slice(start, min(start + step, shape.batch)) for start in range(0, shape.batch, step)]
+def _chunks(shape: _Shape, backward: bool):
+    """Return a context manager that gives slices of the batch, chosen by timing."""
+    kind = (backward, *(getattr(shape, name) for name, _ in shape._fields_))
+    return chunks.timed(kind, shape.batch, -(-shape.h // 4) * -(-shape.w // 4))
 
 
 def _part(shape: _Shape, images: slice) -> _Shape:

@@ -13,7 +13,7 @@ from test_rdb import SHAPES, block, in_float64, problem, solve
 from bench.parity import assert_as_good_as_naive
 from rdn_fast import native
 from rdn_fast.errors import UserError
-from rdn_fast.rdb import naive, winograd
+from rdn_fast.rdb import naive, winograd, winograd_chunks
 
 pytestmark = pytest.mark.skipif(winograd.missing() is not None, reason=f"winograd {winograd.missing()}")
 SOURCE = Path(winograd.__file__).with_name("winograd.c")
@@ -35,8 +35,8 @@ def check(shape, seed):
 
 
 def test_batches_in_several_chunks_are_as_good_as_naive(monkeypatch, seed):
-    monkeypatch.setattr(winograd, "_TILES", 12)
-    monkeypatch.setattr(winograd, "_TILES_BACKWARD", 12)
+    monkeypatch.setattr(winograd_chunks, "TILES", (12,))
+    monkeypatch.setattr(winograd, "chunks", winograd_chunks.Chunks())
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     arguments, results = check((5, 9, 8, 3, 6, 9), seed)  # six tiles an image: chunks of 2, 2 and 1 images
     with torch.no_grad():
@@ -90,8 +90,8 @@ def test_results_depend_on_neither_threads_nor_chunks(monkeypatch, shape, seed):
     try:
         for threads, tiles in [(1, 1), (2, 1), (2, 24), (3, 48), (2, 10_000), (2, 10_000), (5, 64)]:
             torch.set_num_threads(threads)
-            monkeypatch.setattr(winograd, "_TILES", tiles)
-            monkeypatch.setattr(winograd, "_TILES_BACKWARD", tiles)
+            monkeypatch.setattr(winograd_chunks, "TILES", (tiles,))
+            monkeypatch.setattr(winograd, "chunks", winograd_chunks.Chunks())
             for name, value in solve(winograd.rdb, arguments, upstream).items():
                 assert torch.equal(value, results.setdefault(name, value)), f"{name} (seed {seed}, {threads}, {tiles})"
     finally:
