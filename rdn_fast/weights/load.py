@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import pickle
-import re
 import warnings
 import zipfile
 from pathlib import Path
@@ -15,7 +14,7 @@ from safetensors import safe_open
 
 from rdn_fast import ascend
 from rdn_fast.errors import UserError
-from rdn_fast.weights import keras, torch7
+from rdn_fast.weights import keras, other_files, pickled, torch7
 
 
 def _rebuild_npu_tensor(storage, offset: int, size: tuple, stride: tuple, *_) -> torch.Tensor:
@@ -50,38 +49,41 @@ def load_tensors(path: Path, checksums: bool = False) -> tuple[object, dict[str,
 
     Others are safetensors, Keras's HDF5, Torch7's, and TensorFlow.js's model.json, or the folder that holds one. The
     content decides which it is, not the name; only safetensors files have metadata. Unpickled are tensors (torch_npu's
-    too), plain values and argparse.Namespace, nothing else. checksums: check those of the zip archive first. Raises
-    UserError naming the file when it is missing, damaged, or asks for other code.
+    too) and plain values; objects of other libraries become stand-ins, and a whole module its state dict. No code of
+    the file is run. checksums: check those of the zip archive first. Raises UserError naming the file when it is
+    missing, damaged, or asks for what weights never need.
     """
     path = _file(path)
     try:
         with path.open("rb") as file:
             head = file.read(4096)
+            if head[8:9] == b"{" and b"\0" in head[:8]:  # after the length of a safetensors header
+                with safe_open(path, framework="pt") as tensors:
+                    state = {key: tensors.get_tensor(key) for key in tensors.keys()}  # noqa: SIM118
+                    return state, tensors.metadata() or {}
+            if (what := other_files.describe(path, head)) is not None:
+                raise UserError(f"{path}: is {what}")
             if head.startswith(_HDF5):
                 return keras.read_hdf5(path), {}
             if torch7.looks_like(head):
                 return torch7.read(path), {}
-            if head.lstrip().startswith(b"{") and b"\0" not in head:  # JSON: the length of a header has zeros
+            if head.lstrip().startswith(b"{"):
                 return keras.read_tfjs(path), {}
-            if head[8:9] == b"{":  # after the 8 bytes of a safetensors header's length
-                with safe_open(path, framework="pt") as tensors:
-                    state = {key: tensors.get_tensor(key) for key in tensors.keys()}  # noqa: SIM118
-                    return state, tensors.metadata() or {}
             if checksums:  # torch.load ignores them
                 with zipfile.ZipFile(file) as archive:
                     if (broken := archive.testzip()) is not None:
                         raise zipfile.BadZipFile(broken)
             file.seek(0)
-            with warnings.catch_warnings(), torch.serialization.safe_globals(_SAFE):
-                warnings.simplefilter("ignore")  # an error is one line, ours
-                # An open file: given a path, torch.load goes by its name.
-                return torch.load(file, map_location="cpu", weights_only=True), {}
+            try:
+                with warnings.catch_warnings(), torch.serialization.safe_globals(_SAFE):
+                    warnings.simplefilter("ignore")  # an error is one line, ours
+                    # An open file: given a path, torch.load goes by its name.
+                    return torch.load(file, map_location="cpu", weights_only=True), {}
+            except pickle.UnpicklingError:  # it may hold more than tensors and plain values
+                return pickled.read(path), {}
     except UserError:
         raise
     except Exception as error:  # a damaged file can raise nearly anything
         if isinstance(error, PermissionError):
             raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-        if isinstance(error, pickle.UnpicklingError) and (wanted := re.search(r"GLOBAL (\S+)", str(error))):
-            remedy = "where it comes from, save the state dict alone"
-            raise UserError(f"{path}: refused, it asks for {wanted[1]}, which may run any code; {remedy}") from None
         raise UserError(f"{path}: damaged, or not a file of plain tensors ({type(error).__name__})") from None

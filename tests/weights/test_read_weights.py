@@ -180,6 +180,19 @@ def test_the_content_decides_not_the_name(tmp_path, name):
         assert_equal(read_weights(tmp_path / name).state, state)
 
 
+@pytest.mark.parametrize("start", [b"\x1f\x8b", b'{"', b"\x08\x07\x12"], ids=["gzip", "JSON", "ONNX"])
+def test_a_safetensors_header_of_any_length_is_no_other_file(tmp_path, start):
+    """The file begins with its header's length: bytes with which other kinds of files begin."""
+    state, path = others.Reference(2).state_dict(), tmp_path / "w.safetensors"
+    as_safetensors(path, state)
+    content = path.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = content[8:end].ljust(int.from_bytes(start, "little"))
+    path.write_bytes(len(header).to_bytes(8, "little") + header + content[end:])
+    assert path.read_bytes().startswith(start)
+    assert_equal(read_weights(path).state, state)
+
+
 def test_parameters_and_channels_last_tensors_are_read_as_plain_ones(tmp_path):
     state = dict(others.Reference(2).to(memory_format=torch.channels_last).named_parameters())
     for key, value in read_weights(saved(tmp_path / "w.pth", state)).state.items():
