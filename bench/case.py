@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 CPUS = ("cpu", "cpu+bf16")
 RDN_B_SHAPE = "x2 D16 C8 G64 G0 64"  # rdn-b, as rows' shapes begin
+NO_KERNEL = "no kernel of ours in this dtype"  # in a row's note
 
 
 @dataclass
@@ -44,10 +45,18 @@ class Entry(NamedTuple):
         """Whether the run fails if it cannot run."""
         return self.recipe.startswith(("rdn_fast", "impl "))
 
+    @property
+    def plain(self) -> bool:
+        """Whether it computes direct convolutions and nothing else, so that it cannot pass a ceiling."""
+        return self.recipe.startswith(("reference", "stock"))
+
 
 @dataclass
 class Comparison:
-    """Entries that do the same work, to be timed in turn. `images`, `flop`: of one run, where they can be counted."""
+    """Entries that do the same work, to be timed in turn.
+
+    `images`, `flop`, `moved` (bytes read and written): of one run, where they can be counted.
+    """
 
     case: str
     batch: int
@@ -55,6 +64,7 @@ class Comparison:
     entries: list[Entry]
     images: int | None = None
     flop: int | None = None
+    moved: int | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +72,7 @@ class Gate:
     """A floor (with `at_most` a roof) for a figure of the row of rdn_fast with this case, dtype, batch and shape.
 
     `measure` is a column of results.Row. `dtype` None: the device's default precision. `batch` None: whichever was run.
+    `own_kernel`: judged only where a kernel of ours can compute the row; PyTorch's operations are as fast as PyTorch.
     """
 
     what: str
@@ -75,6 +86,7 @@ class Gate:
     places: tuple[str, ...] = ()  # classes of machines (results.place); empty: all
     ranks: int = 1
     shape: str = RDN_B_SHAPE  # beginning of the row's shape
+    own_kernel: bool = False
 
     def decides(self, row: Row) -> bool:
         """Return whether this row is the one to judge."""
@@ -94,22 +106,28 @@ class Gate:
         if row is None:
             return Verdict(self, "not measured")
         value = getattr(row, self.measure)
+        if self.own_kernel and NO_KERNEL in row.note:
+            return Verdict(self, "not this device", row, value, NO_KERNEL)
+        if row.shaky:
+            return Verdict(self, "unsteady", row, value, row.shaky)
         held = "goal" if self.goal is not None and self.holds(value, self.goal) else "held"
         return Verdict(self, held if self.holds(value, self.gate) else "missed", row, value)
 
 
 class Verdict(NamedTuple):
     gate: Gate
-    word: str  # "goal", "held", "missed", "not measured" or "not this device"
+    word: str  # "goal", "held", "missed", "unsteady", "not measured" or "not this device"
     row: Row | None = None
     value: float | None = None
+    why: str = ""
 
     def line(self) -> str:
         """Return the verdict as it is printed."""
         gate, word = self.gate, self.word.upper() if self.word == "missed" else self.word
         value = "" if self.value is None else f"{self.value:.4g}, "
         goal = "" if gate.goal is None else f", goal {gate.goal:.4g}"
-        return f"{word:<16} {gate.what}: {value}gate {'at most ' if gate.at_most else ''}{gate.gate:.4g}{goal}"
+        why = f" ({self.why})" if self.why else ""
+        return f"{word:<16} {gate.what}: {value}gate {'at most ' if gate.at_most else ''}{gate.gate:.4g}{goal}{why}"
 
 
 class Column(NamedTuple):
@@ -128,7 +146,7 @@ class Chart(NamedTuple):
     value: str  # a column of results.Row
     unit: str
     shows: Callable[[Row], bool]
-    ceilings: bool = False  # whether to draw the ceilings of the same device, in GFLOP/s, as well
+    ceilings: bool = False  # whether to draw what the rows' shares of the ceiling are shares of
 
 
 @dataclass(frozen=True)
@@ -137,8 +155,9 @@ class Case:
 
     run(bench, command) does the work for a command of bench/run.py, one of `commands` or the name of the case's file.
     Cases run, and stand in tables, in the order of `order`. Measured rows for which shows(row) is true go to the table
-    of the block bench:BLOCK, which has the columns of all cases of that block. remarks(rows) returns lines to print
-    about the rows of a run. quick(device, dtypes) returns what `pytest --benchmark-only` times.
+    of the block bench:BLOCK, which has the columns of all cases of that block. remarks(rows, earlier) returns lines to
+    print about the rows of a run; earlier: of runs before it. quick(device, dtypes) returns what
+    `pytest --benchmark-only` times.
     """
 
     order: int
@@ -150,5 +169,5 @@ class Case:
     columns: tuple[Column, ...] = ()
     shows: Callable[[Row], bool] = lambda row: True
     chart: Chart | None = None
-    remarks: Callable[[list[Row]], list[str]] = lambda rows: []
+    remarks: Callable[[list[Row], list[list[Row]]], list[str]] = lambda rows, earlier: []
     quick: Callable[[torch.device, list[torch.dtype]], list[Comparison]] = lambda device, dtypes: []

@@ -7,11 +7,11 @@ import time
 
 import torch
 
-from bench import cases
-from bench.case import Comparison, Entry
+from bench import baseline, cases, ceilings
+from bench.case import Comparison, Contender, Entry
 from bench.models import default_dtype
-from bench.results import Results, Row, has_bf16
-from bench.timing import Times, ceilings, interleave, once
+from bench.results import HERE, STEADY, Results, has_bf16, read_all
+from bench.timing import SPAN, Times, interleave, once, steady
 from rdn_fast import devices
 from rdn_fast.precision import dtype_name
 
@@ -30,22 +30,119 @@ class Bench:
         self.device, self.impl, self.ranks, self.failures = device, impl, ranks, []
         self.on_cpu = device.type == "cpu"
         self.rounds = 3 if self.on_cpu else 10
+        self.earlier = read_all(HERE / "results")  # before this run's file is among them
         self.results = Results(f"bench-{command}", device)
         self.default, self.dtypes = default_dtype(device), dtypes_of(device)
-        self._ceilings: dict[str, float] = {}
+        self._ceilings: dict[str, float] = {}  # FLOP or bytes a second, of what was timed last
         devices.enable_autotuning(device)  # for every recipe, as the reference's train.py does
 
-    def ceilings(self) -> None:
-        for dtype, (what, times, gflops) in ceilings(self.device, self.dtypes).items():
-            self.row("ceiling", what, dtype, 0, "", times, gflops=gflops)
-            self._ceilings[dtype_name(dtype)] = gflops
-
-    def compare(self, comparison: Comparison, rounds: int, **clock: float) -> list[Entry]:
-        """Check every contender, time those that are right in turn, and write their rows. Return their entries.
-
-        `clock`: options of timing.interleave.
-        """
+    def compare(self, comparison: Comparison, rounds: int, span: float = SPAN) -> list[Entry]:
+        """Check every contender, time those that are right in turn, and write their rows. Return their entries."""
         print(f"\n{comparison.case}, batch {comparison.batch}, {comparison.shape}")
+        ready = self._ready(comparison)
+        low = [entry.dtype for entry in ready] if comparison.flop else [torch.uint8] if comparison.moved else []
+        plain = [entry for entry in ready if comparison.flop and entry.plain]
+
+        def above(times: dict) -> str:
+            """Name a plain recipe that is faster than the ceiling says is possible."""
+            rates = ceilings.rates(times)
+            shares = {entry: comparison.flop / times[entry].median / rates[entry.dtype][1] for entry in plain}
+            fastest = max(shares, key=shares.get, default=None)
+            wrong = fastest and shares[fastest] > ceilings.PLAIN_AT_MOST
+            return f"{fastest.recipe} at {shares[fastest]:.0%} of its ceiling" if wrong else ""
+
+        def settled(times: dict) -> bool:
+            return steady({entry: times[entry] for entry in ready}) and not above(times)
+
+        times = interleave(ready | ceilings.contenders(self.device, low), self.device, rounds, span, settled)
+        self.ceilings(times, comparison.batch, f"{comparison.case}, {comparison.shape}")
+        group = above(times)
+        times = {entry: times[entry] for entry in ready}
+        for entry in ready:
+            try:
+                ready[entry].verify()
+            except AssertionError as error:
+                del times[entry]
+                self._refuse(comparison, entry, f"wrong: {error}")
+        for entry, mine in times.items():
+            figures = {
+                "images_s": comparison.images and comparison.images / mine.median,
+                "gflops": comparison.flop and comparison.flop / mine.median / 1e9,
+                **ratios(entry, times, group),
+            }
+            if comparison.moved:
+                figures["ceiling_share"] = comparison.moved / mine.median / self._ceilings["uint8"]
+            what = comparison.case, entry.recipe, entry.dtype, comparison.batch, comparison.shape
+            self.row(*what, mine, note=ready[entry].note, **figures)
+        ready.clear()
+        gc.collect()
+        if not self.on_cpu:
+            torch.accelerator.empty_cache()  # the next runs are other processes
+        return list(times)
+
+    def ceilings(self, times: dict, batch: int = 0, shape: str = "") -> None:
+        """Write a row for the ceiling of each dtype among these Times. Rows that follow state their share of it."""
+        for dtype, (ceiling, rate) in ceilings.rates(times).items():
+            self._ceilings.pop(dtype_name(dtype), None)  # a ceiling is no share of itself
+            copied = dtype == torch.uint8
+            figures = {"note": f"{rate / 1e9:.0f} GB/s"} if copied else {"gflops": rate / 1e9}
+            self.row("ceiling", ceiling.what, dtype, batch, shape, times[ceiling], **figures)
+            self._ceilings[dtype_name(dtype)] = rate
+
+    def row(
+        self, case: str, recipe: str, dtype: torch.dtype, batch: int, shape: str, times=None, cards: int = 1, **values
+    ) -> None:
+        """Write and print a result row, of the columns `values` and of what follows from the Times and `gflops`.
+
+        `cards`: how many devices reached `gflops` together; the ceiling is one device's.
+        """
+        name, gflops = dtype_name(dtype), values.get("gflops")
+        if times is not None:
+            values |= {"rounds": len(times.rounds), "rounds_run": len(times.every), "seconds": times.median}
+            values |= {"seconds_min": times.rounds[0], "seconds_max": times.rounds[-1]}
+        if gflops is not None and name in self._ceilings:
+            values["ceiling_share"] = 1e9 * gflops / cards / self._ceilings[name]
+        values["precision"] = "default" if (recipe, dtype) == ("rdn_fast", self.default) else ""
+        row = self.results.add(case=case, recipe=recipe, dtype=name, batch=batch, shape=shape, **values)
+        print(f"  {row.line()}", flush=True)
+
+    def strongest_stock(self) -> tuple[str, torch.dtype, dict]:
+        """Return name, dtype and options of the stock recipe that trained fastest in this run, whatever its dtype."""
+        steps = [row for row in self.results.rows if row.case == "training step" and row.kind == "measured"]
+        stock = [row for row in steps if row.recipe.startswith("stock")]
+        fastest = max(stock, key=lambda row: row.images_s, default=None)
+        name, dtype = (fastest.recipe, getattr(torch, fastest.dtype)) if fastest else ("stock", self.dtypes[-1])
+        return name, dtype, baseline.stock_variants(self.device, dtype, training=True)[name.removeprefix("stock")]
+
+    def fail(self, what: str) -> None:
+        self.failures.append(what)
+
+    def conclude(self, command: str, began: float) -> int:
+        """Print remarks on the rows, the verdicts and what failed. Return the exit code."""
+        rows = self.results.rows
+        seconds = time.monotonic() - began
+        print("\nwhole run")
+        self.row("minutes", f"bench {command}", self.default, 0, command, Times([seconds]))
+        print("\nbaselines")
+        for case in cases.of_command(command):
+            for line in case.remarks(rows, self.earlier):
+                print(f"  {line}")
+        print("\ngates")
+        verdicts = [gate.judge(rows, rows[0].place, self.ranks) for gate in cases.gates(command)]
+        for verdict in verdicts:
+            print(f"  {verdict.line()}")
+            if verdict.word == "not measured":
+                self.fail(f"{verdict.gate.what}: not measured")
+        missed = sum(verdict.word == "missed" for verdict in verdicts)
+        for failure in self.failures:
+            print(f"FAILED  {failure}")
+        unsteady = sum(verdict.word == "unsteady" for verdict in verdicts)
+        gates = f"{missed} gates missed, {unsteady} not decided by unsteady rounds"
+        print(f"\n{len(rows)} rows in {self.results.path}, {seconds:.0f} s, {gates}, {len(self.failures)} failures")
+        return 1 if missed or self.failures else 0
+
+    def _ready(self, comparison: Comparison) -> dict[Entry, Contender]:
+        """Return the contenders that are right, warmed up."""
         ready = {}
         for entry in comparison.entries:
             try:
@@ -60,67 +157,7 @@ class Bench:
                 self._refuse(comparison, entry, f"cannot run: {why}")
             else:
                 ready[entry] = contender
-        times = interleave(ready, self.device, rounds, **clock)
-        for entry in list(times):
-            try:
-                ready[entry].verify()
-            except AssertionError as error:
-                del times[entry]
-                self._refuse(comparison, entry, f"wrong: {error}")
-        stock, reference = _fastest(times, "stock"), next(iter(_fastest(times, "reference").values()), None)
-        for entry, mine in times.items():
-            figures = {
-                "images_s": comparison.images and comparison.images / mine.median,
-                "gflops": comparison.flop and comparison.flop / mine.median / 1e9,
-                "vs_reference": reference and mine.over(reference),
-                "vs_stock": mine.over(stock[entry.dtype]) if entry.dtype in stock else None,
-            }
-            what = comparison.case, entry.recipe, entry.dtype, comparison.batch, comparison.shape
-            self.row(*what, mine, note=ready[entry].note, **figures)
-        ready.clear()
-        gc.collect()
-        if not self.on_cpu:
-            torch.accelerator.empty_cache()  # the next runs are other processes
-        return list(times)
-
-    def row(
-        self, case: str, recipe: str, dtype: torch.dtype, batch: int, shape: str, times=None, cards: int = 1, **values
-    ) -> None:
-        """Write and print a result row, of the columns `values` and of what follows from the Times and `gflops`.
-
-        `cards`: how many devices reached `gflops` together; the ceiling is one device's.
-        """
-        name, gflops = dtype_name(dtype), values.get("gflops")
-        if times is not None:
-            values |= {"rounds": len(times.rounds), "seconds": times.median}
-            values |= {"seconds_min": min(times.rounds), "seconds_max": max(times.rounds)}
-        if gflops is not None and name in self._ceilings:
-            values["ceiling_share"] = gflops / cards / self._ceilings[name]
-        values["precision"] = "default" if (recipe, dtype) == ("rdn_fast", self.default) else ""
-        row = self.results.add(case=case, recipe=recipe, dtype=name, batch=batch, shape=shape, **values)
-        print(f"  {row.line()}", flush=True)
-
-    def fail(self, what: str) -> None:
-        self.failures.append(what)
-
-    def conclude(self, command: str, began: float) -> int:
-        """Print remarks on the rows, the verdicts and what failed. Return the exit code."""
-        rows = self.results.rows
-        print("\nbaselines")
-        for line in [*(line for case in cases.of_command(command) for line in case.remarks(rows)), *unsteady(rows)]:
-            print(f"  {line}")
-        print("\ngates")
-        verdicts = [gate.judge(rows, rows[0].place, self.ranks) for gate in cases.gates(command)]
-        for verdict in verdicts:
-            print(f"  {verdict.line()}")
-            if verdict.word == "not measured":
-                self.fail(f"{verdict.gate.what}: not measured")
-        missed = sum(verdict.word == "missed" for verdict in verdicts)
-        for failure in self.failures:
-            print(f"FAILED  {failure}")
-        seconds, failed = time.monotonic() - began, len(self.failures)
-        print(f"\n{len(rows)} rows in {self.results.path}, {seconds:.0f} s, {missed} gates missed, {failed} failures")
-        return 1 if missed or self.failures else 0
+        return ready
 
     def _refuse(self, comparison: Comparison, entry: Entry, why: str) -> None:
         """Note a contender that is not timed. If it is one of ours, or wrong, the run has failed."""
@@ -135,17 +172,20 @@ def warm_ups(device: torch.device) -> int:
     return 1 if device.type == "cpu" else devices.CudaGraphed.EAGER + 1
 
 
-def _fastest(times: dict[Entry, Times], recipe: str) -> dict[torch.dtype, Times]:
-    """Return the Times of the fastest recipe of this kind in each dtype."""
-    kind = [entry for entry in times if entry.recipe.startswith(recipe)]
-    return {entry.dtype: times[entry] for entry in sorted(kind, key=lambda entry: -times[entry].median)}
+def ratios(entry: Entry, times: dict[Entry, Times], why: str = "") -> dict[str, float | str]:
+    """Return the columns that hold an entry against the others of its group, and why these decide nothing.
 
-
-def unsteady(rows: list[Row]) -> list[str]:
-    """Return a line for every row whose rounds differ so much that something else must have been running."""
-    wild = [row for row in rows if row.seconds is not None and row.seconds_max > 1.3 * row.seconds_min]
-    return [
-        f"{row.case}, {row.recipe} {row.dtype}: rounds from {row.seconds_min:.3g} to {row.seconds_max:.3g} s; "
-        "was something else running?"
-        for row in wild
-    ]
+    `why`: of the whole group; else it is that the rounds of the entry, or of what it is held against, differ too much.
+    """
+    others = [other for other in times if not other.ours and not other.recipe.startswith("reference")]
+    groups = {
+        "vs_reference": [other for other in times if other.recipe.startswith("reference")],
+        "vs_stock": [other for other in others if (other.recipe[:5], other.dtype) == ("stock", entry.dtype)],
+        "vs_other": others,
+    }
+    fastest = {
+        name: min((times[other] for other in group), key=lambda t: t.median) for name, group in groups.items() if group
+    }
+    spread = max(one.spread for one in (times[entry], *fastest.values()))
+    unsteady = why or (f"rounds spread {spread:.2f}x" if spread > STEADY else "")
+    return {name: times[entry].over(other) for name, other in fastest.items()} | {"unsteady": unsteady}

@@ -7,7 +7,7 @@ from functools import cache, partial
 import torch
 
 from bench import baseline
-from bench.case import Comparison
+from bench.case import NO_KERNEL, Comparison
 from bench.parity import Parity, Problem, distinct_images
 from bench.recipe import Maker, Recipe, comparison
 from rdn_fast import devices, precision, rdb
@@ -20,6 +20,7 @@ from rdn_fast.training.step import TrainStep
 
 PATCH = 32  # LR pixels, the reference's
 RDN_A, RDN_B = (make_configs({}, preset)[0] for preset in ("rdn-a", "rdn-b"))
+OPERATIONS = ("naive", "sliced", "summed", "compiled", "torchair")  # impls of PyTorch's operations, no kernels of ours
 LEVELS = {torch.float32: ("O0", "auto"), torch.float16: ("O1", "fp16"), torch.bfloat16: ("O1", "bf16")}
 
 
@@ -27,6 +28,11 @@ def words(c: ModelConfig, height: int | None = None, width: int | None = None) -
     """Return the shape of a model, and of its input, as rows have it."""
     model = f"x{c.scale} D{c.num_blocks} C{c.num_layers} G{c.growth_rate} G0 {c.num_features}"
     return model if height is None else f"{model}, {height}x{width}"
+
+
+def reference_dtype(device: torch.device) -> torch.dtype:
+    """Return what the reference's recipe computes in: float32 on a CPU, elsewhere the usual low precision (AMP)."""
+    return torch.float32 if device.type == "cpu" else devices.low_precision(device)
 
 
 def default_dtype(
@@ -58,14 +64,20 @@ def ours(model_config: ModelConfig, device: torch.device, dtype: torch.dtype, im
     def step(lr: torch.Tensor, hr: torch.Tensor) -> None:
         train_step(lr, hr, torch.full((), 1 / hr.numel(), device=device))
 
-    return Recipe(model, device, dtype, memory_format, infer, step, model, update.step, f"rdb {impl}")
+    note = f"rdb {impl}{kernel_note(device, dtype)}"
+    return Recipe(model, device, dtype, memory_format, infer, step, model, update.step, note)
+
+
+def kernel_note(device: torch.device, dtype: torch.dtype) -> str:
+    """Return what a row says where rdn_fast can only combine PyTorch's operations; else ""."""
+    return "" if {impl.name for impl in rdb.able(device, dtype, False)} - {*OPERATIONS} else f"; {NO_KERNEL}"
 
 
 def makers(
     model_config: ModelConfig, lr: tuple, device: torch.device, training: bool, dtypes: list, impl: str, every: bool
 ) -> list[Maker]:
     """Return reference, stock, rdn_fast with `impl` (auto: the fastest), and with `every` all RDB implementations."""
-    low = torch.float32 if device.type == "cpu" else devices.low_precision(device)  # elsewhere: under AMP
+    low = reference_dtype(device)
     found = [("reference", low, partial(baseline.reference, model_config, device, low))]
     for dtype in dtypes:
         where = model_config, device, dtype

@@ -17,7 +17,7 @@ from bench import cases, plots, trained
 from bench.case import CPUS, RDN_B_SHAPE, Chart
 from bench.plots import Bar, Figure, Panel
 from bench.results import HERE, Row, newest, read_all, slug
-from bench.tables import markdown, three_digits
+from bench.tables import markdown, three_digits, unsteady, when
 from bench.trained import Run
 
 RESULTS, FIGURES = HERE / "results", HERE / "figures"
@@ -35,7 +35,7 @@ SUMMARY = (
 
 CHINESE = {
     "what": "项目", "batch": "批大小", "reference": "参考实现", "strongest other": "其他方案中最强者",
-    "precision": "计算精度", "processor": "处理器", NOT_MEASURED: "未测",
+    "precision": "计算精度", "processor": "处理器", "when": "时间", NOT_MEASURED: "未测",
     "training, end to end": "训练，端到端", "training step": "训练步", "memory of a training step": "训练步内存",
     "inference, 128x128": "推理，128x128", "patches cut and augmented": "裁取并增强图像块",
     "photograph of 12 megapixels": "1200 万像素照片",
@@ -52,11 +52,12 @@ def gates_table(runs: list[list[Row]]) -> str:
         bound = f"{'at most ' if gate.at_most else ''}{gate.gate:.4g}"
         cells = [gate.what, bound, "" if gate.goal is None else f"{gate.goal:.4g}"]
         for device, verdict in found.items():
-            missed = " (missed)" if verdict.word == "missed" else ""
-            lines.append([*cells, f"**{three_digits(verdict.value)}**{missed}", device])
+            word = verdict.why if verdict.word == "not this device" else verdict.word
+            said = "" if word in ("held", "goal") else f" ({word})"
+            lines.append([*cells, f"**{three_digits(verdict.value)}**{said}", device, when(verdict.row)])
         if not found:
-            lines.append([*cells, NOT_MEASURED, ""])
-    return markdown(["claim", "gate", "goal", "measured", "on"], lines)
+            lines.append([*cells, NOT_MEASURED, "", ""])
+    return markdown(["claim", "gate", "goal", "measured", "on", "when"], lines)
 
 
 def block_tables(block: str, runs: list[list[Row]]) -> str:
@@ -71,13 +72,13 @@ def block_tables(block: str, runs: list[list[Row]]) -> str:
             if row.kind == "measured" and case.shows(row):
                 cells = {column.heading: column.cell(row) for column in case.columns}
                 _, lines = found.setdefault((row.device, row.torch), (row, []))
-                lines.append([row.case, *(cells.get(heading, "") for heading in headings)])
-    tables = [f"{_conditions(row)}\n\n{markdown(['case', *headings], lines)}" for row, lines in found.values()]
+                lines.append([row.case, *(cells.get(heading, "") for heading in headings), when(row)])
+    tables = [f"{_conditions(row)}\n\n{markdown(['case', *headings, 'when'], lines)}" for row, lines in found.values()]
     return "\n\n".join(tables) or NOT_MEASURED
 
 
 def _conditions(row: Row) -> str:
-    return f"**{row.device}**, torch {row.torch}, rdn_fast {row.rdn_fast}, {row.date[:10]}, `{row.command}`:"
+    return f"**{row.device}**, torch {row.torch}, rdn_fast {row.rdn_fast}:"
 
 
 def summary_table(runs: list[list[Row]], words: dict[str, str]) -> str:
@@ -97,7 +98,7 @@ def summary_table(runs: list[list[Row]], words: dict[str, str]) -> str:
                 if ours is not None and (found is None or ours.date >= found[0].date):
                     found = ours, rows
         lines.append([what, str(batch), *(_summary(*found) if found else [NOT_MEASURED])])
-    headings = ["what", "batch", "rdn_fast", "reference", "strongest other", "precision", "processor"]
+    headings = ["what", "batch", "rdn_fast", "reference", "strongest other", "precision", "processor", "when"]
     return markdown(headings, lines, words)
 
 
@@ -109,11 +110,11 @@ def _default(rows: list[Row]) -> Row | None:
 
 def _summary(ours: Row, rows: list[Row]) -> list[str]:
     """Return a line of README's speeds. The strongest other may compute in any precision."""
-    reference = next((row for name in ("reference", "naive") for row in rows if row.recipe == name), None)
-    known = ("rdn_fast", "reference", "impl ", "naive")
-    others = [row for row in rows if not row.recipe.startswith(known) and row.vs_reference]
-    best = max(others, key=lambda row: row.vs_reference, default=None)
-    return [f"**{_amount(ours)}**", _against(ours, reference), _against(ours, best), ours.dtype, ours.device]
+    reference = next((row for row in rows if row.recipe == "reference"), None)
+    others = [row for row in rows if not row.recipe.startswith(("rdn_fast", "reference", "impl ", "naive"))]
+    best = max(others, key=lambda row: row.images_s or -row.peak_mb, default=None)
+    amount = f"**{_amount(ours)}**{unsteady(ours)}"
+    return [amount, _against(ours, reference), _against(ours, best), ours.dtype, ours.device, when(ours)]
 
 
 def _amount(row: Row) -> str:
@@ -126,8 +127,7 @@ def _against(ours: Row, other: Row | None) -> str:
     """Return what another recipe reached, and how many times as fast ours is, or ours' share of its memory."""
     if other is None:
         return ""
-    faster = ours.vs_naive is None
-    ratio = f"{ours.vs_reference / other.vs_reference:.2f}x" if faster else f"{ours.vs_naive:.0%}"
+    ratio = f"{ours.images_s / other.images_s:.2f}x" if other.images_s else f"{ours.peak_mb / other.peak_mb:.0%}"
     name = (
         ""
         if other.recipe == "reference"
@@ -139,7 +139,6 @@ def _against(ours: Row, other: Row | None) -> str:
 def charts(runs: list[list[Row]]) -> dict[str, tuple[Chart, Figure]]:
     """Return {file name: (chart, figure)}: for every chart of a case and every device, a panel for each group."""
     chart_of = {name: case.chart for case in cases.load().values() if case.chart for name in case.rows}
-    ceilings = {_run_of(row): row.gflops for rows in runs for row in rows if row.case == "ceiling"}
     found: dict[str, tuple[Chart, Figure]] = {}
     for group in newest(runs):
         chart = chart_of.get(group[0].case)
@@ -148,23 +147,21 @@ def charts(runs: list[list[Row]]) -> dict[str, tuple[Chart, Figure]]:
             device = rows[0].device
             new = chart, Figure(f"{chart.title} on {device}", [])
             _, figure = found.setdefault(f"{chart.figure}_{slug(device)}.svg", new)
-            figure.panels.append(_panel(rows, chart, ceilings))
+            figure.panels.append(_panel(rows, chart))
     return found
 
 
-def _run_of(row: Row) -> tuple[str, str, str]:
-    return row.date, row.device, row.dtype
-
-
-def _panel(rows: list[Row], chart: Chart, ceilings: dict[tuple, float]) -> Panel:
+def _panel(rows: list[Row], chart: Chart) -> Panel:
     first, dtypes, bars = rows[0], list(dict.fromkeys(row.dtype for row in rows)), []
     for row in rows:
         label, value = f"{row.recipe} {row.dtype}" if len(dtypes) > 1 else row.recipe, getattr(row, chart.value)
+        label += unsteady(row)
         slowest, fastest = value * row.seconds / row.seconds_max, value * row.seconds / row.seconds_min
         bars.append(Bar(label, row.recipe, value, slowest, fastest))
     title = f"{first.case}, {', '.join(dtypes)}, batch {first.batch}, {first.shape.rsplit(', ', 1)[1]}"
-    known = {row.dtype: ceilings[_run_of(row)] for row in rows if chart.ceilings and _run_of(row) in ceilings}
-    return Panel(title, bars, chart.unit, known)
+    known = [row for row in rows if chart.ceilings and row.ceiling_share]
+    ceilings = {row.dtype: round(getattr(row, chart.value) / row.ceiling_share, 1) for row in known}
+    return Panel(title, bars, chart.unit, ceilings)
 
 
 def render(text: str, runs: list[list[Row]], models: dict[str, Run], folder: str, chinese: bool = False) -> str:

@@ -18,6 +18,7 @@ import torch
 from rdn_fast import __version__, devices
 
 HERE = Path(__file__).resolve().parent
+STEADY = 1.3  # slowest over fastest of the rounds that count: beyond it they decide nothing
 
 
 def _figure(form: str) -> float | None:
@@ -46,23 +47,33 @@ class Row:
     batch: int  # of all ranks
     shape: str
     ranks: int = 1
-    # how fast; seconds per run, medians of interleaved rounds
+    # how fast; seconds per run: the median, the fastest and the slowest of the quietest `rounds` of `rounds_run`
     rounds: int | None = None
+    rounds_run: int | None = None
     seconds: float | None = None
     seconds_min: float | None = None
     seconds_max: float | None = None
     images_s: float | None = _figure("{:.4g} img/s")  # end-to-end where the case is
     seed_images_s: float | None = _figure("{:.4g} img/s in the seed window")
     gflops: float | None = _figure("{:.0f} GFLOP/s")
-    ceiling_share: float | None = _figure("{:.0%} of the ceiling")  # measured in the same run, in the same dtype
+    ceiling_share: float | None = _figure("{:.0%} of the ceiling")  # timed in turn with it, in the same dtype
     vs_reference: float | None = _figure("{:.2f}x reference")  # as fast as the reference recipe, in the same run
     vs_stock: float | None = _figure("{:.2f}x stock")  # the fastest; of the same dtype unless the case is end to end
+    vs_other: float | None = _figure("{:.2f}x the strongest other")  # neither ours nor the reference, in any dtype
     peak_mb: float | None = _figure("{:.0f} MB")  # 10^6 bytes: of a step, less what was resident before; or see note
-    vs_naive: float | None = _figure("{:.1%} of naive")  # peak_mb as a share of naive's
+    peak_share: float | None = _figure("{:.1%} of the reference's memory")  # peak_mb over that of the reference recipe
     efficiency: float | None = _figure("{:.1%} scaling efficiency")  # images/s over (ranks x images/s of one rank)
     waited: float | None = _figure("{:.2%} of the time waited")  # by a steady consumer, or the model, for data
+    gain_db: float | None = _figure("{:+.2f} dB over bicubic")
+    unsteady: str = ""  # why the row decides nothing
     kind: str = "measured"  # or "published", "simulated", "not measured"
     note: str = ""
+
+    @property
+    def shaky(self) -> str:
+        """Why the row decides nothing; of rows older than `unsteady`, by their own rounds."""
+        spread = self.seconds_max / self.seconds_min if self.seconds_min else 1.0
+        return self.unsteady or (f"rounds spread {spread:.2f}x" if spread > STEADY else "")
 
     def line(self) -> str:
         """Return the row as it is printed while the run goes on."""
@@ -71,24 +82,29 @@ class Row:
             return f"{head} not measured: {self.note}"
         words = [f"{self.ranks} ranks"] if self.ranks > 1 else []
         if self.seconds is not None:
-            words.append(f"{self.seconds:.4g} s ({self.seconds_min:.4g} to {self.seconds_max:.4g})")
+            of = f", {self.rounds} of {self.rounds_run} rounds" if self.rounds != self.rounds_run else ""
+            words.append(f"{self.seconds:.4g} s ({self.seconds_min:.4g} to {self.seconds_max:.4g}{of})")
         figures = ((column.metadata["form"], getattr(self, column.name)) for column in COLUMNS if column.metadata)
         words += [form.format(value) for form, value in figures if value is not None]
+        words += [f"UNSTEADY: {self.unsteady}"] if self.unsteady else []
         return f"{head} {', '.join(words)}" + (f" [{self.note}]" if self.note else "")
 
 
 COLUMNS = dataclasses.fields(Row)
 NAMES = [column.name for column in COLUMNS]
+NEWER = {"rounds_run", "vs_other", "peak_share", "gain_db", "unsteady"}  # files older than these are read all the same
+GONE = {"vs_naive"}  # not read
 
 
 def read(path: Path) -> list[Row]:
     """Parse a file, numbers as numbers. ValueError names the file if its columns are others."""
     with path.open(encoding="utf-8", newline="") as file:
         lines = csv.DictReader(file)
-        if lines.fieldnames != NAMES:
+        if not set(NAMES) - NEWER <= set(lines.fieldnames or []) <= set(NAMES) | GONE:
             remedy = "run the benchmark again or remove the file"
             raise ValueError(f"{path}: has other columns than bench/results.py; {remedy}")
-        return [Row(**{column.name: _value(column.type, line[column.name]) for column in COLUMNS}) for line in lines]
+        known = [column for column in COLUMNS if column.name in lines.fieldnames]
+        return [Row(**{column.name: _value(column.type, line[column.name]) for column in known}) for line in lines]
 
 
 def _value(kind: str, text: str) -> str | float | None:

@@ -39,7 +39,6 @@ def main(argv: list[str] | None = None) -> int:
         bench = Bench(command, device, options.rdb, ranks)
         words = f"{results.device_words(device)}; torch {torch.__version__}; seed of all inputs {seed}"
         print(f"{words}; rows go to {bench.results.path}")
-        bench.ceilings()
         for case in cases.of_command(command):
             case.run(bench, command)
     except UserError as error:

@@ -39,14 +39,23 @@ def column(heading: str, name: str, form: str) -> Column:
     return Column(heading, lambda row: number(getattr(row, name), form))
 
 
+def when(row: Row) -> str:
+    """Return date and commit of a row; the commit is empty outside a checkout."""
+    return f"{row.date[:10]} {row.commit}".strip()
+
+
+def unsteady(row: Row) -> str:
+    return " (unsteady)" if row.shaky else ""
+
+
 def _images(row: Row) -> str:
     window = "" if row.seed_images_s is None else f" (seed window {three_digits(row.seed_images_s)})"
     return three_digits(row.images_s) + window
 
 
 def _recipe(row: Row) -> str:
-    words = f"{row.recipe} ({row.note})" if row.recipe == "reference" and row.note else row.recipe
-    return f"**{words}**" if row.recipe.startswith("rdn_fast") else words
+    words = f"{row.recipe} ({row.note})" if row.note.endswith(" workers") else row.recipe
+    return (f"**{words}**" if row.recipe.startswith("rdn_fast") else words) + unsteady(row)
 
 
 BATCH = Column("batch", lambda row: str(row.batch))

@@ -1,49 +1,90 @@
-"""Time contenders in turn (A B A B ...), so that a drift of the machine's speed hits all of them alike."""
+"""Time contenders in turn (A B A B ...) and keep each one's quietest rounds.
+
+A shared host's speed changes by factors within seconds. In turn, all contenders meet the same phases; rounds are added
+until the quietest of each agree. Every contender has run equally often, so none has had more chances than another.
+"""
 
 from __future__ import annotations
 
 import math
 import statistics
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 
 from bench.case import Contender
+from bench.results import STEADY
 from rdn_fast import devices
 
 SPAN = 0.2  # seconds; shorter runs are repeated within one reading of the clock
+AGAIN = 3  # rounds are added up to so many times those asked for
+PATIENCE = 60.0  # seconds after which no further round is added
 
 
 class Times(NamedTuple):
-    """Seconds of one run, one value per round."""
+    """Seconds of one run, one value per round; the `keep` quietest rounds count (None: all)."""
 
-    rounds: list[float]
+    every: list[float]
+    keep: int | None = None
+
+    @property
+    def rounds(self) -> list[float]:
+        return sorted(self.every)[: self.keep]
 
     @property
     def median(self) -> float:
         return statistics.median(self.rounds)
 
+    @property
+    def spread(self) -> float:
+        """The slowest of the rounds that count over the fastest."""
+        return self.rounds[-1] / self.rounds[0]
+
     def over(self, other: Times) -> float:
-        """Return how many times as fast as `other`: the median over rounds of the ratio within the round."""
-        return statistics.median(b / a for a, b in zip(self.rounds, other.rounds, strict=True))
+        """Return how many times as fast as `other`: the ratio of the medians, as a row's own columns have it."""
+        return other.median / self.median
 
 
-def interleave(contenders: dict, device: torch.device, rounds: int, span: float = SPAN) -> dict:
+def steady(times: dict[object, Times]) -> bool:
+    return all(mine.spread <= STEADY for mine in times.values())
+
+
+def repeat(turn: Callable[[], None], rounds: int, settled: Callable[[], bool]) -> None:
+    """Call turn() `rounds` times, then until settled() or AGAIN or PATIENCE ends it."""
+    for _ in range(rounds):
+        turn()
+    end = time.monotonic() + PATIENCE
+    for _ in range((AGAIN - 1) * rounds):
+        if settled() or time.monotonic() > end:
+            break
+        turn()
+
+
+def interleave(
+    contenders: dict,
+    device: torch.device,
+    rounds: int,
+    span: float = SPAN,
+    settled: Callable[[dict], bool] = steady,
+) -> dict:
     """Time {key: Contender} in turn. Return {key: Times}. Each must have been warmed up by once()."""
     repeats: dict = {}
-    times = {key: [] for key in contenders}
-    for _ in range(rounds):
+    times = {key: Times([], rounds) for key in contenders}
+
+    def turn() -> None:
         for key, contender in contenders.items():
             if key not in repeats:
                 seconds = once(contender, device)
                 repeats[key] = math.ceil(span / seconds)
                 if repeats[key] <= 1:
-                    times[key].append(seconds)
+                    times[key].every.append(seconds)
                     continue
-            times[key].append(once(contender, device, repeats[key]))
-    return {key: Times(seconds) for key, seconds in times.items()}
+            times[key].every.append(once(contender, device, repeats[key]))
+
+    repeat(turn, rounds, lambda: settled(times))
+    return times
 
 
 def once(contender: Contender, device: torch.device, repeats: int = 1) -> float:
@@ -55,25 +96,3 @@ def once(contender: Contender, device: torch.device, repeats: int = 1) -> float:
         contender.run(*inputs)
     devices.synchronize(device)
     return (time.perf_counter() - start) / repeats
-
-
-def ceilings(device: torch.device, dtypes: list[torch.dtype], rounds: int = 7) -> dict[torch.dtype, tuple]:
-    """Return {dtype: (what was run, its Times, the GFLOP/s of its fastest round)}.
-
-    A plain convolution, channels-last, which is what a dense block consists of; on accelerators a large product.
-    """
-    on_cpu, size = device.type == "cpu", 8192
-    flop = 2 * 8 * 32 * 32 * 9 * 256 * 64 if on_cpu else 2 * size**3
-
-    def fresh(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        sizes = ((8, 256, 32, 32), (64, 256, 3, 3)) if on_cpu else ((size, size), (size, size))
-        made = (torch.randn(size, device=device, dtype=dtype) for size in sizes)
-        return tuple(x.contiguous(memory_format=torch.channels_last) if on_cpu else x for x in made)
-
-    convolution = torch.no_grad()(lambda x, weight: F.conv2d(x, weight, padding=1))
-    run, what = (convolution, "conv 3x3 256->64") if on_cpu else (torch.mm, "product 8192^3")
-    plain = {dtype: Contender(run, lambda dtype=dtype: fresh(dtype)) for dtype in dtypes}
-    for contender in plain.values():
-        once(contender, device)
-    times = interleave(plain, device, rounds)
-    return {dtype: (what, times[dtype], flop / min(times[dtype].rounds) / 1e9) for dtype in dtypes}

@@ -10,12 +10,12 @@ import sys
 
 import torch
 
+from bench import ceilings
 from bench.case import Contender
 from bench.cases import rdb
 from bench.measure import Bench
 from bench.models import PATCH, RDN_B, words
 from bench.timing import Times, interleave, once
-from profiling.bandwidth import bandwidth
 from profiling.trace import profiler, self_time
 from rdn_fast import devices
 from rdn_fast.config import ModelConfig
@@ -48,20 +48,21 @@ def convolution(what: str, channels: int, outputs: int, batch: int, device: torc
 
 
 def convolutions(bench: Bench, model_config: ModelConfig, batch: int, dtypes: list[torch.dtype]) -> None:
-    """Write ceilings, then each layer in each dtype. Stock PyTorch is the oracle's yardstick, so nothing is checked."""
-    bench.ceilings()
-    what, times, gbytes = bandwidth(bench.device)
-    bench.row("copy", what, torch.uint8, 0, "", times, note=f"{gbytes:.0f} GB/s")
+    """Write each layer in each dtype, in turn with the ceilings. Stock PyTorch is the yardstick: nothing is checked."""
     growth = model_config.growth_rate
     for dtype in dtypes:
         for layer in range(model_config.num_layers):
             channels = model_config.num_features + layer * growth
+            shape, passes = f"{channels} -> {growth}, {PATCH}x{PATCH}", {}
             for kind in PASSES:
-                contender, flop = convolution(kind, channels, growth, batch, bench.device, dtype)
-                once(contender, bench.device)
-                times = interleave({0: contender}, bench.device, rounds=5, span=0.02)[0]
-                shape, gflops = f"{channels} -> {growth}, {PATCH}x{PATCH}", flop / times.median / 1e9
-                bench.row(f"convolution {kind}", "stock", dtype, batch, shape, times, gflops=gflops)
+                passes[kind], flop = convolution(kind, channels, growth, batch, bench.device, dtype)
+                once(passes[kind], bench.device)
+            plain = ceilings.contenders(bench.device, [dtype])
+            times = interleave(passes | plain, bench.device, rounds=5, span=0.02)
+            bench.ceilings(times, batch, shape)
+            for kind in PASSES:
+                gflops = flop / times[kind].median / 1e9
+                bench.row(f"convolution {kind}", "stock", dtype, batch, shape, times[kind], gflops=gflops)
 
 
 def triton(bench: Bench, model_config: ModelConfig, batch: int) -> None:
@@ -74,7 +75,7 @@ def triton(bench: Bench, model_config: ModelConfig, batch: int) -> None:
         raise UserError(f"{impl.name} {reason}")
     comparison = rdb.comparison(True, model_config, (batch, PATCH, PATCH), bench.device, dtype)
     entry = next(entry for entry in comparison.entries if entry.recipe == f"impl {impl.name}")
-    bench.ceilings()
+    bench.ceilings(interleave(ceilings.contenders(bench.device, [dtype]), bench.device, rounds=5))
     every, flop = triton_planes.configs.candidates, kernel_flop(model_config, batch)
     for number in range(max(map(len, every.values()))):
         triton_planes.configs.restrict(number)

@@ -22,11 +22,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from bench import plots, results, timing
+from bench import ceilings, plots, results, timing
 from bench.case import Contender
 from bench.models import PATCH, RDN_B, words
 from bench.recipe import Recipe
-from profiling.bandwidth import bandwidth
 from profiling.step import options, profiled_step
 from rdn_fast.config import ModelConfig
 from rdn_fast.errors import UserError
@@ -143,16 +142,15 @@ def measure(model_config: ModelConfig, batch: int, device: torch.device, rounds:
     }
     for contender in contenders.values():
         timing.once(contender, device)
-    _, _, roof = timing.ceilings(device, [dtype])[dtype]
-    _, _, copied = bandwidth(device)
-    times = timing.interleave(contenders, device, rounds)
+    times = timing.interleave(contenders | ceilings.contenders(device, [dtype, torch.uint8]), device, rounds)
     step.verify()
-    seconds = {name: measured.median for name, measured in times.items()}
+    (_, roof), (_, copied) = (ceilings.rates(times)[kind] for kind in (dtype, torch.uint8))
+    seconds = {name: times[name].median for name in contenders}
     seconds["RDB backward"] = seconds["RDB"] - seconds["RDB forward"]
     what = {"model": words(model_config), "batch": str(batch), "dtype": dtype_name(dtype), "rdb": impl.name}
     counted = work(model_config, batch, dtype.itemsize)
     parts = [Part(name, times, flop, bytes, seconds[name]) for name, (times, flop, bytes) in counted.items()]
-    return Roofline(results.conditions(device) | what | {"kind": "measured"}, parts, roof, copied)
+    return Roofline(results.conditions(device) | what | {"kind": "measured"}, parts, roof / 1e9, copied / 1e9)
 
 
 def work(c: ModelConfig, batch: int, size: int) -> dict[str, tuple[int, float, float]]:

@@ -1,4 +1,4 @@
-"""One file a benchmark: read training_step, inference, rdb, memory, loading, end_to_end, upscaling."""
+"""One file a benchmark: read training_step, inference, rdb, memory, loading, end_to_end, upscaling, minutes."""
 
 from __future__ import annotations
 

@@ -3,31 +3,32 @@
 from __future__ import annotations
 
 import json
-import statistics
 import tempfile
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from bench import baseline, process, tables
-from bench.case import Case, Gate
+from bench import ceilings, process, tables
+from bench.case import CPUS, Case, Entry, Gate
 from bench.loop import train, write_h5
-from bench.measure import Bench
-from bench.models import PATCH, words
-from bench.timing import Times
+from bench.measure import Bench, ratios
+from bench.models import PATCH, reference_dtype, words
+from bench.results import STEADY
+from bench.timing import Times, interleave, repeat
 from rdn_fast import devices
 from rdn_fast.config import make_configs
 from rdn_fast.precision import dtype_name
 from rdn_fast.training.throughput import WARM_UP
 
 NAME, LONG = "end to end", "long run"
+ROUNDS = 3
+SPAN, LEAST = 8.0, 5  # seconds that a process counts, about; steps, at least
 
 
 class Plan(NamedTuple):
-    """The same amount of work for every loop; `steps` are counted ones, after those of the warm-up."""
+    """Work for a loop; `steps` are counted ones, after those of the warm-up."""
 
     preset: str
     batch: int  # of a rank
@@ -57,12 +58,12 @@ def run(bench: Bench, command: str) -> None:
         long_run(bench, "rdn-b", 64, steps=600)
         return
     if command != "8p":
-        sizes = (2, 3) if bench.on_cpu else (64, 60)
-        compare(bench, [Plan("rdn-b", *sizes, 1, str(bench.device), threads(1))], rounds=2)
+        sizes = (2, 12) if bench.on_cpu else (64, 200)
+        compare(bench, [Plan("rdn-b", *sizes, 1, str(bench.device), threads(1))], ROUNDS)
         return
-    sizes = ("demo", 8, 8) if bench.on_cpu else ("rdn-b", 64, 60)
+    sizes = ("demo", 8, 40) if bench.on_cpu else ("rdn-b", 64, 200)
     plans = [Plan(*sizes, ranks, bench.device.type, threads(bench.ranks)) for ranks in (1, bench.ranks)]
-    compare(bench, plans, rounds=2 if bench.on_cpu else 3)
+    compare(bench, plans, ROUNDS)
 
 
 def compare(bench: Bench, plans: list[Plan], rounds: int) -> None:
@@ -70,36 +71,76 @@ def compare(bench: Bench, plans: list[Plan], rounds: int) -> None:
     preset, batch, *_ = plans[0]
     model_config = make_configs({}, preset)[0]
     print(f"\n{NAME}, preset {preset}, batch {batch} a rank, ranks {', '.join(str(plan.ranks) for plan in plans)}")
-    plain = torch.float32 if bench.on_cpu else bench.default
-    stock, stock_dtype, options = strongest_stock(bench)
-    dtypes = {"reference": plain, stock: stock_dtype, "rdn_fast": bench.default}
-    loops = {
-        "reference": partial(run_baseline, recipe="reference", dtype=plain, options={}),
-        stock: partial(run_baseline, recipe="stock", dtype=stock_dtype, options=options),
-        "rdn_fast": partial(run_rdn_fast, impl=bench.impl),
-    }
+    stock, stock_dtype, options = bench.strongest_stock()
+    plain = reference_dtype(bench.device)
+    loops = (
+        Entry("reference", plain, partial(run_baseline, recipe="reference", dtype=plain, options={})),
+        Entry(stock, stock_dtype, partial(run_baseline, recipe="stock", dtype=stock_dtype, options=options)),
+        Entry("rdn_fast", bench.default, partial(run_rdn_fast, impl=bench.impl)),
+    )
     try:
-        speeds = interleave(loops, plans, model_config.scale, rounds)
+        speeds, roofs = in_turn(bench, loops, plans, model_config.scale, rounds)
     except RuntimeError as error:
         bench.fail(f"{NAME}: {error}")
         return
-    note = "" if preset == "rdn-b" else f"not comparable: preset {preset}, {plans[0].threads} CPU threads a rank"
     shape, macs = words(model_config, PATCH, PATCH), model_config.macs(PATCH, PATCH)
-    times = {
-        (recipe, ranks): Times([batch * ranks / speed.images_s for speed in measured])
-        for (recipe, ranks), measured in speeds.items()
-    }
-    for ranks in (plan.ranks for plan in plans):
-        for recipe, dtype in dtypes.items():
-            mine = times[recipe, ranks]
-            images, window = (statistics.median(values) for values in zip(*speeds[recipe, ranks], strict=True))
-            ratios = {"vs_reference": mine.over(times["reference", ranks]), "vs_stock": mine.over(times[stock, ranks])}
-            if ranks > 1:
-                ratios["efficiency"] = mine.over(times[recipe, 1])
+    bench.ceilings(roofs, batch, f"{NAME}, {shape}")
+    note = "" if preset == "rdn-b" else f"not comparable: preset {preset}, {plans[0].threads} CPU threads a rank"
+    for plan in plans:
+        patches, mine = batch * plan.ranks, speeds[plan.ranks]
+        for entry in loops:
+            (times, window), figures = mine[entry], ratios(entry, {each: both[0] for each, both in mine.items()})
+            # The strongest stock is the only one here, whatever its dtype.
+            figures |= {"vs_stock": figures["vs_other"], "seed_images_s": patches / window.median}
+            if plan.ranks > 1:
+                figures["efficiency"] = times.over(speeds[1][entry][0])
+            images = patches / times.median
             # A CPU's ranks share the cores whose ceiling was measured.
-            speed = {"images_s": images, "gflops": images * 6 * macs / 1e9, "cards": 1 if bench.on_cpu else ranks}
-            more = {"ranks": ranks, "seed_images_s": window, "note": note, **ratios}
-            bench.row(NAME, recipe, dtype, batch * ranks, shape, mine, **speed, **more)
+            figures |= {
+                "images_s": images,
+                "gflops": images * 6 * macs / 1e9,
+                "cards": 1 if bench.on_cpu else plan.ranks,
+            }
+            bench.row(NAME, entry.recipe, entry.dtype, patches, shape, times, ranks=plan.ranks, note=note, **figures)
+
+
+def in_turn(bench: Bench, loops: tuple[Entry, ...], plans: list[Plan], scale: int, rounds: int) -> tuple[dict, dict]:
+    """Run each entry's build(data file, plan) -> Speeds in turn with the ceilings.
+
+    Return {ranks: {entry: (Times of a step, Times of it in the seed window)}} and {Ceiling: Times}.
+    """
+    speeds = {plan.ranks: {entry: (Times([], rounds), Times([], rounds)) for entry in loops} for plan in plans}
+    plain = ceilings.contenders(bench.device, [entry.dtype for entry in loops])
+    roofs = {ceiling: Times([], rounds) for ceiling in plain}
+
+    def turn() -> None:
+        for ceiling, mine in interleave(plain, bench.device, 1).items():
+            roofs[ceiling].every.extend(mine.every)
+        for plan in plans:
+            for entry, both in speeds[plan.ranks].items():
+                given = plan._replace(steps=counted_steps(bench, entry, plan))
+                write_h5(data, given.images, scale)
+                for times, speed in zip(both, entry.build(data, given), strict=True):
+                    times.every.append(plan.batch * plan.ranks / speed)
+
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "data.h5"
+        measured = [both[0] for loops in speeds.values() for both in loops.values()]
+        repeat(turn, rounds, lambda: all(times.spread <= STEADY for times in measured))
+    return speeds, roofs
+
+
+def counted_steps(bench: Bench, entry: Entry, plan: Plan) -> int:
+    """Return for how many steps SPAN lasts, by the training steps measured in this run; else the plan's."""
+    wanted = (
+        "training step",
+        entry.recipe,
+        dtype_name(entry.dtype),
+        words(make_configs({}, plan.preset)[0], PATCH, PATCH),
+    )
+    rows = (row for row in bench.results.rows if (row.case, row.recipe, row.dtype, row.shape) == wanted)
+    speed = next((row.images_s for row in rows if row.images_s), None)
+    return max(LEAST, round(SPAN * speed / plan.batch)) if speed and plan.ranks == 1 else plan.steps
 
 
 def long_run(bench: Bench, preset: str, batch: int, steps: int) -> None:
@@ -112,28 +153,6 @@ def long_run(bench: Bench, preset: str, batch: int, steps: int) -> None:
     figures = {"gflops": speeds.images_s * 6 * model_config.macs(PATCH, PATCH) / 1e9, **speeds._asdict()}
     shape, times = words(model_config, PATCH, PATCH), Times([batch / speeds.images_s])
     bench.row(LONG, "rdn_fast", bench.default, batch, shape, times, note=f"{steps} steps", **figures)
-
-
-def strongest_stock(bench: Bench) -> tuple[str, torch.dtype, dict]:
-    """Return name, dtype and options of the stock recipe that trained fastest in this run, whatever its dtype."""
-    steps = [row for row in bench.results.rows if row.case == "training step" and row.kind == "measured"]
-    stock = [row for row in steps if row.recipe.startswith("stock")]
-    fastest = max(stock, key=lambda row: row.images_s, default=None)
-    name, dtype = (fastest.recipe, getattr(torch, fastest.dtype)) if fastest else ("stock", bench.dtypes[-1])
-    return name, dtype, baseline.stock_variants(bench.device, dtype, training=True)[name.removeprefix("stock")]
-
-
-def interleave(loops: dict[str, Callable], plans: list[Plan], scale: int, rounds: int) -> dict[tuple, list[Speeds]]:
-    """Return {(recipe, ranks): the Speeds of every round} of {recipe: loop(data file, plan) -> Speeds}, all in turn."""
-    speeds = {(recipe, plan.ranks): [] for plan in plans for recipe in loops}
-    with tempfile.TemporaryDirectory() as folder:
-        data = Path(folder) / "data.h5"
-        for _ in range(rounds):
-            for plan in plans:
-                write_h5(data, plan.images, scale)
-                for recipe, loop in loops.items():
-                    speeds[recipe, plan.ranks].append(loop(data, plan))
-    return speeds
 
 
 def run_baseline(data: Path, plan: Plan, recipe: str, dtype: torch.dtype, options: dict) -> Speeds:
@@ -160,6 +179,7 @@ def threads(ranks: int) -> int:
     return max(1, devices.count("cpu") // ranks)
 
 
+_CPU, _ANY = {"batch": 2, "places": CPUS}, "CPU, end to end, default precision / strongest stock in any precision"
 _H100 = {"dtype": "float16", "batch": 64, "places": ("h100",)}
 _ASCEND, _EIGHT = {"dtype": "float16", "batch": 64, "places": ("npu",)}, {"batch": 512, "ranks": 8}
 _SCALING = 4337 / (8 * 544)
@@ -169,6 +189,8 @@ CASE = Case(
     commands=("1p", "8p", "all", "long_run"),
     run=run,
     gates=(
+        Gate("CPU, end to end, default precision / reference (fp32)", NAME, "vs_reference", 2.1, 2.9, **_CPU),
+        Gate(_ANY, NAME, "vs_stock", 0.95, 1.2, **_CPU),
         Gate("H100, end to end, fp16 O1 / reference under AMP", NAME, "vs_reference", 2.0, **_H100),
         Gate("H100, end to end, fp16 O1, images/s", NAME, "images_s", 3200, 4337, **_H100),
         Gate("one Ascend card, images/s in the seed window", NAME, "seed_images_s", 544, **_ASCEND),

@@ -100,12 +100,16 @@ def open_openvino(file: Path, dtype: torch.dtype) -> Session:
 
 
 _DEFAULT = "CPU, inference, default precision / reference (fp32)"
+_OTHER = "CPU without bf16, inference / strongest other"
 CASE = Case(
     order=20,
     rows=(NAME,),
     commands=("1p", "upscale", "all"),
     run=run,
-    gates=(Gate(_DEFAULT, NAME, "vs_reference", 2.1, 2.5, batch=1, places=CPUS),),
+    gates=(
+        Gate(_DEFAULT, NAME, "vs_reference", 2.1, 2.5, batch=1, places=CPUS),
+        Gate(_OTHER, NAME, "vs_other", 1.5, 2.0, batch=1, places=("cpu",)),
+    ),
     quick=lambda device, dtypes: [comparison(RDN_B, (32, 32), device, dtypes, "auto", every=True)],
     **tables.MODEL_SPEEDS,
 )

@@ -1,8 +1,9 @@
 """How fast augmented patches reach the device, whether a steady consumer waits for them, how fast a large file opens.
 
-rdn_fast's PrefetchLoader stands beside the reference's recipe: bench/loop.py's dataset under torch's DataLoader with
-several numbers of workers. All read one file, of images of DIV2K's size whose pixels tell their place, and deliver
-float batches on the device. The file is in the page cache: no disk is measured.
+rdn_fast's PrefetchLoader stands beside the reference's recipe and the strongest plain one (`stock`): bench/loop.py's
+datasets under torch's DataLoader with several numbers of workers. All read one file, of images of DIV2K's size whose
+pixels tell their place, and deliver float batches on the device. The file is in the page cache: no disk is measured.
+The ceiling is a copy of as many bytes as are read and written.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from torch.utils.data import DataLoader, RandomSampler
 
 from bench import tables
 from bench.case import Case, Chart, Comparison, Contender, Entry, Gate
-from bench.loop import TrainDataset, write_h5
+from bench.loop import PlainDataset, TrainDataset, write_h5
 from bench.measure import Bench
 from bench.models import PATCH
-from bench.results import Row
-from bench.timing import Times
+from bench.results import STEADY, Row
+from bench.timing import Times, repeat
 from rdn_fast import devices
 from rdn_fast.config import TrainConfig
 from rdn_fast.data.h5 import PairedH5
@@ -37,12 +38,14 @@ from rdn_fast.data.sampler import PatchSampler
 LOADING, PACED, OPENING = "loading", "paced loading", "opening"
 SCALE, BATCH = 2, 64
 IMAGES = 200
-WORKERS = 0, 2, 8  # of the reference's loader; its best is what rdn_fast is measured against
+BASELINES = {"reference": (TrainDataset, None, (2, 8)), "stock": (PlainDataset, lambda batch: batch, (1, 2, 4))}
 BATCHES = 8  # of one run: a multiple of every number of workers, for workers deliver in bunches
 SPAN = 1.0  # seconds of a reading of the clock, at least
 ENDLESS = 1 << 40
+REPEATED = ("rounds", "rounds_run", "seconds", "seconds_min", "seconds_max", "images_s", "ceiling_share")
+REPEATED += ("vs_reference", "vs_stock", "vs_other", "unsteady")  # columns
 PERIOD = 0.015  # seconds from batch to batch of the steady consumer
-STEADY = 200  # batches that it takes
+TAKEN = 70  # batches that it takes in a round
 OPENED = 4000  # pairs of the file that is opened
 
 Patches = tuple[torch.Tensor, torch.Tensor]  # float32 [B, 3, p, p] and [B, 3, s*p, s*p] in 0..1
@@ -87,17 +90,18 @@ class Loader:
         return made
 
 
-def reference_loader(path: Path, device: torch.device, running: ExitStack, workers: int) -> Loader:
-    """Return the reference's dataset and loader, which forks its workers as a script on Linux does.
+def baseline_loader(path: Path, device: torch.device, running: ExitStack, name: str, workers: int) -> Loader:
+    """Return one of BASELINES, whose DataLoader forks its workers as a script on Linux does.
 
-    It would start its workers anew after every 200 patches; here the sampler strings permutation to permutation, so
-    that it need not.
+    The reference would start its workers anew after every 200 patches; here the sampler strings permutation to
+    permutation, so that neither need.
     """
+    kind, collate, _ = BASELINES[name]
 
     def start() -> AbstractContextManager[Iterator[Patches]]:
-        dataset = TrainDataset(str(path), SCALE)
+        dataset = kind(str(path), SCALE)
         sampler = RandomSampler(dataset, num_samples=ENDLESS)
-        how = {"num_workers": workers, "multiprocessing_context": "fork" if workers else None}
+        how = {"num_workers": workers, "multiprocessing_context": "fork" if workers else None, "collate_fn": collate}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of more workers than cores, of forking beside threads: that is the recipe
             batches = iter(DataLoader(dataset, BATCH, sampler=sampler, pin_memory=device.type != "cpu", **how))
@@ -123,7 +127,11 @@ def our_loader(path: Path, device: torch.device, running: ExitStack, mode: str) 
 def loaders(path: Path, device: torch.device, running: ExitStack) -> dict[str, Callable[[], Loader]]:
     """Return {recipe: how to make its Loader of the file, which this writes}."""
     write_h5(path, IMAGES, SCALE, different=IMAGES, image=positions)
-    found = {f"reference {n} workers": partial(reference_loader, path, device, running, n) for n in WORKERS}
+    found = {
+        f"{name} {n} workers": partial(baseline_loader, path, device, running, name, n)
+        for name, (_, _, workers) in BASELINES.items()
+        for n in workers
+    }
     for recipe, mode in (("rdn_fast", "mmap"), ("rdn_fast resident", "resident")):
         found[recipe] = partial(our_loader, path, device, running, mode)
     return found
@@ -159,50 +167,60 @@ def measure(bench: Bench, folder: Path, rounds: int) -> None:
         entries = [
             Entry(recipe, torch.float32, lambda make=make: make().contender(device)) for recipe, make in makers.items()
         ]
-        comparison = Comparison(LOADING, BATCH, f"DIV2K-sized, {PATCH}x{PATCH}", entries, BATCHES * BATCH)
+        patches = BATCHES * BATCH
+        moved = patches * 3 * PATCH**2 * (1 + SCALE**2) * (1 + 4)  # bytes read, and written as float32
+        comparison = Comparison(LOADING, BATCH, f"DIV2K-sized, {PATCH}x{PATCH}", entries, patches, moved=moved)
         timed = bench.compare(comparison, rounds, span=SPAN)
-        _repeat_best_reference(bench)
+        repeat_best(bench)
         print(f"\n{PACED}, batch {BATCH}, {comparison.shape}")
         for entry in timed:
             if entry.ours:
-                waited, seconds = paced(makers[entry.recipe](), device)
-                figures = {"images_s": BATCH / seconds, "waited": waited}
-                figures["note"] = f"{STEADY} batches, one every {1e3 * PERIOD:.0f} ms"
-                bench.row(PACED, entry.recipe, entry.dtype, BATCH, comparison.shape, Times([seconds]), **figures)
+                waited, times = paced(makers[entry.recipe](), device, rounds)
+                note = f"{TAKEN} batches a round, one every {1e3 * PERIOD:.0f} ms"
+                figures = {"images_s": BATCH / times.median, "waited": waited, "note": note}
+                figures["unsteady"] = "" if times.spread <= STEADY else f"rounds spread {times.spread:.2f}x"
+                bench.row(PACED, entry.recipe, entry.dtype, BATCH, comparison.shape, times, **figures)
     bench.compare(opening(folder), rounds)
 
 
-def _repeat_best_reference(bench: Bench) -> None:
-    """Write a row `reference` that repeats the fastest of the reference's loaders."""
+def repeat_best(bench: Bench) -> None:
+    """Write for each of BASELINES a row of its name that repeats the fastest of its loaders."""
     rows = [row for row in bench.results.rows if row.case == LOADING and row.kind == "measured"]
-    reference = [row for row in rows if row.recipe.startswith("reference")]
-    if reference:
-        best = max(reference, key=lambda row: row.images_s)
-        same = ("rounds", "seconds", "seconds_min", "seconds_max", "images_s", "vs_reference")
-        figures = {column: getattr(best, column) for column in same}
-        figures["note"] = best.recipe.removeprefix("reference ")
-        bench.row(LOADING, "reference", torch.float32, best.batch, best.shape, **figures)
+    for name in BASELINES:
+        best = max((row for row in rows if row.recipe.startswith(name)), key=lambda row: row.images_s, default=None)
+        if best:
+            figures = {column: getattr(best, column) for column in REPEATED}
+            figures["note"] = best.recipe.removeprefix(f"{name} ")
+            bench.row(LOADING, name, torch.float32, best.batch, best.shape, **figures)
 
 
-def paced(loader: Loader, device: torch.device) -> tuple[float, float]:
-    """Return (share of its time in which a consumer waited, seconds from batch to batch).
+def paced(loader: Loader, device: torch.device, rounds: int) -> tuple[float, Times]:
+    """Return (share of its time in which a consumer waited, the Times from batch to batch).
 
-    It takes STEADY batches, and after each is busy for PERIOD: it sleeps, as the host does while a device computes. It
-    waits from asking for a batch until that is on the device.
+    In each round it takes TAKEN batches, and after each is busy for PERIOD: it sleeps, as the host does while a device
+    computes. It waits from asking for a batch until that is on the device. The share is the median of the rounds that
+    count, those in which it waited least.
     """
     loader.fresh()
     devices.synchronize(device)
-    waited, known = 0.0, loader.prefetch.waited
-    began = time.perf_counter()
-    for _ in range(STEADY):
-        asked = time.perf_counter()
-        next(loader.batches)
-        devices.synchronize(device)
-        arrived = time.perf_counter()
-        waited += arrived - asked
-        time.sleep(max(0.0, arrived + PERIOD - time.perf_counter()))
-    seconds = time.perf_counter() - began
-    return max(waited, loader.prefetch.waited - known) / seconds, seconds / STEADY
+    times, shares = Times([], rounds), Times([], rounds)
+
+    def turn() -> None:
+        waited, known = 0.0, loader.prefetch.waited
+        began = time.perf_counter()
+        for _ in range(TAKEN):
+            asked = time.perf_counter()
+            next(loader.batches)
+            devices.synchronize(device)
+            arrived = time.perf_counter()
+            waited += arrived - asked
+            time.sleep(max(0.0, arrived + PERIOD - time.perf_counter()))
+        seconds = time.perf_counter() - began
+        times.every.append(seconds / TAKEN)
+        shares.every.append(max(waited, loader.prefetch.waited - known) / seconds)
+
+    repeat(turn, rounds, lambda: times.spread <= STEADY)
+    return shares.median, times
 
 
 def positions(image: int, height: int, width: int) -> np.ndarray:
@@ -270,10 +288,11 @@ def _turned(patches: np.ndarray, way: int) -> np.ndarray:
 
 
 def _charted(row: Row) -> bool:
-    return row.case == LOADING and row.recipe != "reference"  # which repeats the best of the others
+    return row.case == LOADING and row.recipe not in BASELINES  # which repeat the best of the others
 
 
 _SPEED = "loader, patches/s / reference's best loader"
+_PLAIN = "loader, patches/s / the strongest plain loader"
 _WAITING = "loader at one batch of 64 every 15 ms: share of time waited"
 _OPENING = "opening a training file of 4,000 pairs, seconds"
 _FLOATS, _AT_MOST = {"dtype": "float32", "batch": 64, "shape": ""}, {"at_most": True, "shape": ""}
@@ -284,6 +303,7 @@ CASE = Case(
     run=run,
     gates=(
         Gate(_SPEED, LOADING, "vs_reference", 30, 60, **_FLOATS),
+        Gate(_PLAIN, LOADING, "vs_stock", 4, 8, **_FLOATS),
         Gate(_WAITING, PACED, "waited", 0.01, **_FLOATS | _AT_MOST),
         Gate(_OPENING, OPENING, "seconds", 1, dtype="uint8", **_AT_MOST),
     ),
@@ -291,9 +311,11 @@ CASE = Case(
     columns=(
         tables.RECIPE,
         tables.column("patches/s", "images_s", "{:,.0f}"),
+        tables.CEILING,
         tables.VS_REFERENCE,
+        tables.VS_STOCK,
         tables.column("time waited", "waited", "{:.2%}"),
     ),
-    shows=lambda row: row.case != OPENING and not row.recipe.startswith("reference "),
+    shows=lambda row: row.case != OPENING and not row.recipe.startswith(("reference ", "stock ")),
     chart=Chart("loading", "loaders", "loading", "images_s", "patches/s on the device", _charted),
 )

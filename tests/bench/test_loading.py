@@ -30,9 +30,9 @@ def small(monkeypatch):
         "IMAGES": 130,
         "BATCH": 16,
         "BATCHES": 2,
-        "WORKERS": (0, 2),
+        "BASELINES": {name: (*how, (0, 2)) for name, (*how, _) in loading.BASELINES.items()},
         "SPAN": 0.02,
-        "STEADY": 10,
+        "TAKEN": 5,
         "OPENED": 120,
     }.items():
         monkeypatch.setattr(loading, name, value)
@@ -58,29 +58,34 @@ def test_loaders_are_checked_and_timed(small, out, tmp_path):
     loading.measure(bench, tmp_path, rounds=2)
     rows = {(row.case, row.recipe): row for row in bench.results.rows}
     assert bench.failures == []
-    assert list(rows) == [
-        *(
-            ("loading", recipe)
-            for recipe in ("reference 0 workers", "reference 2 workers", "rdn_fast", "rdn_fast resident", "reference")
-        ),
-        ("paced loading", "rdn_fast"),
-        ("paced loading", "rdn_fast resident"),
-        ("opening", "rdn_fast"),
-    ]
-    best = max((rows["loading", f"reference {n} workers"] for n in (0, 2)), key=lambda row: row.images_s)
-    assert rows["loading", "reference"] == dataclasses.replace(
-        best, recipe="reference", note=best.recipe.removeprefix("reference ")
+    assert sorted(rows) == sorted(
+        [
+            *(
+                ("loading", recipe)
+                for recipe in (
+                    *("reference 0 workers", "reference 2 workers", "stock 0 workers", "stock 2 workers"),
+                    *("rdn_fast", "rdn_fast resident", "reference", "stock"),
+                )
+            ),
+            ("ceiling", "copy of 256 MiB"),
+            ("paced loading", "rdn_fast"),
+            ("paced loading", "rdn_fast resident"),
+            ("opening", "rdn_fast"),
+        ]
     )
-    assert best.vs_reference == 1
+    for name, column in (("reference", "vs_reference"), ("stock", "vs_stock")):
+        best = max((rows["loading", f"{name} {n} workers"] for n in (0, 2)), key=lambda row: row.images_s)
+        note = best.recipe.removeprefix(f"{name} ")
+        assert rows["loading", name] == dataclasses.replace(best, recipe=name, note=note)
+        assert getattr(best, column) == 1
+    best = rows["loading", "reference"]
     for (case, _), row in rows.items():
         assert 0 < row.seconds_min <= row.seconds <= row.seconds_max
         if case == "loading":
             assert row.images_s == pytest.approx(loading.BATCHES * loading.BATCH / row.seconds, rel=1e-4)
-            assert (
-                best.seconds_min / row.seconds_max * 0.999
-                <= row.vs_reference
-                <= best.seconds_max / row.seconds_min * 1.001
-            )
+            assert row.vs_reference == pytest.approx(row.images_s / best.images_s, rel=1e-4)
+            assert row.vs_stock == pytest.approx(row.images_s / rows["loading", "stock"].images_s, rel=1e-4)
+            assert row.ceiling_share > 0
         elif case == "paced loading":
             assert 0 <= row.waited < 1
             assert 0 < row.images_s < loading.BATCH / loading.PERIOD
@@ -88,6 +93,13 @@ def test_loaders_are_checked_and_timed(small, out, tmp_path):
     assert "resident" in rows["loading", "rdn_fast resident"].note
     assert results.read(bench.results.path) == bench.results.rows
     assert at_work() == (0, 0)
+
+
+@pytest.mark.parametrize("recipe", ["reference 0 workers", "stock 0 workers", "stock 2 workers"])
+def test_baselines_deliver_what_they_should(contenders, recipe):
+    loading.check_batches(contenders[recipe].start(), CPU)
+    assert at_work()[0] == int(recipe.split()[1])
+    contenders["rdn_fast"].start()  # which ends them
 
 
 def test_only_one_loader_is_at_work(contenders):
@@ -179,7 +191,7 @@ def test_a_wrong_feed_gets_no_speed(small, out, tmp_path, monkeypatch):
             return batch._replace(hr=batch.hr.roll(1, dims=2))
 
     monkeypatch.setattr(loading, "PrefetchLoader", Shifted)
-    monkeypatch.setattr(loading, "WORKERS", (0,))
+    monkeypatch.setattr(loading, "BASELINES", {"reference": (*loading.BASELINES["reference"][:2], (0,))})
     bench = Bench("test", CPU, "naive")
     loading.measure(bench, tmp_path, rounds=1)
     kinds = {(row.case, row.recipe): row.kind for row in bench.results.rows}
@@ -210,8 +222,8 @@ def test_the_steady_consumers_wait_is_the_larger_of_two_clocks(monkeypatch, know
         "time",
         SimpleNamespace(perf_counter=lambda: now[0], sleep=lambda seconds: now.__setitem__(0, now[0] + seconds)),
     )
-    waited, seconds = loading.paced(Feeding(), CPU)
-    assert seconds == pytest.approx(0.005 + loading.PERIOD)
+    waited, times = loading.paced(Feeding(), CPU, 3)
+    assert times.every == pytest.approx([0.005 + loading.PERIOD] * 3)
     assert waited == pytest.approx(share)
 
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
+import time
 
 import pytest
 import torch
 
-from bench import baseline, measure
+from bench import baseline, measure, timing
+from bench.case import Contender
 from bench.cases import rdb as rdb_case
 from bench.cases import training_step
+from bench.ceilings import Ceiling
 from bench.measure import Bench
 from bench.models import PATCH, RDN_B, compare, ours
 from bench.parity import Problem, assert_same_in_float64, solve_module
@@ -181,20 +185,22 @@ def test_the_timed_batch_is_what_is_checked(make, monkeypatch):
                 contender.check()
 
 
-def test_what_is_wrong_gets_no_speed_and_fails_the_run(faulty_impl, out, capsys):
+@pytest.mark.usefixtures("high_ceilings", "faulty_impl")
+def test_what_is_wrong_gets_no_speed_and_fails_the_run(out, capsys):
     bench = Bench("test", CPU, "naive")
-    bench.compare(rdb_case.comparison(True, TINY, (2, 7, 5), CPU, torch.float32), rounds=2)
+    bench.compare(rdb_case.comparison(True, TINY, (2, 7, 5), CPU, torch.float32), 2, span=0.01)
     rows = {row.recipe: row for row in bench.results.rows}
     assert rows["impl faulty"].kind == "not measured"
     assert rows["impl faulty"].seconds is None
     assert "wrong" in rows["impl faulty"].note
     assert rows["impl naive"].gflops > 0
-    assert rows["impl naive"].rounds == 2
+    assert rows["impl naive"].rounds == 2 <= rows["impl naive"].rounds_run
     assert rows["reference"].vs_reference == 1
     assert bench.conclude("1p", 0.0) == 1
     assert "FAILED  RDB training, impl faulty float32: wrong" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("high_ceilings")
 def test_a_step_that_does_nothing_is_noticed(out):
     def idle():
         return dataclasses.replace(ours(TINY, CPU, torch.float32, "naive"), step=lambda lr, hr: None)
@@ -203,7 +209,8 @@ def test_a_step_that_does_nothing_is_noticed(out):
     bench = Bench("test", CPU, "naive")
     bench.compare(compare("training step", TINY, (1, 3, 8, 8), CPU, True, makers), rounds=1)
     assert bench.failures == ["training step, rdn_fast float32: wrong: the steps changed no weight"]
-    assert [row.recipe for row in bench.results.rows if row.kind == "measured"] == ["reference"]
+    measured = [row.recipe for row in bench.results.rows if row.kind == "measured" and row.case != "ceiling"]
+    assert measured == ["reference"]
 
 
 def test_work_is_counted_as_the_configuration_counts_it():
@@ -216,13 +223,28 @@ def test_work_is_counted_as_the_configuration_counts_it():
     assert forward.flop == 2 * 2 * 32 * 32 * (9 * 64 * 64 * 36 + 576 * 64)
 
 
-def test_every_implementation_is_measured_that_can_run(out, monkeypatch):
-    monkeypatch.setattr(measure, "interleave", functools.partial(measure.interleave, span=0.001))
+@pytest.mark.usefixtures("high_ceilings")
+def test_every_implementation_is_measured_that_can_run(out):
     bench = Bench("test", CPU, "naive")
     for training in (True, False):
-        bench.compare(rdb_case.comparison(training, TINY, (1, PATCH, PATCH), CPU, torch.float32), rounds=5)
+        bench.compare(rdb_case.comparison(training, TINY, (1, PATCH, PATCH), CPU, torch.float32), 5, span=0.001)
     assert bench.failures == []
     names = ["reference", "stock", *(f"impl {impl.name}" for impl in rdb.able(CPU, torch.float32, True))]
-    assert [(row.case, row.recipe) for row in bench.results.rows] == [
+    assert [(row.case, row.recipe) for row in bench.results.rows if row.case != "ceiling"] == [
         (case, name) for case in ("RDB training", "RDB forward") for name in names
     ]
+
+
+def test_a_plain_recipe_above_its_ceiling_makes_its_group_unsteady(out, monkeypatch):
+    slow = Ceiling("product", torch.float32, 1)  # FLOP of a run that takes a millisecond
+    monkeypatch.setattr(measure.ceilings, "contenders", lambda *_: {slow: Contender(lambda: time.sleep(0.001))})
+    monkeypatch.setattr(timing, "AGAIN", 2)
+    monkeypatch.setattr(timing, "STEADY", 100.0)
+    bench = Bench("test", CPU, "naive")
+    bench.compare(rdb_case.comparison(False, TINY, (1, 7, 5), CPU, torch.float32), rounds=2, span=0.001)
+    roof, *rows = bench.results.rows
+    assert (roof.case, roof.recipe, roof.rounds, roof.rounds_run) == ("ceiling", "product", 2, 4)
+    assert {row.recipe for row in rows} >= {"reference", "stock", "impl naive"}
+    for row in rows:
+        assert re.fullmatch(r"(reference|stock) at \d+% of its ceiling", row.unsteady)
+        assert row.ceiling_share > 1.05

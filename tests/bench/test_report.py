@@ -44,24 +44,24 @@ def sample_run(**changes) -> list[results.Row]:
     return [
         make_row(case="ceiling", recipe="conv", batch=0, shape="", gflops=200.0, **changes),
         make_row(recipe="reference", precision="", gflops=120.0, **changes),
-        make_row(**changes),
+        make_row(**changes, ceiling_share=1.665),
         make_row(recipe="impl naive", precision="", gflops=121.0, **changes),
     ]
 
 
 def test_tables_and_figures_show_the_newest_run_of_a_device():
     old, new = sample_run(), sample_run(date="2026-02-02T00:00:00")
-    new[2] = dataclasses.replace(new[2], vs_reference=2.71, gflops=333.0)
+    new[2] = dataclasses.replace(new[2], vs_reference=2.71, gflops=333.0)  # of a ceiling of 200
     text = render(MARKED, old, new)
     claim = "CPU, training step, default precision / reference (fp32)"
-    assert f"| {claim} | 2.4 | 2.9 | **2.71** | Some CPU, 2 threads, AVX2 |" in text
-    assert "| training step | 8 | **rdn_fast** | float32 | 4 | 333 |  | 2.71x | 1.50x |  |" in text
+    assert f"| {claim} | 2.4 | 2.9 | **2.71** | Some CPU, 2 threads, AVX2 | 2026-02-02 abc |" in text
+    assert "| training step | 8 | **rdn_fast** | float32 | 4 | 333 | 166% | 2.71x | 1.50x |  | 2026-02-02 abc |" in text
     assert text.count("**rdn_fast**") == 1
     assert "impl naive" not in text  # that is for the figure
     ((name, (_, figure)),) = report.charts([old, new]).items()
     assert f"![rdn-b on Some CPU, 2 threads, AVX2](bench/figures/{name})" in text
     assert [bar.value for bar in figure.panels[0].bars] == [120, 333, 121]
-    assert figure.panels[0].bars[1].least == pytest.approx(333 / 2)
+    assert figure.panels[0].bars[1].least == pytest.approx(333 / 1.125)
     assert figure.panels[0].ceilings == {"float32": 200.0}
     assert figure.title == "rdn-b on Some CPU, 2 threads, AVX2"
     assert figure.panels[0].title == "training step, float32, batch 8, 32x32"
@@ -88,11 +88,11 @@ def test_loaders_have_a_table_and_a_figure_of_their_own():
     assert text.split("<!-- bench:loading -->")[1].split("\n\n")[2:4] == [
         "\n".join(
             [
-                "| case | recipe | patches/s | vs reference | time waited |",
-                "| --- | --- | --- | --- | --- |",
-                "| loading | reference (2 workers) | 1,000 | 1.00x |  |",
-                "| loading | **rdn_fast resident** | 61,234 | 61.20x |  |",
-                "| paced loading | **rdn_fast** | 4,266 |  | 0.12% |",
+                "| case | recipe | patches/s | of the ceiling | vs reference | vs stock | time waited | when |",
+                "| --- | --- | --- | --- | --- | --- | --- | --- |",
+                "| loading | reference (2 workers) | 1,000 |  | 1.00x |  |  | 2026-01-02 abc |",
+                "| loading | **rdn_fast resident** | 61,234 |  | 61.20x |  |  | 2026-01-02 abc |",
+                "| paced loading | **rdn_fast** | 4,266 |  |  |  | 0.12% | 2026-01-02 abc |",
             ]
         ),
         "![loaders on Some CPU, 2 threads, AVX2](bench/figures/loading_Some-CPU-2-threads-AVX2.svg)",
@@ -112,6 +112,17 @@ def test_a_missed_gate_is_shown_as_missed():
     rows = sample_run()
     rows[2] = dataclasses.replace(rows[2], vs_reference=1.2)
     assert "**1.2** (missed)" in report.gates_table([rows])
+
+
+def test_unsteady_rows_are_shown_as_unsteady():
+    rows = sample_run()
+    rows[2] = dataclasses.replace(rows[2], unsteady="rounds spread 1.42x")
+    assert "**2.5** (unsteady)" in report.gates_table([rows])
+    assert "| **rdn_fast** (unsteady) | float32 |" in render(MARKED, rows)
+    summary = short(report.summary_table([rows], {}))
+    assert "| training step | 8 | **4 /s** (unsteady) |" in summary
+    (((_, figure)),) = report.charts([rows]).values()
+    assert [bar.label for bar in figure.panels[0].bars] == ["reference", "rdn_fast (unsteady)", "impl naive"]
 
 
 def test_unknown_markers_are_named():
@@ -138,18 +149,19 @@ def test_the_summary_names_the_reference_and_the_strongest_other():
     stock = make_row(**given, recipe="stock", images_s=0.22, vs_reference=1.1)
     other = make_row(**given, recipe="ONNX Runtime", images_s=0.24, vs_reference=1.2)
     ours = make_row(**given, images_s=0.53, vs_reference=2.64)
-    naive = make_row(
-        place="cpu", case="memory", recipe="naive", batch=16, seconds=None, images_s=None, peak_mb=4000.0, vs_naive=1.0
-    )
-    lean = dataclasses.replace(naive, recipe="rdn_fast", peak_mb=900.0, vs_naive=0.225)
-    table = short(report.summary_table([[slow, stock, other, ours, naive, lean]], {})).splitlines()
+    empty = {"seconds": None, "seconds_min": None, "images_s": None}
+    large = make_row(place="cpu", case="memory", recipe="reference", batch=16, peak_mb=4000.0, peak_share=1.0, **empty)
+    half = dataclasses.replace(large, recipe="stock", dtype="bfloat16", peak_mb=2000.0, peak_share=0.5)
+    lean = dataclasses.replace(large, recipe="rdn_fast", peak_mb=900.0, peak_share=0.225)
+    table = short(report.summary_table([[slow, stock, other, ours, large, half, lean]], {})).splitlines()
     assert len(table) == 2 + 6
-    where = "float32 | Some CPU, 2 threads, AVX2 |"
-    best = "ONNX Runtime: 0.24 /s (2.20x)"
-    assert f"| inference, 128x128 | 1 | **0.53 /s** | 0.2 /s (2.64x) | {best} | {where}" in table
-    assert f"| memory of a training step | 16 | **900 MB** | naive: 4,000 MB (22%) |  | {where}" in table
-    assert "| training step | 8 | not measured |  |  |  |  |" in table
-    assert "| 训练步 | 8 | 未测 |  |  |  |  |" in short(report.summary_table([], report.CHINESE))
+    where = "float32 | Some CPU, 2 threads, AVX2 | 2026-01-02 abc |"
+    best = "ONNX Runtime: 0.24 /s (2.21x)"
+    assert f"| inference, 128x128 | 1 | **0.53 /s** | 0.2 /s (2.65x) | {best} | {where}" in table
+    best = "stock bfloat16: 2,000 MB (45%)"
+    assert f"| memory of a training step | 16 | **900 MB** | 4,000 MB (22%) | {best} | {where}" in table
+    assert "| training step | 8 | not measured |  |  |  |  |  |" in table
+    assert "| 训练步 | 8 | 未测 |  |  |  |  |  |" in short(report.summary_table([], report.CHINESE))
 
 
 def test_figures_are_the_same_bytes_every_time(tmp_path):

@@ -8,10 +8,12 @@ import pytest
 import torch
 from bench_rows import make_row
 
-from bench import cases, measure, results, run
-from bench.case import RDN_B_SHAPE, Verdict
-from bench.cases import end_to_end, training_step
+from bench import cases, measure, models, results, run
+from bench.case import NO_KERNEL, RDN_B_SHAPE, Entry, Verdict
+from bench.cases import training_step
 from bench.measure import Bench
+from bench.timing import Times
+from rdn_fast import rdb
 
 CPU = torch.device("cpu")
 
@@ -26,14 +28,19 @@ def test_rows_survive_the_file(out):
         "batch": 16,
         "shape": 'a "quoted", shape',
     }
-    row = file.add(**given, peak_mb=12.5, vs_naive=1 / 3, note="one\ntwo")
+    row = file.add(**given, peak_mb=12.5, peak_share=1 / 3, note="one\ntwo")
     assert results.read(file.path) == [row]  # flushed: the file is still open
-    assert row.vs_naive == pytest.approx(1 / 3, rel=1e-5)
+    assert row.peak_share == pytest.approx(1 / 3, rel=1e-5)
     assert row.seconds is None
     assert file.path.parent == out
     assert file.path.name.startswith("bench-test_")
     assert file.path.name.endswith(".csv")
     assert f"torch-{torch.__version__.replace('+', '-')}" in file.path.name
+    lines = file.path.read_text().replace(",rounds_run,", ",").replace(",unsteady,", ",vs_naive,").splitlines()
+    lines[-2:] = ["2026-01-02,abc" + "," * (len(lines[0].split(",")) - 2)]
+    file.path.write_text("\n".join(lines))
+    (old,) = results.read(file.path)  # of a time that knew other columns
+    assert (old.commit, old.rounds_run, old.unsteady) == ("abc", None, "")
     file.path.write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match=r"bench-test_.*other columns"):
         results.read(file.path)
@@ -51,7 +58,29 @@ def test_ratio_gates(ratio, word):
 
 @pytest.mark.parametrize(("share", "word"), [(0.41, "missed"), (0.40, "held"), (0.25, "goal")])
 def test_memory_is_gated_from_above(share, word):
-    assert verdict("memory", [make_row(case="memory", batch=16, vs_naive=share)]).word == word
+    assert verdict("memory", [make_row(case="memory", batch=16, peak_share=share)]).word == word
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [({"unsteady": "stock at 112% of its ceiling"}, "stock at 112% of its ceiling"), ({"seconds_max": 4.0}, "2.00x")],
+)
+def test_unsteady_rows_decide_no_gate(changes, why):
+    row = make_row(**{"vs_reference": 1.0, "seconds_min": 2.0} | changes)
+    found = verdict("CPU, training step, default", [row])
+    assert (found.word, found.value) == ("unsteady", 1.0)
+    assert found.line().startswith("unsteady         CPU, training step, default")
+    assert why in found.line()
+
+
+def test_what_needs_a_kernel_of_ours_is_not_asked_where_there_is_none():
+    row = make_row(dtype="bfloat16", precision="", vs_stock=0.99, note=f"rdb naive; {NO_KERNEL}")
+    found = verdict("CPU, training step, bf16", [row], "cpu+bf16")
+    assert (found.word, found.why) == ("not this device", NO_KERNEL)
+    assert verdict("CPU, training step, bf16", [dataclasses.replace(row, note="")], "cpu+bf16").word == "missed"
+    assert models.kernel_note(CPU, torch.bfloat16).endswith(NO_KERNEL) == (
+        {impl.name for impl in rdb.able(CPU, torch.bfloat16, True)} <= {*models.OPERATIONS}
+    )
 
 
 def test_gates_look_at_their_own_rows():
@@ -117,15 +146,18 @@ def test_ascends_targets():
 @pytest.mark.parametrize(
     ("gflops", "device", "words"),
     [
-        (116.0, "AMD EPYC, 2 threads, AVX2, family 25", "115 to 144 were seen"),
-        (90.0, "AMD EPYC, 2 threads, AVX2, family 25", "MORE THAN 15% SHORT"),
-        (116.0, "Some Xeon, 2 threads, AVX512, bf16, family 6", "MORE THAN 15% SHORT"),
-        (116.0, "Some Xeon, 64 threads, AVX512, bf16, family 6", "no figure of such a machine"),
+        (116.0, "Some CPU", "; the newest earlier row of such a machine says 130 (2026-02-02, def)"),
+        (110.0, "Some CPU", ": MORE THAN 15% SHORT, the newest earlier row of such a machine says 130"),
+        (110.0, "Another CPU", "; no earlier row of such a machine"),
     ],
 )
-def test_baselines_are_held_against_what_was_seen(gflops, device, words):
-    (line,) = training_step.remarks([make_row(), make_row(recipe="reference", gflops=gflops, device=device)])
-    assert words in line
+def test_baselines_are_held_against_the_newest_earlier_rows(gflops, device, words):
+    row = make_row(recipe="reference", device="Some CPU", gflops=90.0)
+    newer = dataclasses.replace(row, date="2026-02-02T00:00:00", commit="def", gflops=130.0)
+    others = [dataclasses.replace(newer, batch=4), dataclasses.replace(newer, dtype="bfloat16", gflops=300.0)]
+    rows = [make_row(), dataclasses.replace(row, gflops=gflops, device=device)]
+    (line,) = training_step.remarks(rows, [[row], [newer, *others]])
+    assert f"reference float32 trains at {gflops:.0f} GFLOP/s{words}" in line
 
 
 def test_a_stock_slower_than_the_reference_is_named():
@@ -134,7 +166,7 @@ def test_a_stock_slower_than_the_reference_is_named():
             make_row(recipe=recipe, vs_reference=ratio)
             for recipe, ratio in zip(("stock", "stock NCHW"), ratios, strict=True)
         ]
-        return [line for line in training_step.remarks(rows) if "SLOWER" in line]
+        return [line for line in training_step.remarks(rows, []) if "SLOWER" in line]
 
     (line,) = lines(0.97, 0.984)
     assert line.startswith("the strongest stock in float32, stock NCHW, is SLOWER than the reference at batch 8: 0.98x")
@@ -146,7 +178,7 @@ def test_the_strongest_stock_of_a_run_goes_end_to_end(out):
     step = {"case": "training step", "dtype": "float32", "precision": "", "batch": 8, "shape": f"{RDN_B_SHAPE}, 32x32"}
     bench.results.add(**step, recipe="stock", images_s=1.0)
     bench.results.add(**step, recipe="stock NCHW", images_s=1.02)
-    assert end_to_end.strongest_stock(bench) == ("stock NCHW", torch.float32, {"contiguous": True})
+    assert bench.strongest_stock() == ("stock NCHW", torch.float32, {"contiguous": True})
 
 
 def test_an_older_torch_cannot_tell_of_bf16(monkeypatch):
@@ -154,15 +186,17 @@ def test_an_older_torch_cannot_tell_of_bf16(monkeypatch):
     assert not results.has_bf16(CPU)
 
 
-def test_unsteady_rounds_are_named():
-    (line,) = measure.unsteady(
-        [
-            make_row(seconds_min=1.0, seconds_max=1.29),
-            make_row(recipe="stock", seconds_min=1.0, seconds_max=1.31),
-            make_row(seconds=None),
-        ]
-    )
-    assert line.startswith("training step, stock float32: rounds from 1 to 1.31 s")
+def test_a_recipe_is_held_against_the_fastest_of_each_kind():
+    names = {"reference": 6.0, "stock": 4.0, "stock NCHW": 5.0, "OpenVINO": 3.0, "rdn_fast": 2.0, "impl naive": 1.0}
+    times = {Entry(name, torch.float32, None): Times([seconds] * 3) for name, seconds in names.items()}
+    times[Entry("stock", torch.bfloat16, None)] = Times([2.5] * 3)
+    ours = next(entry for entry in times if entry.recipe == "rdn_fast")
+    found = {"vs_reference": 3.0, "vs_stock": 2.0, "vs_other": 1.25, "unsteady": ""}
+    assert measure.ratios(ours, times) == found
+    stock = next(entry for entry in times if entry.recipe == "stock")
+    times[stock] = Times([4.0, 3.0, 5.0])
+    assert measure.ratios(ours, times) == found | {"unsteady": "rounds spread 1.67x"}
+    assert measure.ratios(ours, times, "disturbed") == found | {"unsteady": "disturbed"}
 
 
 def test_a_gate_that_is_missed_or_not_measured_fails_the_run(out, capsys):
@@ -175,15 +209,15 @@ def test_a_gate_that_is_missed_or_not_measured_fails_the_run(out, capsys):
         "batch": 2,
         "shape": f"{RDN_B_SHAPE}, 32x32",
     }
-    bench.results.add(**shape, vs_reference=9.0)
+    bench.results.add(**shape, vs_reference=9.0, vs_stock=9.0)
     assert bench.conclude("8p", 0.0) == 0  # no gate of this command is for a CPU
     assert "not this device  eight Ascend cards, images/s in the seed window: gate 4337" in capsys.readouterr().out
-    bench.results.add(**shape | {"case": "training step", "batch": 8}, vs_reference=2.3, vs_stock=1.06)
+    bench.results.add(**shape | {"case": "training step", "batch": 8}, vs_reference=2.3, vs_stock=1.06, vs_other=1.0)
     bench.ranks = 1
     assert bench.conclude("1p", 0.0) == 1
     printed = capsys.readouterr().out
     assert "MISSED           CPU, training step, default precision / reference (fp32): 2.3, gate 2.4" in printed
-    assert "FAILED  memory of a training step / naive: not measured" in printed
+    assert "FAILED  memory of a training step, default precision / reference: not measured" in printed
 
 
 def test_too_many_ranks_are_the_users_mistake(out, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import h5py
@@ -11,10 +12,11 @@ import pytest
 import torch
 
 from bench import loop
+from bench.case import Contender, Entry
 from bench.cases import end_to_end, memory
 from bench.measure import Bench
-from bench.models import PATCH
-from rdn_fast.config import ModelConfig
+from bench.models import PATCH, words
+from rdn_fast.config import ModelConfig, make_configs
 from rdn_fast.data.h5 import PairedH5
 from rdn_fast.rdb import winograd
 
@@ -48,12 +50,15 @@ def test_end_to_end_on_one_rank_and_two(out, monkeypatch):
     monkeypatch.setattr(loop, "LR_SIZE", (40, 40))
     bench = Bench("test", CPU, "naive")
     end_to_end.compare(bench, [end_to_end.Plan("demo", 2, 2, ranks, "cpu", 1) for ranks in (1, 2)], rounds=1)
-    rows = {(row.recipe, row.ranks): row for row in bench.results.rows}
+    roofs = [row for row in bench.results.rows if row.case == "ceiling"]
+    rows = {(row.recipe, row.ranks): row for row in bench.results.rows if row not in roofs}
     assert not bench.failures
+    assert {row.dtype for row in roofs} == {row.dtype for row in rows.values()}
     assert rows.keys() == {(recipe, ranks) for recipe in ("reference", "stock", "rdn_fast") for ranks in (1, 2)}
     for (recipe, ranks), row in rows.items():
         assert 0 < row.images_s <= 1.1 * row.seed_images_s, recipe  # its window leaves out the waiting for data
         assert row.batch == 2 * ranks
+        assert row.ceiling_share > 0
         assert (row.efficiency is None) == (ranks == 1)
         assert "not comparable" in row.note
     assert rows["reference", 1].vs_reference == 1
@@ -65,16 +70,31 @@ def test_memory_that_an_implementation_keeps_is_counted(monkeypatch):
     monkeypatch.setattr(memory, "RDN_B", TINY)
     monkeypatch.setattr(memory, "_reset_peak", lambda _: kept.append({*winograd.scratch.buffers}) or 0)
     monkeypatch.setattr(memory, "_peak", lambda _: len(winograd.scratch.buffers))
-    assert memory.measure("winograd", "float32", 2, "cpu") > 0  # it does keep some
+    assert memory.measure("rdn_fast", "float32", 2, "cpu", {"impl": "winograd"}) > 0  # it does keep some
     assert kept[-1] == set()  # and has none before the step that counts
 
 
 @pytest.mark.slow
-def test_memory_grows_with_the_batch_and_naive_takes_most():
-    naive_1, naive_3 = (memory.peak("naive", torch.float32, batch, CPU) for batch in (1, 3))
+def test_memory_grows_with_the_batch_and_the_reference_takes_most():
+    one, three = (memory.peak("reference", torch.float32, batch, CPU) for batch in (1, 3))
     per_patch = 4 * PATCH**2 * 16 * (2816 + 512)  # every concatenation and every ReLU of 16 blocks, float32
-    assert naive_3 - naive_1 == pytest.approx(2 * per_patch, rel=0.2)
-    assert memory.peak("sliced", torch.float32, 3, CPU) < 0.6 * naive_3
+    assert three - one == pytest.approx(2 * per_patch, rel=0.2)
+    assert memory.peak("rdn_fast", torch.float32, 3, CPU, impl="sliced") < 0.6 * three
+    assert memory.peak("stock NCHW", torch.float32, 3, CPU, contiguous=True) < 1.3 * three
+
+
+def test_memory_is_held_against_the_reference_recipe(out, monkeypatch):
+    peaks = {"reference": 4e9, "stock": 3e9, "rdn_fast": 1e9}
+    monkeypatch.setattr(memory, "peak", lambda recipe, *_, **__: peaks[recipe])
+    bench = Bench("test", CPU, "naive")
+    memory.run(bench, "1p")
+    assert {row.recipe: (row.peak_mb, row.peak_share) for row in bench.results.rows} == {
+        "reference": (4000, 1),
+        "stock": (3000, 0.75),
+        "rdn_fast": (1000, 0.25),
+    }
+    assert bench.results.rows[0].dtype == "float32"
+    assert bench.results.rows[-1].note.startswith("rdb naive")
 
 
 def test_speeds_of_rdn_fast_are_read_from_its_metrics(monkeypatch, tmp_path):
@@ -100,3 +120,38 @@ def test_a_long_run_is_a_real_run(out):
     assert (row.case, row.recipe, row.note) == ("long run", "rdn_fast", "2 steps")
     assert row.seconds == pytest.approx(2 / row.images_s, rel=1e-4)
     assert row.seed_images_s >= row.images_s > 0
+
+
+def test_end_to_end_counts_as_many_steps_as_fill_its_span(out):
+    bench = Bench("test", CPU, "naive")
+    ours, stock = (Entry(recipe, torch.float32, None) for recipe in ("rdn_fast", "stock"))
+    alone = end_to_end.Plan("rdn-b", 2, 12, 1, "cpu", 1)
+    assert end_to_end.counted_steps(bench, ours, alone) == 12  # nothing is known
+    step = {"case": "training step", "dtype": "float32", "precision": "", "batch": 8}
+    shape = words(make_configs({}, "rdn-b")[0], PATCH, PATCH)
+    for recipe, speed in (("rdn_fast", 6.0), ("stock", 0.1)):
+        bench.results.add(**step, recipe=recipe, shape=shape, images_s=speed)
+    assert end_to_end.counted_steps(bench, ours, alone) == end_to_end.SPAN * 6 / 2
+    assert end_to_end.counted_steps(bench, stock, alone) == end_to_end.LEAST
+    assert end_to_end.counted_steps(bench, ours, alone._replace(ranks=2)) == 12
+
+
+def test_unsteady_loops_run_again_in_turn(out, monkeypatch):
+    speeds, log = {"a": iter([1.0, 2.0, 2.0, 2.0]), "b": iter([4.0] * 4)}, []
+
+    def entry(name: str) -> Entry:
+        def loop(_, plan) -> tuple[float, float]:
+            log.append(name)
+            speed = next(speeds[name])
+            return speed, 2 * speed
+
+        return Entry(name, torch.float32, loop)
+
+    monkeypatch.setattr(end_to_end, "write_h5", lambda *_: None)
+    monkeypatch.setattr(end_to_end.ceilings, "contenders", lambda *_: {"roof": Contender(lambda: time.sleep(0.01))})
+    loops, plan = (entry("a"), entry("b")), end_to_end.Plan("demo", 8, 2, 1, "cpu", 1)
+    measured, roofs = end_to_end.in_turn(Bench("test", CPU, "naive"), loops, [plan], 2, rounds=3)
+    assert log == ["a", "b"] * 4
+    times, window = measured[1][loops[0]]
+    assert (times.rounds, window.rounds) == ([4, 4, 4], [2, 2, 2])
+    assert len(roofs["roof"].every) == 4

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from profiling import bandwidth, flame, loss_scale, roofline, trace
+from bench.ceilings import copy
+from profiling import flame, loss_scale, roofline, trace
 from profiling.loss_scale import Edges, Run
 from profiling.roofline import Part, Roofline
 from profiling.step import options, profiled_step
@@ -42,10 +43,8 @@ def only_impl(monkeypatch):
 @pytest.fixture
 def ceilings(monkeypatch):
     """Ceilings that take no time to measure: 100 GFLOP/s and 10 GB/s."""
-    monkeypatch.setattr(
-        roofline.timing, "ceilings", lambda device, dtypes: dict.fromkeys(dtypes, ("stub", None, 100.0))
-    )
-    monkeypatch.setattr(roofline, "bandwidth", lambda device: ("stub", None, 10.0))
+    rates = {torch.float32: ("stub", 100e9), torch.uint8: ("stub", 10e9)}
+    monkeypatch.setattr(roofline, "ceilings", SimpleNamespace(contenders=lambda *_: {}, rates=lambda _: rates))
 
 
 def some(impl: str = "<&>") -> Roofline:
@@ -138,10 +137,10 @@ def _drawn(measured, folder) -> bytes:
 
 
 def test_copy_copies_all_bytes():
-    contender, moved = bandwidth.copy(CPU, 4096)
+    ceiling, contender = copy(CPU, 4096)
     (source,) = contender.fresh()
     assert torch.equal(contender.run(source), source)
-    assert moved == 8192
+    assert ceiling.work == 8192
 
 
 def test_trace_holds_the_step(tmp_path, only_impl):
