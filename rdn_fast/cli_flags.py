@@ -100,7 +100,7 @@ def _upscale(commands) -> None:
     )
     flag = parser.add_argument
     input_help = "pictures, folders of pictures, or quoted glob patterns"
-    flag("-i", "--input", required=True, nargs="+", metavar="IN", help=input_help)
+    flag("-i", "--input", required=True, action="extend", nargs="+", metavar="IN", help=input_help)
     output_help = "folder to write to; for a single picture also a file"
     flag("-o", "--output", required=True, metavar="OUT", help=output_help)
     _add_weights(parser)
@@ -130,7 +130,7 @@ def _eval(commands) -> None:
     _add_weights(parser)
     flag = parser.add_argument
     sets_help = "evaluation h5 files, or folders of HR images"
-    flag("--eval-file", nargs="+", default=[], metavar="SET", help=sets_help)
+    flag("--eval-file", action="extend", nargs="+", default=[], metavar="SET", help=sets_help)
     flag("--data", metavar="DIR", help="every set that lies in this folder: Set5, Set14, ...")
     flag("--scale", type=int, help="checked against the weights, which know it")
     flag("--self-ensemble", action="store_true", help="mean over the eight turns and mirror images")
@@ -158,7 +158,7 @@ def _convert(commands) -> None:
     flag("--layout", default="reference", choices=layouts, help="names and value range to write")
     flag("--fp16", action="store_true", help="write half-precision numbers: half the size")
     metadata_help = "said of the weights in a .safetensors file, for example licence=MIT or 'training_data=DIV2K'"
-    flag("--metadata", nargs="+", default=[], metavar="KEY=VALUE", help=metadata_help)
+    flag("--metadata", action="extend", nargs="+", default=[], metavar="KEY=VALUE", help=metadata_help)
 
 
 def _export(commands) -> None:

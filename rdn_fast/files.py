@@ -1,44 +1,84 @@
-"""Files that other processes may read at any time: the one atomic write and the one lock."""
+"""Files that other processes may read at any time: the one atomic write, what it may replace, and the one lock."""
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 
 from rdn_fast.errors import UserError
 
+_HEAD = 65_536  # bytes of a file that tell its kind
 
-@contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield the name of a temporary file beside `path`; at the end of the block sync it and rename it to `path`.
 
-    Raises OSError. After any exception `path` is unchanged and the temporary file is gone.
+class Kind(NamedTuple):
+    """A kind of output. words: "a report of rdn-fast eval". matches(head): whether a file that begins so is one."""
+
+    words: str
+    matches: Callable[[bytes], bool]
+
+
+def check_replaceable(path: str | Path, kind: Kind, name: str) -> None:
+    """Raise UserError, beginning with `name`, when a file at `path` is not of the kind. An empty file counts as none.
+
+    An output replaces earlier outputs of its kind, never a picture, weights or notes that a mistyped name hits.
     """
     path = Path(path)
+    try:
+        if not path.exists() or path.is_dir():
+            return
+        head = None
+        if path.is_file():  # to open a pipe would wait for its writer
+            with path.open("rb") as file:
+                head = file.read(_HEAD)
+    except OSError:  # a folder, a name that is too long: writing raises the error with its reason
+        return
+    if head is None or (head and not kind.matches(head)):
+        raise UserError(f"{name}: is there already, and is not {kind.words}; give another name, or remove it")
+
+
+@contextmanager
+def atomic_path(path: str | Path, replace: bool = True) -> Iterator[Path]:
+    """Yield the name of a temporary file beside `path`; at the end of the block sync it and rename it to `path`.
+
+    replace: whether it may take the place of a file; without, FileExistsError is raised, also for a file that appears
+    during the block. Raises OSError, also where `path` is no regular file. After any exception `path` is unchanged and
+    the temporary file is gone.
+    """
+    path = Path(path)
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise OSError(errno.EINVAL, "it is a device or a pipe, no file", str(path))
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")  # not a pid: containers may share a folder
     try:
         yield temporary
         _sync(temporary)
+        if not replace:
+            _claim(path, temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     _sync(path.parent)  # makes the rename durable
 
 
-def atomic_write(path: str | Path, write: Callable) -> None:
-    """Call write(file), the file open in binary mode, and put what it wrote at `path` atomically. Raises OSError."""
-    with atomic_path(path) as temporary, temporary.open("xb") as file:
+def atomic_write(path: str | Path, write: Callable, replace: bool = True) -> None:
+    """Call write(file), the file open in binary mode, and put what it wrote at `path`, as atomic_path() does."""
+    with atomic_path(path, replace) as temporary, temporary.open("xb") as file:
         write(file)
 
 
-def write_result(path: str | Path, content: bytes, name: str) -> None:
-    """Write a command's result atomically. Raises UserError, beginning with `name`, when it cannot be written."""
+def write_result(path: str | Path, content: bytes, name: str, kind: Kind) -> None:
+    """Write a command's result atomically. Raises UserError, beginning with `name`, when it cannot be written.
+
+    kind: the only one that it replaces.
+    """
+    check_replaceable(path, kind, name)
     try:
         atomic_write(path, lambda file: file.write(content))
     except OSError as error:
@@ -70,6 +110,16 @@ def finite(value):
     if isinstance(value, list):
         return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _claim(path: Path, temporary: Path) -> None:
+    """Make a file at `path`, which `temporary` is about to replace. Raises FileExistsError when there is one."""
+    try:
+        os.link(temporary, path)  # whole from the first moment
+    except FileExistsError:
+        raise
+    except OSError:  # file systems without hard links
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
 
 
 def _sync(path: Path) -> None:

@@ -265,3 +265,11 @@ def test_as_a_process(data, tmp_path):
     help_text = cli("train", "--help")
     assert help_text.returncode == 0
     assert "--loss-scale-value" in help_text.stdout
+
+
+def test_lists_given_twice_add_up():
+    parse = make_parser().parse_args
+    assert parse(["upscale", "-i", "a", "--input", "b", "c", "-o", "d"]).input == ["a", "b", "c"]
+    assert parse(["eval", "--eval-file", "a", "b", "--eval-file", "c"]).eval_file == ["a", "b", "c"]
+    assert parse(["convert", "a", "b", "--metadata", "k=1", "--metadata", "l=2"]).metadata == ["k=1", "l=2"]
+    assert parse(["eval", "--data", "d"]).eval_file == []  # not those of the calls before

@@ -18,6 +18,7 @@ from rdn_fast.errors import UserError
 from rdn_fast.files import lock
 
 _RECIPE = 2  # to be increased when prepare makes other pairs of the same images
+_DAMAGED = "is damaged"
 _ATTRIBUTE = "made_from"  # of the file's root: the key of its images
 
 
@@ -81,7 +82,7 @@ def _open(path: Path, key: str, scale: int) -> tuple[PairedH5 | None, str]:
         pairs = PairedH5(path, scale)
         made_from = pairs.attribute(_ATTRIBUTE)
     except UserError:
-        return None, "is damaged"
+        return None, _DAMAGED
     return (pairs, "") if made_from == key else (None, "is out of date")
 
 
@@ -96,5 +97,7 @@ def _make(path: Path, folder: str | Path, scale: int) -> PairedH5:
             half_written.unlink()  # of a process that was killed
     note = "Later runs take it as it is; it may be deleted."
     print(f"--train-dir {folder}: {path} {flaw}; making it. {note}", flush=True)
+    if flaw == _DAMAGED and path.is_file():
+        path.unlink()  # its content may be that of any file, which prepare would not replace
     prepare(folder, path, scale, attributes={_ATTRIBUTE: key})
     return PairedH5(path, scale)

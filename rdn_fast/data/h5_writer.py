@@ -14,7 +14,9 @@ import numpy as np
 
 from rdn_fast.data.pairs import Pair
 from rdn_fast.errors import UserError
-from rdn_fast.files import atomic_path
+from rdn_fast.files import Kind, atomic_path, check_replaceable
+
+_KIND = Kind("an HDF5 file", lambda head: head.startswith(b"\x89HDF\r\n\x1a\n"))
 
 
 def write_pairs(
@@ -55,9 +57,10 @@ def new_file(path: str | Path) -> Iterator[tuple[h5py.File, Callable[[], None]]]
     """Yield an empty h5 file to fill, and check(), to be called after each image. Then move it to `path` atomically.
 
     check() raises when the disk is full, and after Ctrl-C. After any error `path` is unchanged.
-    Raises UserError for every OSError of the block.
+    Raises UserError for every OSError of the block, and for a file at `path` that is no HDF5 file.
     """
     path = Path(path)
+    check_replaceable(path, _KIND, str(path))
     with _deferred_interrupts() as raise_interrupt:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,6 +76,7 @@ def new_file(path: str | Path) -> Iterator[tuple[h5py.File, Callable[[], None]]]
                 with h5py.File(raw, "w") as file:
                     yield file, check
                 raw.check()
+                check_replaceable(path, _KIND, str(path))  # it may have appeared since
         except OSError as error:
             remedy = "free some space or choose another place"
             raise UserError(f"{path}: cannot be written ({error.strerror or error}); {remedy}") from None

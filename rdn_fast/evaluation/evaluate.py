@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from rdn_fast import __version__, devices
 from rdn_fast.data.pairs import Pair
@@ -21,7 +22,7 @@ from rdn_fast.errors import UserError
 from rdn_fast.evaluation import metrics, tables
 from rdn_fast.evaluation.crops import Crop, draw_figure, worst_and_best
 from rdn_fast.evaluation.datasets import EvalDataset, open_datasets, unique_name
-from rdn_fast.files import write_result
+from rdn_fast.files import Kind, check_replaceable, write_result
 from rdn_fast.model import RDN, describe
 from rdn_fast.ordered_map import ordered_map
 from rdn_fast.pictures.tiled import Upscaler
@@ -31,6 +32,14 @@ from rdn_fast.weights import convert
 from rdn_fast.weights.load import sha256
 
 _TABLES = {"--json": tables.as_json, "--csv": tables.as_csv, "--markdown": tables.as_markdown}
+_MARK = "rdn-fast eval"  # in every PNG that is written
+_PNG = Kind("a picture of rdn-fast eval", lambda head: head.startswith(b"\x89PNG") and _MARK.encode() in head)
+_KINDS = {
+    "--json": Kind("a report of rdn-fast eval", lambda head: head.startswith(b'{\n "weights": ')),
+    "--csv": Kind("a table of rdn-fast eval", lambda head: head.startswith(b"set,image,")),
+    "--markdown": Kind("a table of rdn-fast eval", lambda head: b" M parameters, " in head.partition(b"\n")[0]),
+    "--figure": _PNG,
+}
 
 
 def evaluate(
@@ -79,7 +88,7 @@ def evaluate(
     tables.print_report(report)
     for flag, file in files.items():
         content = _png(draw_figure(crops)) if flag == "--figure" else _encoded(_TABLES[flag](report))
-        write_result(file, content, f"{flag} {file}")
+        write_result(file, content, f"{flag} {file}", _KINDS[flag])
     return report
 
 
@@ -135,7 +144,7 @@ def _score_all(
         rounded, crops = metrics.to_uint8(image), None
         if folders:
             file = folders[dataset] / f"{file_name}.png"
-            write_result(file, _png(Image.fromarray(rounded)), f"--save-images {file}")
+            write_result(file, _png(Image.fromarray(rounded)), f"--save-images {file}", _PNG)
         if with_crops:
             crops = worst_and_best(f"{datasets[dataset].name}/{pair.name}", pair.hr, bicubic(pair), rounded, scale)
         return dataset, {"name": pair.name, **score(image, pair, scale)}, crops
@@ -197,7 +206,10 @@ def _files_to_write(json: str | None, csv: str | None, markdown: str | None, fig
 
 
 def _check_no_input_is_lost(files: dict[str, str], weights: str, datasets: list[EvalDataset]) -> None:
-    """Raise UserError for a file to write that is an input, is given twice, or lies among the images of a dataset."""
+    """Raise UserError for a file to write that is an input, is given twice, or lies among the images of a dataset.
+
+    So for one that is there and is no earlier output.
+    """
     taken = {Path(weights).resolve(), *(dataset.path.resolve() for dataset in datasets)}
     for flag, file in files.items():
         path = Path(file).resolve()
@@ -206,6 +218,7 @@ def _check_no_input_is_lost(files: dict[str, str], weights: str, datasets: list[
                 f"{flag} {file}: is read by this command, or in a set's folder, or given twice; choose another file"
             )
         taken.add(path)
+        check_replaceable(file, _KINDS[flag], f"{flag} {file}")
 
 
 def _make_image_folders(save_images: str, datasets: list[EvalDataset]) -> list[Path]:
@@ -236,6 +249,7 @@ def _encoded(text: str) -> bytes:
 
 
 def _png(image: Image.Image) -> bytes:
-    file = io.BytesIO()
-    image.save(file, "PNG")
+    file, mark = io.BytesIO(), PngInfo()
+    mark.add_text("Software", _MARK)
+    image.save(file, "PNG", pnginfo=mark)
     return file.getvalue()

@@ -57,13 +57,13 @@ def upscale_files(
         _make_folders(todo)
         where = devices.describe(next(model.parameters()).device)
         bar.say(f"{SHIPPED.name if weights_file is None else weights_file}: {describe(model.config)}, on {where}")
-        made, failed = _make_pictures(todo, upscaler, max_pixels, bar, only_one=len(jobs) == 1)
+        made, failed = _make_pictures(todo, upscaler, max_pixels, bar, len(jobs) == 1, overwrite)
     if failed == len(jobs):
         why = "the lines before this one say why"
         raise UserError(f"-i {' '.join(input)}: none of the {failed} pictures could be up-scaled; {why}")
     result = f"{output}: {made} {'picture' if made == 1 else 'pictures'} made"
-    if len(todo) < len(jobs):
-        result += f", {len(jobs) - len(todo)} there already (--overwrite makes them anew)"
+    if there_already := len(jobs) - made - failed:
+        result += f", {there_already} there already (--overwrite makes them anew)"
     print(result + (f", {failed} failed" if failed else ""))
     return 1 if failed else 0
 
@@ -77,7 +77,9 @@ def _check_flags(tile: int | None, tile_pad: str, max_pixels: int) -> None:
         raise UserError(f"--max-pixels {max_pixels}: give a number of pixels, or 0 for no limit")
 
 
-def _make_pictures(jobs: list[Job], upscaler: Upscaler, max_pixels: int, bar: Bar, only_one: bool) -> tuple[int, int]:
+def _make_pictures(
+    jobs: list[Job], upscaler: Upscaler, max_pixels: int, bar: Bar, only_one: bool, overwrite: bool
+) -> tuple[int, int]:
     """Make all pictures. Return how many were made, and how many failed, which is said in a line each.
 
     only_one: the command was given one picture, whose failure is a UserError.
@@ -85,16 +87,18 @@ def _make_pictures(jobs: list[Job], upscaler: Upscaler, max_pixels: int, bar: Ba
     made = failed = 0
     with (
         closing(_read_and_enlarge(jobs, upscaler, max_pixels, bar)) as pictures,
-        closing(ordered_map(_encode_and_write, pictures, *_encoders())) as written,
+        closing(ordered_map(lambda picture: _encode_and_write(picture, overwrite), pictures, *_encoders())) as written,
     ):
         for job, result in written:
-            if isinstance(result, OSError):
+            if isinstance(result, FileExistsError):
+                bar.say(f"kept {job.target}: it appeared during the work; --overwrite makes it anew")
+            elif isinstance(result, OSError):
                 remedy = "free some space, or choose another -o"
                 line = f"{job.target}: cannot be written ({result.strerror or result}); {remedy}"
                 if not made:
                     raise UserError(line)
                 raise Failure(f"{line}; those before it are whole, and the same command goes on behind them")
-            if isinstance(result, list):
+            elif isinstance(result, list):
                 made += 1
                 for note in result:
                     bar.say(f"{job.source}: {note}")
@@ -153,8 +157,11 @@ def _encoders() -> tuple[int, int]:
     return workers, workers
 
 
-def _encode_and_write(enlarged: tuple[Job, Picture | str]) -> tuple[Job, list[str] | str | OSError]:
-    """Write a picture's file. Return the picture's notes, or why it failed, or the error of writing."""
+def _encode_and_write(enlarged: tuple[Job, Picture | str], overwrite: bool) -> tuple[Job, list[str] | str | OSError]:
+    """Write a picture's file; without overwrite only where there is none.
+
+    Return the picture's notes, or why it failed, or the error of writing.
+    """
     job, picture = enlarged
     if isinstance(picture, str):
         return job, picture
@@ -163,7 +170,7 @@ def _encode_and_write(enlarged: tuple[Job, Picture | str]) -> tuple[Job, list[st
     except Exception as error:  # Pillow raises nearly anything
         return job, f"cannot be encoded ({one_line(error)})"
     try:
-        atomic_write(job.target, lambda file: file.write(content))
+        atomic_write(job.target, lambda file: file.write(content), overwrite)
     except OSError as error:
         return job, error
     return job, picture.notes

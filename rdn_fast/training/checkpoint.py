@@ -120,7 +120,7 @@ def load_checkpoint(resume: str, outputs: Path, say: Callable[[str], None]) -> d
 
 
 def _load_state(path: Path) -> dict:
-    state, _ = load_tensors(path, checksums=True)
+    state, _ = load_tensors(path)
     if not isinstance(state, dict) or not state.keys() >= _KEYS:
         raise UserError(f"{path}: is no training checkpoint of this version (weights go to --weights-file)")
     return state

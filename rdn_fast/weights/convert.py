@@ -15,7 +15,7 @@ import torch
 from rdn_fast import devices
 from rdn_fast.config import ModelConfig
 from rdn_fast.errors import UserError
-from rdn_fast.files import write_result
+from rdn_fast.files import Kind, write_result
 from rdn_fast.model import RDN, check_state, describe, infer_config, meta_model
 from rdn_fast.weights import formats
 from rdn_fast.weights.load import load_tensors
@@ -88,6 +88,7 @@ def convert(
     c = weights.config
     if layout == "edsr" and (c.scale == 8 or c.tail != "shuffle" or c.mean_shift):
         raise UserError(f"--layout edsr: EDSR-PyTorch builds no {describe(c)}; leave it out")
+    _check_target(path)
     state = formats.to_edsr(weights.state) if layout == "edsr" else weights.state
     if fp16:
         state = {key: tensor.half() for key, tensor in state.items()}
@@ -99,11 +100,24 @@ def convert(
         file = io.BytesIO()
         torch.save(state, file)
         content = file.getvalue()
-    write_result(path, content, target)
+    write_result(path, content, target, Kind("weights", lambda _: True))  # _check_target() has looked at all of it
     parameters = sum(tensor.numel() for tensor in state.values()) / 1e6
     read_as = f"{weights.layout} layout, {describe(c)}, {parameters:.2f} M parameters"
     dtype, megabytes = "float16" if fp16 else "float32", f"{len(content) / 1e6:.1f} MB"
     print(f"{source}: {read_as} -> {target}: {layout} layout, RGB {value_range}, {dtype}, {megabytes}")
+
+
+def _check_target(path: Path) -> None:
+    """Raise UserError for a file at `path` that is not weights alone: not a picture, nor the checkpoint of a run."""
+    if not path.is_file() or path.stat().st_size == 0:
+        return
+    try:
+        saved, _ = load_tensors(path)
+        alone = isinstance(saved, dict) and all(isinstance(value, torch.Tensor) for value in saved.values())
+    except UserError:
+        alone = False
+    if not alone:
+        raise UserError(f"{path}: is there already, and is not weights alone; give another name, or remove it")
 
 
 def _read(path: Path, white: int) -> Weights:
@@ -125,6 +139,9 @@ def _read(path: Path, white: int) -> Weights:
         if not tensor.is_floating_point():
             remedy = "give the weights as they were before they were quantized"
             raise UserError(f"{path}: {key} holds {tensor.dtype} numbers; {remedy}")
+    stored = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in state.values()}
+    if sum(tensor.numel() * tensor.element_size() for tensor in state.values()) > sum(stored.values()):
+        raise UserError(f"{path}: refused, its tensors share numbers and would take far more memory; get it anew")
     state = {key: _rescale(key, tensor.detach(), _WHITE[value_range], white) for key, tensor in state.items()}
     if (key := _first_not_finite(state)) is not None:
         raise UserError(f"{path}: {key} holds values that are not finite; the model cannot be used")

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import pickle
 import warnings
 import zipfile
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from safetensors import safe_open
 
 from rdn_fast import ascend
 from rdn_fast.errors import UserError
+from rdn_fast.terminal import bytes_in_words
 from rdn_fast.weights import keras, other_files, pickled, torch7
 
 
@@ -23,6 +26,7 @@ def _rebuild_npu_tensor(storage, offset: int, size: tuple, stride: tuple, *_) ->
 
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
+_MOST_PACKED = 8  # times an archive's size that its content may have: torch.save packs nothing
 _SAFE = [argparse.Namespace, (_rebuild_npu_tensor, ascend.REBUILD), (int, ascend.FORMAT)]
 
 
@@ -44,14 +48,14 @@ def _file(path: Path) -> Path:
     return path
 
 
-def load_tensors(path: Path, checksums: bool = False) -> tuple[object, dict[str, str]]:
+def load_tensors(path: Path) -> tuple[object, dict[str, str]]:
     """Return what torch.save wrote, or the dict of tensors of another file, on the CPU, and the file's metadata.
 
     Others are safetensors, Keras's HDF5, Torch7's, and TensorFlow.js's model.json, or the folder that holds one. The
     content decides which it is, not the name; only safetensors files have metadata. Unpickled are tensors (torch_npu's
     too) and plain values; objects of other libraries become stand-ins, and a whole module its state dict. No code of
-    the file is run. checksums: check those of the zip archive first. Raises UserError naming the file when it is
-    missing, damaged, or asks for what weights never need.
+    the file is run. The checksums of a zip archive are checked. Raises UserError naming the file when it is missing,
+    damaged, unpacks to far more than its size, or asks for what weights never need.
     """
     path = _file(path)
     try:
@@ -69,10 +73,8 @@ def load_tensors(path: Path, checksums: bool = False) -> tuple[object, dict[str,
                 return torch7.read(path), {}
             if head.lstrip().startswith(b"{"):
                 return keras.read_tfjs(path), {}
-            if checksums:  # torch.load ignores them
-                with zipfile.ZipFile(file) as archive:
-                    if (broken := archive.testzip()) is not None:
-                        raise zipfile.BadZipFile(broken)
+            if head.startswith(b"PK\3\4"):
+                _check_zip(file)
             file.seek(0)
             try:
                 with warnings.catch_warnings(), torch.serialization.safe_globals(_SAFE):
@@ -87,3 +89,15 @@ def load_tensors(path: Path, checksums: bool = False) -> tuple[object, dict[str,
         if isinstance(error, PermissionError):
             raise UserError(f"{path}: cannot be read ({error.strerror})") from None
         raise UserError(f"{path}: damaged, or not a file of plain tensors ({type(error).__name__})") from None
+
+
+def _check_zip(file: BinaryIO) -> None:
+    """Check sizes and checksums of an archive of torch.save, which torch.load ignores. Raises UserError."""
+    with zipfile.ZipFile(file) as archive:
+        unpacked = sum(entry.file_size for entry in archive.infolist())
+        if unpacked > _MOST_PACKED * os.fstat(file.fileno()).st_size:
+            what = "more than weights of a file of its size can hold"
+            raise UserError(f"{file.name}: refused, it unpacks to {bytes_in_words(unpacked)}, {what}; get it anew")
+        if (broken := archive.testzip()) is not None:
+            reason = f"the checksum of {broken} in it is wrong"
+            raise UserError(f"{file.name}: damaged, {reason}; copy or download it again")

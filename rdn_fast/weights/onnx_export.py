@@ -16,7 +16,7 @@ from torch import nn
 
 from rdn_fast import __version__, devices
 from rdn_fast.errors import Failure, UserError, one_line
-from rdn_fast.files import write_result
+from rdn_fast.files import Kind, check_replaceable, write_result
 from rdn_fast.model import RDN
 from rdn_fast.precision import Precision
 from rdn_fast.weights.convert import load_model
@@ -28,6 +28,7 @@ _ATC_NEWEST = 18
 _LIMIT = 1e-4  # largest difference from torch, of values in 0..1
 _LARGEST = 65_535  # LR pixels of an edge
 _FP16 = Precision("O1", torch.float16, torch.float32)
+_KIND = Kind("an ONNX file that rdn-fast wrote", lambda head: b"rdn_fast" in head[:64])
 
 
 def export(
@@ -56,6 +57,7 @@ def export(
         raise UserError(f"--output {output}: there is no such folder, or it cannot be written; name another file")
     if not 1 <= min(size) <= max(size) <= _LARGEST:
         raise UserError(f"--size {height} {width}: height and width must be from 1 to {_LARGEST}")
+    check_replaceable(path, _KIND, f"--output {output}")
     try:
         import onnx
         import onnxruntime
@@ -75,7 +77,7 @@ def export(
         remedy = "leave out --fp16" if fp16 else "please report it"
         differs = f"its result differs from torch's by {error:.2g}, more than {limit:.2g}"
         raise Failure(f"{output}: is not written, {differs}; {remedy}")
-    write_result(path, content, f"--output {output}")
+    write_result(path, content, f"--output {output}", _KIND)
     print(f"{output}: x{model.config.scale}, opset {opset}, {len(content) / 1e6:.1f} MB")
     print(f"  {_shape_in_words(onnx_model.graph.input[0])}, RGB in 0..1")
     print(f"  {_shape_in_words(onnx_model.graph.output[0])}, not clamped")

@@ -376,14 +376,14 @@ def test_failed_run_leaves_the_existing_file_byte_for_byte(spoilt, prepare, tmp_
 
 
 def test_successful_run_replaces_the_existing_file(image_folder, prepare, tmp_path):
-    (tmp_path / "out.h5").write_text("something else")
+    (tmp_path / "out.h5").write_bytes(b"\x89HDF\r\n\x1a\nan earlier file")
     assert prepare(image_folder(1)).code == 0
     assert len(PairedH5(tmp_path / "out.h5", 2)) == 5
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, UserError, MemoryError])
 def test_interrupted_writing_leaves_nothing(tmp_path, error):
-    (tmp_path / "out.h5").write_text("as it was")
+    (tmp_path / "out.h5").write_bytes(b"\x89HDF\r\n\x1a\nas it was")
 
     def pairs():
         yield Pair("a", where(4, 4), where(8, 8))
@@ -392,7 +392,7 @@ def test_interrupted_writing_leaves_nothing(tmp_path, error):
     with pytest.raises(error):
         write_pairs(tmp_path / "out.h5", pairs())
     assert [path.name for path in tmp_path.iterdir()] == ["out.h5"]
-    assert (tmp_path / "out.h5").read_text() == "as it was"
+    assert (tmp_path / "out.h5").read_bytes() == b"\x89HDF\r\n\x1a\nas it was"
 
 
 @pytest.mark.parametrize("output", ["file/out.h5", "folder"], ids=["below a file", "a folder"])

@@ -405,11 +405,11 @@ def test_a_file_is_not_repacked_onto_itself(tmp_path, make_h5, pairs, cli, how):
 
 
 def test_existing_file_is_replaced_only_by_a_whole_one(tmp_path, make_h5, pairs, run):
-    (tmp_path / "new.h5").write_text("as it was")
+    (tmp_path / "new.h5").write_bytes(b"\x89HDF\r\n\x1a\nas it was")
     images = pairs()
     images[4] = (images[4][0], images[4][1].astype(np.int16) - 1)  # found while the fifth pair is written
     run(make_h5(tmp_path / "old.h5", images)).user_error()
-    assert (tmp_path / "new.h5").read_text() == "as it was"
+    assert (tmp_path / "new.h5").read_bytes() == b"\x89HDF\r\n\x1a\nas it was"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["new.h5", "old.h5"]
     assert run(make_h5(tmp_path / "old.h5", pairs())).code == 0
     assert_holds(tmp_path / "new.h5", pairs())

@@ -8,10 +8,11 @@ import pytest
 import torch
 from PIL import Image
 from runs import photograph
-from stand_in import files
+from stand_in import Nearest, files
 
 import rdn_fast
 from rdn_fast.errors import UserError
+from rdn_fast.pictures import upscale_files
 from rdn_fast.pictures.encode import FORMATS
 
 pytestmark = pytest.mark.usefixtures("untimed")
@@ -303,3 +304,30 @@ def test_read_only_output(run, tree, unread):
     Path("locked").mkdir(mode=0o500)
     assert "cannot be written" in run("-i", "a.png", "-o", "locked").user_error()
     assert "cannot be written" in run("-i", "a.png", "-o", "locked/out").user_error()
+
+
+# ---- flags given twice, and files that appear meanwhile ----
+
+
+def test_inputs_given_twice_add_up(run, tree):
+    tree("a.png", "b.png", "c.png")
+    assert run("-i", "a.png", "-i", "b.png", "c.png", "-o", "out").code == 0
+    assert files("out") == ["a_out.png", "b_out.png", "c_out.png"]
+
+
+def test_a_result_that_appears_during_the_work_is_kept_and_said(run, tree, monkeypatch):
+    folder = tree("in/a.png", "in/b.png")
+
+    class Late(Nearest):
+        def __call__(self, image):
+            (folder / "out" / "a_out.png").write_bytes(b"theirs")
+            return super().__call__(image)
+
+    monkeypatch.setattr(upscale_files, "Upscaler", Late)
+    ended = run("-i", "in", "-o", "out")
+    assert ended.code == 0
+    assert "kept out/a_out.png: it appeared during the work; --overwrite makes it anew" in ended.out
+    assert ended.out.endswith("out: 1 picture made, 1 there already (--overwrite makes them anew)\n")
+    assert (folder / "out/a_out.png").read_bytes() == b"theirs"
+    assert run("-i", "in", "-o", "out", "--overwrite").code == 0
+    assert (folder / "out/a_out.png").read_bytes() != b"theirs"

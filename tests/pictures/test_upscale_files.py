@@ -173,8 +173,8 @@ def watched(monkeypatch):
         events["read", path.stem].set()
         return picture
 
-    def writing(result):
-        ended = write(result)
+    def writing(result, *flags):
+        ended = write(result, *flags)
         events["written", result[0].source.stem].set()
         return ended
 

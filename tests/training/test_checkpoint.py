@@ -98,10 +98,12 @@ def test_failed_atomic_write_leaves_the_old_file(tmp_path):
 
 
 def test_result_that_cannot_be_written_is_a_user_error(tmp_path):
-    files.write_result(tmp_path / "a.bin", b"whole", "--json a.bin")
-    assert (tmp_path / "a.bin").read_bytes() == b"whole"
+    kind = files.Kind("a report", lambda head: head.startswith(b"{"))
+    for content in (b"{", b"{whole}"):
+        files.write_result(tmp_path / "a.bin", content, "--json a.bin", kind)
+        assert (tmp_path / "a.bin").read_bytes() == content
     with pytest.raises(UserError, match=r"^--json a\.bin: cannot be written \(No such file or directory\); "):
-        files.write_result(tmp_path / "none" / "a.bin", b"", "--json a.bin")
+        files.write_result(tmp_path / "none" / "a.bin", b"", "--json a.bin", kind)
 
 
 def test_writer_keeps_the_newest_two_and_reports_errors(tmp_path):

@@ -242,7 +242,7 @@ def lose_relu(made) -> None:
 
 @pytest.mark.parametrize("flags", [(), ("--dynamic",), ("--fp16",)], ids=["one size", "dynamic", "fp16"])
 @pytest.mark.parametrize("change", [change_weight, change_order, lose_relu])
-@pytest.mark.parametrize("before", [None, b"an earlier file"], ids=["new", "over"])
+@pytest.mark.parametrize("before", [None, b"\x08\x08\x12\x08rdn_fast, an earlier file"], ids=["new", "over"])
 def test_wrong_file_is_not_written(fails, tmp_path, monkeypatch, flags, change, before):
     right = onnx_export.build
 

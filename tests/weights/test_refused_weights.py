@@ -1,15 +1,19 @@
 """Files that are no weights of an RDN: refused in one line, and no code of theirs is run."""
 
 import pickle
+import zipfile
 
+import numpy as np
 import other_projects as others
 import pytest
 import safetensors.torch
 import torch
-from weight_files import torch_saved
+from weight_files import saved, torch_saved
 
+from rdn_fast.config import ModelConfig
 from rdn_fast.errors import UserError
-from rdn_fast.weights.convert import load_model
+from rdn_fast.model import RDN
+from rdn_fast.weights.convert import load_model, read_weights
 
 D, C, G, G0 = others.D, others.C, others.G, others.G0
 
@@ -174,3 +178,34 @@ def test_a_file_that_is_not_there(tmp_path):
 def test_an_empty_name_is_no_file(cli, tmp_path):
     for command in (["export", "-o", tmp_path / "m.onnx"], ["eval", "--eval-file", tmp_path]):
         assert "is a folder without model.json; name a file" in cli(*command, "-w", "").user_error()
+
+
+def test_no_flipped_bit_in_a_zip_goes_unseen(tmp_path):
+    path = saved(tmp_path / "w.pth", others.Reference(2).state_dict())
+    content, rng = path.read_bytes(), np.random.default_rng(0)
+    with zipfile.ZipFile(path) as archive:
+        entries = [entry for entry in archive.infolist() if "/data/" in entry.filename and entry.file_size > 60]
+    for entry in rng.choice(np.array(entries, object), 20):
+        at = content.index(entry.filename.encode()) + len(entry.filename)
+        at += int.from_bytes(content[at - len(entry.filename) - 2 : at - len(entry.filename)], "little")
+        flipped = bytearray(content)
+        flipped[at + int(rng.integers(entry.file_size))] ^= 1 << int(rng.integers(8))
+        path.write_bytes(flipped)
+        with pytest.raises(UserError, match=r"damaged, the checksum of .* copy or download it again$"):
+            read_weights(path)
+
+
+def test_an_archive_that_unpacks_to_much_more_than_its_size(tmp_path):
+    path = saved(tmp_path / "w.pth", {"sfe1.weight": torch.zeros(4_000_000)})
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as bomb:
+        for entry in archive.infolist():
+            bomb.writestr(entry.filename, archive.read(entry))
+    with pytest.raises(UserError, match=r"refused, it unpacks to 16\.0 MB, more than weights of a file of its size"):
+        read_weights(tmp_path / "bomb.pth")
+
+
+def test_tensors_that_share_their_numbers(tmp_path):
+    big = RDN(ModelConfig(2, 64, 64, 8, 4)).state_dict()
+    path = saved(tmp_path / "w.pth", {key: torch.zeros(1).expand(value.shape) for key, value in big.items()})
+    with pytest.raises(UserError, match="its tensors share numbers"):
+        read_weights(path)
