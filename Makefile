@@ -42,7 +42,7 @@ test-slow: $(ready)
 lint: $(ready)
 	$(bin)/ruff check .
 	$(bin)/ruff format --check .
-	$(bin)/clang-format --dry-run -Werror rdn_fast/*/*.c tests/fake_npu/csrc/*
+	$(bin)/clang-format --dry-run -Werror rdn_fast/*/*.c tests/fake_npu/csrc/* tests/native/*.c
 	$(bin)/python -m bench.report --check
 	for script in test/*.sh .ci/run; do bash -n $$script || exit 1; done
 

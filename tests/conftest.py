@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import secrets
+import shlex
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
@@ -24,6 +25,13 @@ from rdn_fast.rdb import auto_level, measure
 if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit it
     _cache = tempfile.TemporaryDirectory(prefix="rdn_fast-tests-")
     os.environ["XDG_CACHE_HOME"] = _cache.name
+
+    # The C files for another processor, also in processes of their own: compilers take the last -march.
+    if march := os.environ.get("RDN_FAST_TEST_MARCH"):
+        _compiler = Path(_cache.name) / "cc"
+        _compiler.write_text(f'#!/bin/sh\nexec {shlex.quote(os.environ.get("CC", "cc"))} "$@" -march={march}\n')
+        _compiler.chmod(0o755)
+        os.environ["CC"] = str(_compiler)
 
 SEED_VARIABLE = "RDN_FAST_TEST_SEED"
 

@@ -25,8 +25,8 @@ enum { VW = 16, WIDE = 2, MR = 12 };
 enum { VW = 8, WIDE = 2, MR = 6 };
 #elif defined(__aarch64__)
 enum { VW = 4, WIDE = 4, MR = 5 };
-#else
-enum { VW = 4, WIDE = 2, MR = 6 };
+#else /* with SSE alone the weights' gradients of rdn-b are beyond the parity bound */
+#error needs AVX or aarch64
 #endif
 enum { NR = WIDE * VW, NARROW = 12, T = 36 }; /* NARROW: rows of a panel of one vector */
 enum { BLOCK = 24, ROWS = 192 };              /* tiles that a thread transforms, rows that it multiplies at a time */
