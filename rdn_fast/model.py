@@ -44,7 +44,7 @@ class _RDB(nn.Module):
         cast = [p for conv in convs for p in (conv.weight, conv.bias)]
         if x.dtype != cast[0].dtype:
             cast = _Cast.apply(x.dtype, *cast)
-        return impl.module.rdb(x, cast[0:-2:2], cast[1:-2:2], cast[-2], cast[-1])
+        return impl.rdb(x, cast[0:-2:2], cast[1:-2:2], cast[-2], cast[-1])
 
 
 class _Cast(torch.autograd.Function):

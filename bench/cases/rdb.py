@@ -31,7 +31,7 @@ def block(
         if impl is None:
             return module(x)
         weights, biases = [conv.weight for conv in convs], [conv.bias for conv in convs]
-        return impl.module.rdb(x, weights, biases, lff.weight, lff.bias)
+        return impl.rdb(x, weights, biases, lff.weight, lff.bias)
 
     def step(x: torch.Tensor, upstream: torch.Tensor) -> None:
         module.zero_grad()

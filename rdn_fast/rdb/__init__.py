@@ -6,7 +6,7 @@ Contract: the module of every impl exports `rdb(x, conv_w, conv_b, fuse_w, fuse_
     conv_w[j]: [G, G0 + j*G, 3, 3]    conv_b[j]: [G]
     fuse_w:    [G0, G0 + C*G, 1, 1]   fuse_b:    [G0]
 All tensors have one dtype and one device; any memory format is accepted. Low-precision impls accumulate in float32.
-An impl that is called with a dtype, device or shape that it was not made for raises an error.
+Call it as `IMPLS[name].rdb(...)`, which raises an error for a dtype or device that the impl was not made for.
 """
 
 from __future__ import annotations
@@ -37,6 +37,16 @@ class Impl:
     dtypes: tuple[torch.dtype, ...]
     trains: bool
     why: str
+
+    def rdb(self, x, conv_w, conv_b, fuse_w, fuse_b) -> torch.Tensor:
+        """Compute a block. Raise UserError unless all tensors have one dtype and one device, and the impl has both."""
+        tensors = (x, fuse_w, fuse_b, *conv_w, *conv_b)
+        same = all(tensor.dtype == x.dtype and tensor.device == x.device for tensor in tensors)
+        if not (same and x.dtype in self.dtypes and x.device.type in self.devices):
+            found = " and ".join(sorted({f"{dtype_name(tensor.dtype)} on {tensor.device}" for tensor in tensors}))
+            made_for = f"{', '.join(map(dtype_name, self.dtypes))} on {', '.join(self.devices)}"
+            raise UserError(f"--rdb {self.name}: computes in one of {made_for}, not in {found}; choose another --rdb")
+        return self.module.rdb(x, conv_w, conv_b, fuse_w, fuse_b)
 
 
 # In the order in which `--rdb auto` prefers them, the last one most, where timing cannot tell them apart.

@@ -96,7 +96,7 @@ def _time(name: str, case: Case, arguments, repeats: int) -> float:
     start = time.perf_counter()
     with torch.inference_mode(False), torch.set_grad_enabled(case.training):
         for _ in range(repeats):
-            y = impl.module.rdb(x, conv_w, conv_b, fuse_w, fuse_b)
+            y = impl.rdb(x, conv_w, conv_b, fuse_w, fuse_b)
             if case.training:
                 torch.autograd.grad(y, [x, *conv_w, *conv_b, fuse_w, fuse_b], x.detach())
     devices.synchronize(case.device)

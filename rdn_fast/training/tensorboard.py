@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import time
 from pathlib import Path
@@ -11,6 +12,8 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+_NAME = re.compile(r"events\.out\.tfevents\.(\d+(?:\.\d+)?)\.")  # with the seconds of its beginning
+
 
 class EventWriter:
     """Writes scalars to a new event file of `folder`, in the calling thread."""
@@ -18,8 +21,10 @@ class EventWriter:
     def __init__(self, folder: Path, step: int):
         """step: where the run starts or resumes. TensorBoard drops what earlier files hold of later steps."""
         folder.mkdir(exist_ok=True)
-        # TensorBoard reads the files of a folder in the order of their names.
-        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
+        # TensorBoard reads the files of a folder in the order of their names, and the clock may have been set back.
+        names = [_NAME.match(path.name) for path in folder.iterdir()]
+        began = max([time.time(), *(float(name[1]) + 1e-3 for name in names if name)])
+        name = f"events.out.tfevents.{began:.6f}.{socket.gethostname()}.{os.getpid()}"
         self._records = RecordWriter((folder / name).open("wb"))
         self._write(file_version="brain.Event:2")
         if step:

@@ -208,6 +208,23 @@ def test_arguments_are_not_changed(case, seed):
         assert torch.equal(tensor, copies[name]), f"{impl.name} changes {name} (seed {seed})"
 
 
+@pytest.mark.parametrize("impl", IMPLS.values(), ids=lambda impl: impl.name)
+def test_arguments_that_an_impl_was_not_made_for_are_refused(impl, seed):
+    """`python -m tests.campaign --kinds dtypes` tries all of them."""
+    arguments, _ = problem(SHAPES[0], torch.float64, seed)
+
+    def compute(dtypes, device=CPU):
+        x, w, b, fuse_w, fuse_b = (
+            tensor.to(device, dtype) for tensor, dtype in zip(arguments.values(), dtypes, strict=True)
+        )
+        return impl.rdb(x, [w], [b], fuse_w, fuse_b)
+
+    own = [impl.dtypes[0]] * 5
+    for dtypes, device in (([torch.int32] * 5, CPU), ([torch.float64, *own[1:]], CPU), (own, torch.device("meta"))):
+        with pytest.raises(UserError, match=rf"^--rdb {impl.name}: computes in one of .*; choose another --rdb$"):
+            compute(dtypes, device)
+
+
 def train(name, dtype, seed):
     """Train a small RDN for 32 steps with this impl and compute dtype. Return (losses, all weights) in float64."""
     torch.manual_seed(seed)

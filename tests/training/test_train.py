@@ -4,6 +4,7 @@ import json
 import math
 import re
 import resource
+import time
 
 import pytest
 import torch
@@ -65,10 +66,13 @@ def test_a_run_writes_what_it_promises(train):
     assert {path.name for path in out.iterdir()} >= {"best.pth", "last.pth", "checkpoints", "metrics.jsonl"}
 
 
-def test_tensorboard_shows_every_step_and_epoch_through_resumes(train):
+@pytest.mark.parametrize("set_back", [0, 3600])  # seconds, of the clock before the resume
+def test_tensorboard_shows_every_step_and_epoch_through_resumes(train, monkeypatch, set_back):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     out = train("--max-steps", 8, "--checkpoint-every", "1e-9")
     max(out.glob("checkpoints/step_*")).unlink()  # some steps are done again
+    clock = time.time
+    monkeypatch.setattr("time.time", lambda: clock() - set_back)
     train("--epochs", 4, "--resume", "auto")
     assert events(out, "resume")[0]["step"] < 8
     curves = accumulator.EventAccumulator(str(out / "tensorboard")).Reload()
@@ -76,6 +80,7 @@ def test_tensorboard_shows_every_step_and_epoch_through_resumes(train):
         told = {record["step"]: pytest.approx(record[name], rel=1e-6) for record in events(out, kind)}
         drawn = [(point.step, point.value) for point in curves.Scalars(f"{kind}/{name}")]
         assert dict(drawn) == told
+        assert sorted(dict(drawn)) == [*dict(drawn)]
         # An epoch that ended just before the checkpoint is told anew after the resume.
         assert len(drawn) <= len(told) + (kind == "epoch")
 
