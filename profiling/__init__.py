@@ -1,1 +1,1 @@
-"""Where time goes: step, trace, roofline, flame, kernels. What scales and tiles cost: loss_scale, tiles. See LOG.md."""
+"""Where time goes: step, trace, roofline, flame, kernels. What auto takes: choices. Also loss_scale, tiles, LOG.md."""

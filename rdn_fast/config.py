@@ -150,7 +150,7 @@ class TrainConfig:
     opt_level: str = _flag(
         "auto",
         "O0: float32; O1: low precision, last convolution float32; O2: low precision throughout, float32 master "
-        "weights; auto: O1 where the device is faster in low precision, else O0",
+        "weights; auto: O1 on npu and cuda; on a CPU the faster of O0 and O1, timed once (O0 where bf16 is emulated)",
         "apex-opt-level",
         choices=("auto", "O0", "O1", "O2"),
     )

@@ -19,7 +19,7 @@ import runs
 from fake_npu import simulated_npu
 from PIL import Image
 
-from rdn_fast.rdb import auto_level, measure
+from rdn_fast.rdb import auto_level, measure, rounds
 
 # A cache folder for all tests: kernels are compiled, and impls timed, once. It is deleted at the end.
 if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit it
@@ -143,6 +143,7 @@ def fixed_level(monkeypatch) -> None:
 @pytest.fixture(autouse=True)
 def few_rounds(monkeypatch) -> None:
     """Time no impl in more than the least number of rounds in this process: at tests' sizes none is clearly faster."""
+    monkeypatch.setattr(rounds, "MORE", 0)
     monkeypatch.setattr(measure, "BUDGET", 0.0)
     monkeypatch.setattr(measure, "PICTURE_BUDGET", 0.0)
 

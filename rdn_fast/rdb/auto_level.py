@@ -14,7 +14,7 @@ from rdn_fast.rdb import able
 from rdn_fast.rdb.autotune import remember, remembered, winners
 from rdn_fast.rdb.case import Case
 from rdn_fast.rdb.measure import Timing, measure_in_turn
-from rdn_fast.rdb.rounds import Verdict, clearly_faster
+from rdn_fast.rdb.rounds import Verdict, clearly_faster, is_steady
 
 
 class Comparison(NamedTuple):
@@ -97,9 +97,10 @@ def _judge(timings: list[Timing]) -> Verdict:
     if not all(timing.rounds for timing in timings):
         return Verdict("O1" if timings[1].rounds else "O0", True)
     float32, low = (timing.rounds[timing.verdict.choice] for timing in timings)
+    steady = is_steady(float32) and is_steady(low)
     if clearly_faster(low, float32):
-        return Verdict("O1", True)
-    return Verdict("O0", clearly_faster(float32, low))
+        return Verdict("O1", steady)
+    return Verdict("O0", steady and clearly_faster(float32, low))
 
 
 def _is_clear(timings: list[Timing]) -> bool:

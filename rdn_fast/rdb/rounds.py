@@ -9,7 +9,9 @@ from typing import NamedTuple, TypeVar
 
 MARGIN = 1.05  # ratios of time below this may be noise
 HOPELESS = 1.5  # contenders whose best is that many times the fastest's are not timed again
+STEADY = 1.5  # a contender whose median round takes more than that many times its best was disturbed
 LEAST = 3  # rounds that every contender gets
+MORE = 3  # rounds beyond those while the fastest is not clear, however long they take
 SPAN = 0.01  # seconds; shorter calls are repeated within one reading of the clock
 
 Key = TypeVar("Key", bound=Hashable)
@@ -17,7 +19,7 @@ Rounds = dict[Key, list[float]]  # seconds of a call, one value a round; round i
 
 
 class Verdict(NamedTuple):
-    """The contender to take. `settled`: it is the fastest by more than noise."""
+    """The contender to take. `settled`: it is the fastest by more than noise, on a steady machine."""
 
     choice: Hashable
     settled: bool
@@ -29,14 +31,14 @@ def run_rounds(
     leave_out: Callable[[Key, Exception], None],
     budget: float,
 ) -> Rounds:
-    """Time contenders in turn, LEAST rounds and then up to `budget` seconds more while not is_clear(rounds).
+    """Time contenders in turn: LEAST rounds, and while not is_clear(rounds) MORE, then others for `budget` seconds.
 
     contenders[key](n) makes n calls and returns the mean seconds of one. The first one warms up and does not count.
     One that raises is given to leave_out() and is not in the result.
     """
     rounds: Rounds = {key: [] for key in contenders}
-    number, spent = 0, 0.0  # rounds so far, the warm-up included; seconds beyond the least
-    while number <= LEAST or (spent < budget and rounds and not is_clear(rounds)):
+    number, spent = 0, 0.0  # rounds so far, the warm-up included; seconds in those beyond LEAST
+    while number <= LEAST or (rounds and (number <= LEAST + MORE or spent < budget) and not is_clear(rounds)):
         for key in list(rounds):
             if _is_hopeless(rounds, key):
                 continue
@@ -79,10 +81,15 @@ def clearly_faster(a: list[float], b: list[float]) -> bool:
     return min(within, min(b) / min(a)) > MARGIN
 
 
+def is_steady(own: list[float]) -> bool:
+    """Return whether most rounds of a contender were about as fast as its best one."""
+    return statistics.median(own) <= STEADY * min(own)
+
+
 def judge(rounds: Rounds) -> Verdict:
     """Return the fastest contender if that is clear, else the default: the last one whose best is within MARGIN."""
     best = {key: min(own) for key, own in rounds.items()}
     fastest = min(best, key=best.get)
     if all(key == fastest or clearly_faster(rounds[fastest], own) for key, own in rounds.items()):
-        return Verdict(fastest, True)
+        return Verdict(fastest, is_steady(rounds[fastest]))
     return Verdict([key for key in best if best[key] <= MARGIN * best[fastest]][-1], False)
