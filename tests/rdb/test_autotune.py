@@ -205,4 +205,4 @@ def test_tune_shows_every_impl_and_times_again(cli, folder, table, timings):
     for words in ("naive", "quick", *reasons, "--rdb auto: quick", "2x4x8x8 G3 C2", "training", "inference"):
         assert words in result.out
     assert len(timings) == 4
-    assert set(json.loads((folder / "tuning.json").read_text()).values()) == {"quick"}
+    assert set(autotune.remembered().values()) == {"quick"}
