@@ -7,6 +7,7 @@ torch is imported by the commands that need it: --help does not wait for it.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import sys
 from collections.abc import Callable
@@ -66,7 +67,6 @@ def _less_memory(command: str) -> str:
 
 
 def _train(options: argparse.Namespace, arguments: list[str]) -> int:
-    model_config, train_config = _configs(options)
     if options.nproc < 1:
         raise UserError(f"--nproc {options.nproc}: must be at least 1")
     if options.max_restarts < 0:
@@ -75,12 +75,14 @@ def _train(options: argparse.Namespace, arguments: list[str]) -> int:
     if options.nproc > 1 or options.max_restarts or nodes != ("1", None, None):
         # torch, imported only now, warns of a peer that has gone with its C++ stack.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+        model_config, train_config = _configs(options)
         from rdn_fast.distributed.rendezvous import Nodes
         from rdn_fast.training.launch import launch
 
         launch_flags = ("--nproc", "--nnodes", "--rdzv-endpoint", "--rdzv-id", "--max-restarts")
         of_ranks = _without_flags(arguments[1:], launch_flags)
         return launch(model_config, train_config, options.nproc, Nodes(*nodes), options.max_restarts, of_ranks)
+    model_config, train_config = _configs(options)
     from rdn_fast.training.run import train
 
     train(model_config, train_config)
@@ -109,7 +111,18 @@ def _tune(options: argparse.Namespace, _) -> None:
 
 
 def _configs(options: argparse.Namespace) -> tuple[ModelConfig, TrainConfig]:
-    return make_configs(vars(options), getattr(options, "preset", None))
+    """Return the flags' configs. The shape is that of --weights-file where neither a flag nor a preset gives one."""
+    given, preset = vars(options), getattr(options, "preset", None)
+    shape = {field.name for field in dataclasses.fields(ModelConfig)} - {"scale"}
+    file = given.get("weights_file")
+    if file is None or preset is not None or shape & given.keys():
+        return make_configs(given, preset)
+    from rdn_fast.pictures.upscale import check_scale
+    from rdn_fast.weights.convert import read_weights
+
+    config = read_weights(file).config
+    check_scale(given.get("scale"), config.scale, "--scale")
+    return make_configs(given | dataclasses.asdict(config))
 
 
 def _prepare(options: argparse.Namespace, arguments: list[str]) -> None:

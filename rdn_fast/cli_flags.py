@@ -150,7 +150,10 @@ def _convert(commands) -> None:
         description="Read weights of any RDN and write them anew.",
     )
     flag = parser.add_argument
-    source_help = "weights or a checkpoint of yjn870, torchSR, Ascend, mmagic, EDSR-PyTorch, Lornatang, BasicSR or ours"
+    source_help = (
+        "weights or a checkpoint of yjn870, torchSR, Ascend, mmagic, EDSR-PyTorch, Lornatang, idealo, UpscalerJS (the "
+        "folder), yulunzhang, lizhengwei1992, BasicSR or ours"
+    )
     flag("source", metavar="IN", help=source_help)
     target_help = "the file to write, not IN: .pth or .safetensors, which also holds the metadata"
     flag("target", metavar="OUT", help=target_help)

@@ -116,7 +116,9 @@ class TrainConfig:
     )
     eval_file: str | None = _flag(None, "validation h5 or folder of HR images; without it there is no validation")
     outputs_dir: str = _flag("outputs/train", "where weights, checkpoints and metrics.jsonl go")
-    weights_file: str | None = _flag(None, "start from these weights (fine-tuning)", "pth-path")
+    weights_file: str | None = _flag(
+        None, "start from these weights (fine-tuning); without preset and shape, the model is theirs", "pth-path"
+    )
     resume: str | None = _flag(
         None, "`auto`: go on exactly from the newest checkpoint of outputs-dir; or a checkpoint file"
     )

@@ -66,8 +66,9 @@ LEGACY = [
 
 @pytest.mark.parametrize(("flag", "name", "value"), LEGACY, ids=[flag for flag, *_ in LEGACY])
 def test_legacy_flags(parsed, flag, name, value):
+    shape = ["--num-blocks=16"] if name == "weights_file" else []  # else the file is read for it
     for words in ([flag], flag.split("=")):
-        model, config = parsed(*words)
+        model, config = parsed(*words, *shape)
         assert getattr(model if hasattr(model, name) else config, name) == value
 
 
@@ -107,6 +108,18 @@ def test_the_seeds_recipes(parsed, preset, epochs, lr, loss_scale):
 def test_every_preset_is_valid(parsed):
     for preset in PRESETS:
         parsed("--preset", preset)
+
+
+@pytest.mark.parametrize("tail", ["shuffle", "espcn"])
+def test_the_model_is_the_weights_files_where_no_flag_says_otherwise(parsed, tmp_path, tail):
+    config, path = ModelConfig(3, 6, 4, 2, 2, None, tail), tmp_path / "w.pth"
+    torch.save(RDN(config).state_dict(), path)
+    file = ("--weights-file", str(path))
+    assert parsed(*file, "--lr", "1e-3")[0] == parsed(*file, "--scale", "3")[0] == config
+    assert parsed(*file, "--num-blocks", "5")[0] == ModelConfig(num_blocks=5)
+    assert parsed(*file, "--preset", "demo")[0].num_blocks == PRESETS["demo"]["num_blocks"]
+    ended = cli("train", *file, "--scale", "2")
+    assert_user_error(ended, "--scale 2: these weights are for x3; give --scale 3 or none, or other weights")
 
 
 NONSENSE = [

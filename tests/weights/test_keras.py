@@ -80,6 +80,17 @@ def test_eval_tells_which_weights_it_took(cli, tmp_path, prepared):
     assert told()["weights_sha256"] != before["weights_sha256"]
 
 
+def test_training_goes_on_with_their_tail(cli, prepared, tmp_path):
+    start = read_weights(save_hdf5(tmp_path / "rdn.hdf5", Idealo(2)))
+    flags = ("--weights-file", tmp_path / "rdn.hdf5", "--train-file", prepared.train, "--outputs-dir", tmp_path / "out")
+    recipe = ("--patch-size", 8, "--batch-size", 4, "--max-steps", 3, "--lr", "1e-3", "--opt-level", "O0")
+    assert cli("train", *flags, *recipe, "--rdb", "naive").code == 0
+    trained = read_weights(tmp_path / "out" / "last.pth")
+    assert (trained.config, trained.layout) == (start.config, "reference")
+    for key, value in trained.state.items():
+        assert 0 < (value - start.state[key]).abs().max() < 0.01, key
+
+
 # ---- files that are not quite that ----
 
 
