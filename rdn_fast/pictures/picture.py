@@ -1,9 +1,8 @@
-"""One picture: file -> pixels and metadata (read_picture) -> the model (enlarge). encode.py makes the new file."""
+"""One picture: a file's pixels and metadata (read_picture). enlarge.py and encode.py make the new file."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
 
@@ -104,35 +103,3 @@ def _kept_exif(image: Image.Image) -> tuple[Image.Exif, list[str]]:
     except Exception:  # Pillow raises nearly anything
         return Image.Exif(), ["its EXIF data is damaged and left out"]
     return kept, []
-
-
-def enlarge(picture: Picture, upscaler: Callable[[np.ndarray], np.ndarray]) -> Picture:
-    """Return the picture with its pixels through `upscaler` ([H, W, 3] -> [s*H, s*W, 3], of the same dtype).
-
-    Grey, and alpha, pass as RGB with three equal channels; the mean of the result's is taken. Constant alpha is copied.
-    """
-    pixels = picture.pixels
-    channels = pixels.shape[2]
-    large = upscaler(pixels[..., :3]) if channels > 2 else _enlarge_plane(pixels[..., :1], upscaler)
-    height, width = large.shape[:2]
-    if channels in (2, 4):
-        alpha = pixels[..., -1:]
-        constant = model_passes(picture) == 1
-        large_alpha = np.full((height, width, 1), alpha[0, 0]) if constant else _enlarge_plane(alpha, upscaler)
-        large = np.concatenate([large, large_alpha], axis=2)
-    tags = picture.exif.get(IFD.Exif, {})
-    sizes = {Base.ExifImageWidth: width, Base.ExifImageHeight: height}
-    tags.update({tag: edge for tag, edge in sizes.items() if tag in tags})
-    return replace(picture, pixels=large)
-
-
-def model_passes(picture: Picture) -> int:
-    """Return how often enlarge() calls the model: twice where there is alpha that is not constant, else once."""
-    alpha = picture.pixels[..., -1]
-    return 1 + (picture.pixels.shape[2] in (2, 4) and bool(alpha.min() < alpha.max()))
-
-
-def _enlarge_plane(plane: np.ndarray, upscaler: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """plane: [H, W, 1] -> [s*H, s*W, 1]."""
-    large = upscaler(np.repeat(plane, 3, axis=2))
-    return np.rint(large.mean(axis=2, keepdims=True, dtype=np.float32)).astype(plane.dtype)

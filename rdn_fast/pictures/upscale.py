@@ -13,7 +13,8 @@ from PIL import Image
 from rdn_fast.errors import UserError
 from rdn_fast.model import RDN
 from rdn_fast.pictures.encode import fit, to_image
-from rdn_fast.pictures.picture import enlarge, read_picture
+from rdn_fast.pictures.enlarge import enlarge
+from rdn_fast.pictures.picture import read_picture
 from rdn_fast.pictures.tiled import Upscaler
 from rdn_fast.weights.convert import SHIPPED, load_model
 

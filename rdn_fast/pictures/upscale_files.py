@@ -17,8 +17,9 @@ from rdn_fast.files import atomic_write
 from rdn_fast.model import describe
 from rdn_fast.ordered_map import ordered_map
 from rdn_fast.pictures.encode import encode, fit
+from rdn_fast.pictures.enlarge import enlarge, model_passes
 from rdn_fast.pictures.paths import Job, plan
-from rdn_fast.pictures.picture import Picture, enlarge, model_passes, read_picture
+from rdn_fast.pictures.picture import Picture, read_picture
 from rdn_fast.pictures.tiled import Upscaler
 from rdn_fast.pictures.upscale import check_scale
 from rdn_fast.terminal import Bar

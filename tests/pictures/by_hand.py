@@ -11,7 +11,8 @@ from PIL import Image, ImageCms
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 RNG = np.random.default_rng(0)
-RGB, GREY, ALPHA = (RNG.integers(0, 256, shape, dtype=np.uint8) for shape in ((11, 7, 3), (11, 7), (11, 7)))
+RGB, GREY = (RNG.integers(0, 256, shape, dtype=np.uint8) for shape in ((11, 7, 3), (11, 7)))
+ALPHA = RNG.integers(1, 256, (11, 7), dtype=np.uint8)  # 0 would change the colours below it
 RGB16, ALPHA16 = (RNG.integers(0, 65536, shape, dtype=np.uint16) for shape in ((11, 7, 3), (11, 7)))
 GREY16 = RGB16[..., 0]
 DEEP = {

@@ -12,7 +12,8 @@ from PIL import Image
 from PIL.ExifTags import IFD, Base
 
 from rdn_fast.pictures.encode import FORMATS, encode, fit
-from rdn_fast.pictures.picture import Picture, enlarge, read_picture
+from rdn_fast.pictures.enlarge import enlarge
+from rdn_fast.pictures.picture import Picture, read_picture
 
 
 @pytest.mark.parametrize("deep", [False, True], ids=["8 bits", "16 bits"])
