@@ -19,6 +19,7 @@ import h5py
 import numpy as np
 import torch
 
+from rdn_fast.data.heaps import read_heaps
 from rdn_fast.data.pairs import Pair
 from rdn_fast.errors import Failure, UserError, one_line
 
@@ -47,6 +48,7 @@ class PairedH5(Sequence[Pair]):
             weakref.finalize(self, os.close, self._file)
             self._state_at_open = self._state()
             with h5py.File(self.path, "r") as file:
+                read_heaps(file, _GROUPS)
                 self._keys = self._read_keys(file)
                 spans = [self._scan(file[group], group) for group in _GROUPS]
             self._check_not_replaced()

@@ -11,6 +11,7 @@ import numpy as np
 
 from rdn_fast.data.h5 import attribute_text
 from rdn_fast.data.h5_writer import new_file, set_text
+from rdn_fast.data.heaps import read_heaps
 from rdn_fast.errors import UserError, one_line
 from rdn_fast.terminal import Bar
 
@@ -33,6 +34,7 @@ def repack(old: str | Path, new: str | Path) -> None:
         file = h5py.File(old, "r")
     with file:
         with _readable(f"{old}: damaged"):
+            read_heaps(file, ("lr", "hr"))
             keys, scale = _read_structure(file)
         factor = _float_factor(file, keys)
         with new_file(new) as (copy, check), Bar("pairs", len(keys)) as bar:

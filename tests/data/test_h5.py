@@ -2,6 +2,9 @@
 
 import os
 import pickle
+import re
+import resource
+import struct
 
 import h5py
 import numpy as np
@@ -118,6 +121,24 @@ def test_names_that_cannot_be_read_are_one_line(tmp_path, make_h5, pairs):
     for read in (opened.names, lambda: opened.attribute("made_from")):
         with pytest.raises(UserError, match=rf"^{path}: (names|attributes) cannot be read \(.*\); prepare it again$"):
             read()
+
+
+@pytest.mark.parametrize("which", ["root", "lr", "hr"])
+def test_a_heap_that_would_take_all_memory_is_refused(tmp_path, make_h5, pairs, refused, cli, which):
+    path = make_h5(tmp_path / "a.h5", pairs[:3])
+    content = bytearray(path.read_bytes())
+    heap = [found.start() for found in re.finditer(b"HEAP", content)][["root", "lr", "hr"].index(which)]
+    free, data = struct.unpack_from(
+        "<QQ", content, heap + 16
+    )  # offset of the first free block, and where offsets begin
+    struct.pack_into("<Q", content, data + free, free)  # its successor is itself
+    path.write_bytes(content)
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert refused(path).startswith("not a readable HDF5 file (")
+    assert "damaged" in cli("prepare", "--repack", path, tmp_path / "new.h5").user_error()
+    assert resource.getrlimit(resource.RLIMIT_AS) == limits
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 600 << 10
 
 
 def test_names_that_were_read_stay_when_the_file_is_gone(tmp_path, make_h5, pairs):
