@@ -10,13 +10,15 @@ import torch
 import torch.nn.functional as F
 
 from bench import baseline
+from bench.cases.rdb import comparison
+from bench.models import RDN_B
 from bench.parity import SLACK, Problem, assert_as_good_as_naive, assert_same_in_float64, relative_error
 from rdn_fast import devices, rdb
 from rdn_fast.config import ModelConfig
 from rdn_fast.errors import UserError
 from rdn_fast.model import RDN
 from rdn_fast.precision import Precision
-from rdn_fast.rdb import IMPLS, Impl, naive, refusal, select
+from rdn_fast.rdb import IMPLS, Impl, naive, refusal, select, summed
 
 CPU = torch.device("cpu")
 DEVICE = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else CPU  # of the impls
@@ -159,6 +161,58 @@ def test_naive_is_the_papers_equations_in_float64(shape, seed):
 def test_output_and_gradients_are_as_good_as_naives(case, shape, seed):
     impl, memory_format, dtype = case
     check(impl, memory_format, shape, dtype, seed)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "problems"),
+    [
+        (torch.bfloat16, 1),
+        pytest.param(torch.bfloat16, 5, marks=pytest.mark.slow),
+        pytest.param(FLOAT32, 2, marks=pytest.mark.slow),
+        pytest.param(torch.float16, 1, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_the_block_of_rdn_b_is_as_good_as_naives(dtype, problems, seed):
+    """A wide block, with torch's initial weights: many ReLUs that rounding may flip. The benchmarks check the same."""
+    for i in range(problems):
+        torch.manual_seed(seed + i)
+        for entry in comparison(True, RDN_B, (2, 32, 32), DEVICE, dtype).entries:
+            if entry.recipe != "impl compiled":  # it takes minutes
+                entry.build().check()
+
+
+def test_summed_refuses_bf16():
+    """Its parts flip ReLUs: their rounding errors stay where the parts cancel."""
+    arguments, upstream = problem(SHAPES[0], torch.bfloat16, 0)
+    with pytest.raises(UserError, match=r"--rdb summed: computes in one of float32, float16 on .*, not in bfloat16"):
+        solve(IMPLS["summed"].rdb, arguments, upstream)
+    with pytest.raises(UserError, match="summed computes in float32, float16 only, not in bfloat16"):
+        select("summed", CPU, torch.bfloat16, training=False)
+
+
+def test_summed_adds_the_residuals_gradient_last(seed):
+    """Where that is the largest, the gradient of x has less of an error than naive's; added first, it had 1.8 times."""
+    arguments, upstream = problem((2, 32, 32, 8, 9, 11), torch.float16, seed)
+    arguments["fuse_w"] /= 4
+    oracle = solve(block, *in_float64(arguments, upstream))["gradient of x"]
+    own, plain = (solve(function, arguments, upstream)["gradient of x"] for function in (summed.rdb, naive.rdb))
+    assert relative_error(own, oracle) < relative_error(plain, oracle)
+
+
+def signs_flipped(parts: int, dtype: torch.dtype) -> int:
+    """Return how many sums over 256 channels get another sign than in float64, if `parts` of them are rounded alone."""
+    x, w = torch.randn(2, 256, 32, 32, dtype=dtype), torch.randn(64, 256, 3, 3, dtype=dtype) / 48
+    pairs = zip(x.chunk(parts, dim=1), w.chunk(parts, dim=1), strict=True)
+    total = sum(F.conv2d(*pair, padding=1).float() for pair in pairs)
+    return int((total.sign() != F.conv2d(x.double(), w.double(), padding=1).sign()).sum())
+
+
+def test_rounded_parts_flip_signs_in_bf16(seed):
+    """The reason why summed leaves bf16 out, on a convolution alone."""
+    torch.manual_seed(seed)
+    whole, four = signs_flipped(1, torch.bfloat16), signs_flipped(4, torch.bfloat16)
+    assert four > 20 + 8 * whole
 
 
 def three_percent_off(*arguments):
