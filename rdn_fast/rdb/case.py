@@ -10,6 +10,7 @@ from rdn_fast import __version__, devices
 from rdn_fast.config import ModelConfig
 
 PICTURE = 96  # LR pixels: largest side of the input on which inference is timed
+CPU_PICTURE = 64  # the same on a CPU, where a first picture should not wait for long
 CPU_PIXELS = 8 * 32 * 32  # LR pixels of a batch: more do not change the ranking on a CPU
 
 
@@ -31,11 +32,12 @@ class Case:
         """Return the case to time for a model's input of `shape` [B, 3, H, W].
 
         Training is timed at its own shape. Inference sees many sizes: sides are rounded up to multiples of 32, PICTURE
-        at most, and the batch is 1. On a CPU the batch is cut to CPU_PIXELS.
+        or CPU_PICTURE at most, and the batch is 1. On a CPU the batch is cut to CPU_PIXELS.
         """
         batch, _, height, width = shape
         if not training:
-            batch, height, width = 1, *(min(-(-side // 32) * 32, PICTURE) for side in (height, width))
+            largest = CPU_PICTURE if devices.is_host(device) else PICTURE
+            batch, height, width = 1, *(min(-(-side // 32) * 32, largest) for side in (height, width))
         if devices.is_host(device):
             batch = min(batch, max(1, CPU_PIXELS // (height * width)))
         return cls(device, dtype, training, model_config, batch, height, width, devices.mode(device))

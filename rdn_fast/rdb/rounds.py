@@ -8,11 +8,12 @@ from collections.abc import Callable, Hashable
 from typing import NamedTuple, TypeVar
 
 MARGIN = 1.05  # ratios of time below this may be noise
-HOPELESS = 1.5  # contenders whose best is that many times the fastest's are not timed again
+HOPELESS = 1.5  # contenders whose best is that many times the fastest's are not timed again,
+HOPELESS_DISTURBED = 4.0  # or so many times where the rounds of their own do not agree (STEADY)
 STEADY = 1.5  # a contender whose median round takes more than that many times its best was disturbed
 LEAST = 3  # rounds that every contender gets
 MORE = 3  # rounds beyond those while the fastest is not clear, however long they take
-SPAN = 0.01  # seconds; shorter calls are repeated within one reading of the clock
+SPAN = 0.005  # seconds; shorter calls are repeated within one reading of the clock
 
 Key = TypeVar("Key", bound=Hashable)
 Rounds = dict[Key, list[float]]  # seconds of a call, one value a round; round i of all contenders was timed in turn
@@ -58,7 +59,10 @@ def run_rounds(
 
 def _is_hopeless(rounds: Rounds, key: Hashable) -> bool:
     own = rounds[key]
-    return len(own) >= LEAST and min(own) > HOPELESS * min(min(of_one) for of_one in rounds.values() if of_one)
+    if len(own) < LEAST:
+        return False
+    limit = HOPELESS if is_steady(own) else HOPELESS_DISTURBED
+    return min(own) > limit * min(min(of_one) for of_one in rounds.values() if of_one)
 
 
 def _read(contender: Callable[[int], float], before: list[float], warm_up: bool) -> tuple[float, int]:
@@ -91,5 +95,6 @@ def judge(rounds: Rounds) -> Verdict:
     best = {key: min(own) for key, own in rounds.items()}
     fastest = min(best, key=best.get)
     if all(key == fastest or clearly_faster(rounds[fastest], own) for key, own in rounds.items()):
-        return Verdict(fastest, is_steady(rounds[fastest]))
+        far = HOPELESS_DISTURBED * best[fastest]
+        return Verdict(fastest, all(is_steady(own) or best[key] > far for key, own in rounds.items()))
     return Verdict([key for key in best if best[key] <= MARGIN * best[fastest]][-1], False)

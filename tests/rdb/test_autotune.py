@@ -181,7 +181,7 @@ def test_names_are_checked(folder, table):
 
 def test_pictures_of_all_sizes_share_a_few_choices():
     sizes = [(1, 3, h, w) for h in range(5, 400, 13) for w in range(5, 400, 17)]
-    assert len({Case.of(SMALL, size, CPU, torch.float32, False) for size in sizes}) <= 9
+    assert len({Case.of(SMALL, size, CPU, torch.float32, False) for size in sizes}) <= 4
 
 
 def test_a_model_times_the_impls_when_first_used_under_inference_mode(folder, table, timings):
