@@ -13,6 +13,7 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from PIL.ExifTags import Base
 
 from rdn_fast.data.deep_pixels import raw_mode, read_deep
+from rdn_fast.data.png_chunks import read_profile
 from rdn_fast.errors import one_line
 
 _SIGNED = 2  # of the TIFF tag SampleFormat
@@ -57,7 +58,14 @@ def decode(image: Image.Image, path: str | Path | None = None) -> Decoded:
     notes = []
     if image.format == "TIFF" and pixels.dtype == np.uint8 and 16 in image.tag_v2.get(Base.BitsPerSample, ()):
         notes.append("16 bits read as 8: Pillow keeps no more of such a TIFF")
-    return Decoded(pixels, None if image.mode == "CMYK" else image.info.get("icc_profile"), notes)
+    icc_profile = None if image.mode == "CMYK" else image.info.get("icc_profile")
+    if image.format == "PNG" and path is not None and not icc_profile:
+        icc_profile = read_profile(path)  # Pillow takes no large one
+    if icc_profile and icc_profile[16:20] not in ((b"RGB ",) if pixels.shape[2] > 2 else (b"RGB ", b"GRAY")):
+        space = icc_profile[16:20].decode("ascii", "replace").strip()
+        notes.append(f"its ICC profile is left out: it is of {space or 'nothing'}, which the result's pixels are not")
+        icc_profile = None
+    return Decoded(pixels, icc_profile, notes)
 
 
 @contextmanager

@@ -7,6 +7,8 @@ from pathlib import Path
 from PIL import Image
 from PIL.ImageFile import StubImageFile
 
+from rdn_fast.data.png_chunks import without_large_chunks
+
 
 def safe_formats() -> list[str]:
     """Return the formats that Pillow decodes by itself. Without this list it takes any that matches a file's content.
@@ -25,7 +27,7 @@ def safe_formats() -> list[str]:
 
 def open_image(path: str | Path) -> Image.Image:
     """Open a file of one of safe_formats() as Image.open() does."""
-    image = Image.open(path, formats=safe_formats())
+    image = Image.open(without_large_chunks(path) or path, formats=safe_formats())
     # With a file name Pillow would map an uncompressed TIFF, and confuse width and height if its orientation turns it.
     image.filename = ""
     return image

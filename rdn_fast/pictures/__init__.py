@@ -1,1 +1,1 @@
-"""Pictures through the model. Read picture, enlarge, png_tiff16, encode, paths, tiled, upscale, upscale_files."""
+"""Pictures through the model. Read metadata, picture, enlarge, encode, paths, tiled, upscale, upscale_files."""

@@ -7,9 +7,11 @@ from math import inf
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from rdn_fast.data.decode import to_8_bits
 from rdn_fast.pictures import png_tiff16
+from rdn_fast.pictures.metadata import XMP_KEYWORD, Extras, fit_extras
 from rdn_fast.pictures.picture import Picture
 
 # The formats that are written, as Pillow names them, by a file's extension.
@@ -56,7 +58,8 @@ def fit(picture: Picture, scale: int, format: str | None) -> Picture:
     if dpi and max(dpi) > _LARGEST_DPI.get(format, inf):
         dpi = None
         notes.append(f"its DPI are left out: they are more than {format} holds")
-    return Picture(pixels, exif, icc_profile, dpi, notes)
+    extras, extra_notes = fit_extras(picture.extras, format, bool(icc_profile))
+    return Picture(pixels, exif, icc_profile, dpi, [*notes, *extra_notes], extras, picture.lossless)
 
 
 def _check_size(pixels: np.ndarray, scale: int, format: str | None) -> None:
@@ -83,31 +86,54 @@ def to_image(picture: Picture) -> Image.Image:
     image.info.update(_metadata(picture))
     if "exif" in image.info:
         image.info["exif"] = image.info["exif"].tobytes()
+    image.info |= {name: value for name in ("xmp", "comment") if (value := getattr(picture.extras, name))}
     return image
 
 
 def encode(picture: Picture, format: str) -> bytes:
     """Return the content of a file; the picture must fit() the format.
 
-    JPEG has quality 95 without chroma subsampling, WebP quality 95. PNG and TIFF are lossless.
+    JPEG has quality 95 without chroma subsampling. WebP has quality 95, or is lossless as its source. PNG and TIFF are
+    lossless.
     """
     metadata = _metadata(picture)
     if format == "TIFF":
         as_rgb = _writes_grey_as_rgb(picture.pixels, format)
         pixels = picture.pixels[..., [0, 0, 0, 1]] if as_rgb else picture.pixels
-        return png_tiff16.encode_tiff(pixels, _ZLIB_LEVEL, **metadata)
+        return png_tiff16.encode_tiff(pixels, _ZLIB_LEVEL, **metadata, xmp=picture.extras.xmp)
     if "exif" in metadata:
         metadata["exif"] = metadata["exif"].tobytes()
     if format == "PNG" and picture.pixels.dtype == np.uint16:
-        return png_tiff16.encode_png(picture.pixels, _ZLIB_LEVEL, **metadata)
+        return png_tiff16.encode_png(picture.pixels, _ZLIB_LEVEL, **metadata, chunks=_png_chunks(picture.extras))
     options = {
         "JPEG": {"quality": 95, "subsampling": 0},
-        "WEBP": {"quality": 95},
-        "PNG": {"compress_level": _ZLIB_LEVEL},
+        "WEBP": {"lossless": True} if picture.lossless else {"quality": 95},
+        "PNG": {"compress_level": _ZLIB_LEVEL, "pnginfo": _png_info(picture.extras)},
     }[format]
+    if format == "JPEG" and picture.extras.comment:
+        options["comment"] = picture.extras.comment
+    if format in ("JPEG", "WEBP") and picture.extras.xmp:
+        options["xmp"] = picture.extras.xmp
     file = io.BytesIO()
     Image.fromarray(_squeezed(picture.pixels)).save(file, format, **options, **metadata)
     return file.getvalue()
+
+
+def _png_chunks(extras: Extras) -> list[tuple[bytes, bytes]]:
+    """Return the chunks of a PNG file that hold the extras, name and data."""
+    chunks = list(extras.chunks)
+    if extras.comment:
+        chunks.append((b"tEXt", b"Comment\0" + extras.comment.replace(b"\0", b"")))
+    if extras.xmp:
+        chunks.append((b"iTXt", XMP_KEYWORD + bytes(5) + extras.xmp))
+    return chunks
+
+
+def _png_info(extras: Extras) -> PngInfo:
+    info = PngInfo()
+    for name, data in _png_chunks(extras):
+        info.add(name, data)
+    return info
 
 
 def _metadata(picture: Picture) -> dict:

@@ -3,44 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from math import isfinite
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from PIL.ExifTags import IFD, Base
 
 from rdn_fast.data.decode import decode, one_line_errors
 from rdn_fast.data.image_formats import open_image
-
-# The tags that describe the picture. Others describe how the source file stores it, which is not true of the result.
-_EXIF_TAGS = {
-    Base.DocumentName,
-    Base.ImageDescription,
-    Base.Make,
-    Base.Model,
-    Base.Software,
-    Base.DateTime,
-    Base.Artist,
-    Base.HostComputer,
-    Base.Rating,
-    Base.RatingPercent,
-    Base.Copyright,
-    Base.XPTitle,
-    Base.XPComment,
-    Base.XPAuthor,
-    Base.XPKeywords,
-    Base.XPSubject,
-    IFD.Exif,
-    IFD.GPSInfo,
-}
+from rdn_fast.pictures import metadata
+from rdn_fast.pictures.metadata import Extras
 
 
 @dataclass
 class Picture:
     """pixels: uint8 or uint16 [H, W, C], upright; C: 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGB, alpha).
 
-    dpi: horizontal, vertical. notes: in words, what of the file could not be kept.
+    dpi: horizontal, vertical. notes: in words, what of the file could not be kept. lossless: the file was a lossless
+    WebP, which the result then is, too.
     """
 
     pixels: np.ndarray
@@ -48,6 +27,8 @@ class Picture:
     icc_profile: bytes | None
     dpi: tuple[float, float] | None
     notes: list[str] = field(default_factory=list)
+    extras: Extras = field(default_factory=Extras)
+    lossless: bool = False
 
 
 def read_picture(source: str | Path | Image.Image, max_pixels: int = 0) -> Picture:
@@ -74,32 +55,22 @@ def read_picture(source: str | Path | Image.Image, max_pixels: int = 0) -> Pictu
 
 def _picture(image: Image.Image, path: str | Path | None) -> Picture:
     pixels, icc_profile, notes = decode(image, path)  # first: after a failed load, getexif() would hide the failure
-    exif, exif_notes = _kept_exif(image)
-    return Picture(pixels, exif, icc_profile, _dpi(image), [*exif_notes, *notes])
+    exif, exif_notes = metadata.kept_exif(image)
+    lossless = image.format == "WEBP" and path is not None and _is_lossless_webp(path)
+    extras = metadata.extras(image, path)
+    return Picture(pixels, exif, icc_profile, metadata.dpi(image), [*exif_notes, *notes], extras, lossless)
 
 
-def _dpi(image: Image.Image) -> tuple[float, float] | None:
-    dpi = image.info.get("dpi")
-    if dpi is None or not all(isfinite(dots) and dots > 0 for dots in dpi):
-        return None
-    if image.format == "TIFF" and Base.XResolution not in image.tag_v2:  # Pillow then reports 1 DPI
-        return None
-    return tuple(map(float, dpi))
-
-
-def _kept_exif(image: Image.Image) -> tuple[Image.Exif, list[str]]:
-    """Return the picture's EXIF tags that are true of the result, and a note when they cannot be read."""
-    kept = Image.Exif()
-    try:
-        found = image.getexif()
-        for tag in _EXIF_TAGS & set(found):
-            if tag in (IFD.Exif, IFD.GPSInfo):
-                tags = {key: value for key, value in found.get_ifd(tag).items() if key != IFD.Interop}
-                kept.get_ifd(tag).update(tags)
-                kept[tag] = kept.get_ifd(tag)
+def _is_lossless_webp(path: str | Path) -> bool:
+    """Return whether the (first) picture of a WebP file is stored without loss."""
+    with open(path, "rb") as file:
+        file.seek(12)
+        while len(head := file.read(8)) == 8:
+            name, size = head[:4], int.from_bytes(head[4:], "little")
+            if name == b"ANMF":  # a frame: 16 bytes, and then chunks
+                file.seek(16, 1)
+            elif name in (b"VP8 ", b"VP8L"):
+                return name == b"VP8L"
             else:
-                kept[tag] = found[tag]
-        kept.tobytes()
-    except Exception:  # Pillow raises nearly anything
-        return Image.Exif(), ["its EXIF data is damaged and left out"]
-    return kept, []
+                file.seek(size + size % 2, 1)
+    return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections.abc import Iterable
 from itertools import accumulate
 
 import numpy as np
@@ -13,16 +14,23 @@ from PIL.ExifTags import Base
 from PIL.PngImagePlugin import putchunk
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
+from rdn_fast.pictures.metadata import XMP_TAG
+
 _ROWS = 64  # converted and compressed at a time, so that a large picture is not in memory several times
 
 
 def encode_png(
-    pixels: np.ndarray, level: int, icc_profile: bytes = b"", exif: bytes = b"", dpi: tuple[float, float] | None = None
+    pixels: np.ndarray,
+    level: int,
+    icc_profile: bytes = b"",
+    exif: bytes = b"",
+    dpi: tuple[float, float] | None = None,
+    chunks: Iterable[tuple[bytes, bytes]] = (),
 ) -> bytes:
     """Return a PNG file.
 
     pixels: uint16 [H, W, C]; C: 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGB, alpha). level: zlib's, 0 to 9.
-    exif: as Image.Exif.tobytes() gives it.
+    exif: as Image.Exif.tobytes() gives it. chunks: name and data of more chunks before the pixels.
     """
     height, width, channels = pixels.shape
     file = io.BytesIO(b"\x89PNG\r\n\x1a\n")
@@ -34,6 +42,8 @@ def encode_png(
         putchunk(file, b"pHYs", struct.pack(">2IB", *(round(dots / 0.0254) for dots in dpi), 1))
     if exif:
         putchunk(file, b"eXIf", exif.removeprefix(b"Exif\0\0"))
+    for name, data in chunks:
+        putchunk(file, name, data)
     deflate = zlib.compressobj(level)
     above = np.zeros((1, 2 * width * channels), np.uint8)
     for top in range(0, height, _ROWS):
@@ -52,6 +62,7 @@ def encode_tiff(
     icc_profile: bytes = b"",
     exif: Image.Exif | None = None,
     dpi: tuple[float, float] | None = None,
+    xmp: bytes | None = None,
 ) -> bytes:
     """Return a deflated TIFF file, of 8 bits too: those that Pillow compresses cannot hold EXIF data.
 
@@ -81,6 +92,8 @@ def encode_tiff(
         tags[Base.ExtraSamples] = 2  # alpha, not premultiplied
     if icc_profile:
         tags[Base.InterColorProfile] = icc_profile
+    if xmp:
+        tags[XMP_TAG] = xmp
     if dpi:
         tags |= {Base.XResolution: dpi[0], Base.YResolution: dpi[1], Base.ResolutionUnit: 2}  # inch
     directory = ImageFileDirectory_v2(prefix=b"II")

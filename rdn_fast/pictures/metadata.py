@@ -1,0 +1,161 @@
+"""What a file says of its picture beside the pixels: what is kept of it, and the words for what is left out."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from math import isfinite
+from pathlib import Path
+
+from PIL import Image
+from PIL.ExifTags import IFD, Base
+
+from rdn_fast.data.png_chunks import read_chunks
+
+# The tags that describe the picture. Others describe how the source file stores it, which is not true of the result.
+_EXIF_TAGS = {
+    Base.DocumentName,
+    Base.ImageDescription,
+    Base.Make,
+    Base.Model,
+    Base.Software,
+    Base.DateTime,
+    Base.Artist,
+    Base.HostComputer,
+    Base.Rating,
+    Base.RatingPercent,
+    Base.Copyright,
+    Base.XPTitle,
+    Base.XPComment,
+    Base.XPAuthor,
+    Base.XPKeywords,
+    Base.XPSubject,
+    IFD.Exif,
+    IFD.GPSInfo,
+}
+XMP_TAG, _IPTC_TAG = 700, 33723  # of a TIFF
+_GEO_TAGS = {33550, 33922, 34264, 34735, 34736, 34737, 42112, 42113}  # of a GeoTIFF and of GDAL
+_IPTC_RESOURCE = 0x0404  # in Photoshop's segment of a JPEG
+XMP_KEYWORD = b"XML:com.adobe.xmp"  # of a PNG's iTXt chunk
+_TEXTS, _COLOURS = (b"tEXt", b"zTXt", b"iTXt"), (b"gAMA", b"cHRM", b"cICP", b"sRGB")
+_SRGB_GAMMA = range(45_000, 46_000)  # 100,000 / 2.2
+_LARGEST_XMP = {"JPEG": 65_500, "WEBP": 2**31}  # bytes
+
+
+@dataclass
+class Extras:
+    """xmp: without the orientation, which is applied. comment: of a JPEG or GIF. chunks: of a PNG, name and data.
+
+    left_out: in words, what no format keeps.
+    """
+
+    xmp: bytes | None = None
+    comment: bytes | None = None
+    chunks: list[tuple[bytes, bytes]] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+
+class _AsRead(str):
+    """Text of an EXIF tag, decoded as Latin-1, that Pillow writes with the bytes that were read: most often UTF-8."""
+
+    __slots__ = ()
+
+    def encode(self, *_) -> bytes:
+        return super().encode("latin-1")
+
+
+def kept_exif(image: Image.Image) -> tuple[Image.Exif, list[str]]:
+    """Return the picture's EXIF tags that are true of the result, and a note when they cannot be read."""
+    kept = Image.Exif()
+    try:
+        found = image.getexif()
+        for tag in _EXIF_TAGS & set(found):
+            if tag in (IFD.Exif, IFD.GPSInfo):
+                tags = {key: _as_read(value) for key, value in found.get_ifd(tag).items() if key != IFD.Interop}
+                kept.get_ifd(tag).update(tags)
+                kept[tag] = kept.get_ifd(tag)
+            else:
+                kept[tag] = _as_read(found[tag])
+        kept.tobytes()
+    except Exception:  # Pillow raises nearly anything
+        return Image.Exif(), ["its EXIF data is damaged and left out"]
+    return kept, []
+
+
+def _as_read(value):
+    return _AsRead(value) if isinstance(value, str) else value
+
+
+def dpi(image: Image.Image) -> tuple[float, float] | None:
+    """Return the horizontal and vertical DPI that the file states."""
+    stated = image.info.get("dpi")
+    if stated is None or not all(isfinite(dots) and dots > 0 for dots in stated):
+        return None
+    if image.format == "TIFF" and Base.XResolution not in image.tag_v2:  # Pillow then reports 1 DPI
+        return None
+    return tuple(map(float, stated))
+
+
+def extras(image: Image.Image, path: str | Path | None) -> Extras:
+    """Return what the file holds beside pixels, EXIF, ICC profile and DPI. path: None for a PIL.Image."""
+    xmp, comment = image.info.get("xmp"), image.info.get("comment")
+    found = Extras(_without_orientation(xmp) if isinstance(xmp, bytes) else None)
+    if image.format in ("JPEG", "MPO", "GIF") and comment:
+        found.comment = comment if isinstance(comment, bytes) else str(comment).encode()
+    if image.format == "PNG" and path is not None:
+        for name, _, data in read_chunks(path):
+            if name == b"iTXt" and data.startswith(XMP_KEYWORD + b"\0"):
+                found.xmp = _without_orientation(data[len(XMP_KEYWORD) + 5 :])
+            elif name in _TEXTS or name in _COLOURS:
+                found.chunks.append((name, data))
+    tags = set(image.tag_v2) if image.format == "TIFF" else set()
+    photoshop = image.info.get("photoshop")
+    if _IPTC_TAG in tags or (isinstance(photoshop, dict) and _IPTC_RESOURCE in photoshop):
+        found.left_out.append("IPTC data")
+    if tags & _GEO_TAGS:
+        found.left_out.append("georeference")
+    return found
+
+
+def fit_extras(found: Extras, format: str | None, has_profile: bool) -> tuple[Extras, list[str]]:
+    """Return what a file of the format (None: a PIL.Image) holds of the extras, and a note of what is left out."""
+    kept, lost = Extras(found.xmp, found.comment, found.chunks), list(found.left_out)
+    if found.xmp and len(found.xmp) > _LARGEST_XMP.get(format, 2**31):
+        kept.xmp = None
+        lost.append("XMP data")
+    if found.comment and format not in ("JPEG", None, "PNG"):
+        kept.comment = None
+        lost.append("comment")
+    if format != "PNG":
+        kept.chunks = []
+        lost += _words_for(found.chunks, has_profile)
+    return kept, [f"left out, {format or 'a PIL.Image'} does not hold it here: its {', '.join(lost)}"] if lost else []
+
+
+def _words_for(chunks: list[tuple[bytes, bytes]], has_profile: bool) -> list[str]:
+    keywords = [data.partition(b"\0")[0].decode("latin-1") for name, data in chunks if name in _TEXTS]
+    words = [f"text ({', '.join(keywords)})"] if keywords else []
+    gammas = [data for name, data in chunks if name == b"gAMA"]
+    names = [name for name, _ in chunks]
+    is_srgb = b"sRGB" in names or has_profile or all(int.from_bytes(data) in _SRGB_GAMMA for data in gammas)
+    if b"cICP" in names:
+        words.append("colour space (cICP)")
+    elif not is_srgb:
+        words.append("gamma (gAMA)")
+    return words
+
+
+def _without_orientation(xmp: bytes) -> bytes:
+    return re.sub(rb'\s*tiff:Orientation="\d*"|<tiff:Orientation>\d*</tiff:Orientation>', b"", xmp)
+
+
+def with_size(xmp: bytes | None, width: int, height: int) -> bytes | None:
+    """Return XMP with the picture's size where it states one."""
+    sizes = {
+        rb"tiff:ImageWidth|exif:PixelXDimension": width,
+        rb"tiff:ImageLength|exif:PixelYDimension": height,
+    }
+    for names, edge in sizes.items():
+        if xmp:
+            xmp = re.sub(rb'(%s)(="|>)\d+' % names, rb"\g<1>\g<2>%d" % edge, xmp)
+    return xmp

@@ -1,0 +1,193 @@
+"""XMP, comments, texts, colour chunks, bytes of EXIF, large profiles: kept, or named in one line."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import tifffile
+from by_hand import GREY, RGB, RGB16, SRGB, chunk, png16, png_of_grey
+from PIL import Image, ImageCms
+from PIL.ExifTags import IFD, Base
+from PIL.PngImagePlugin import PngInfo
+
+from rdn_fast.data.images import read_image
+from rdn_fast.data.png_chunks import read_chunks
+from rdn_fast.pictures.picture import read_picture
+
+SUFFIXES = pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
+SAID = "© 2024 José Müller, 東京"
+XMP = (
+    b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6" tiff:ImageWidth="7" '
+    b'exif:PixelYDimension="11"><dc:creator>Jos\xc3\xa9</dc:creator>'
+    b"<tiff:ImageLength>11</tiff:ImageLength></rdf:Description></x:xmpmeta>"
+)
+
+
+def exif_of(path) -> Image.Exif:
+    with Image.open(path) as image:
+        image.load()
+        return image.getexif()
+
+
+def ascii_tag(tag: int, text: bytes) -> bytes:
+    """EXIF data with one tag of text."""
+    body = struct.pack(">2HHHII", 0, 1, tag, 2, len(text) + 1, 26)[2:] + bytes(4)
+    return b"Exif\0\0MM\0*" + struct.pack(">I", 8) + body + text + b"\0"
+
+
+@SUFFIXES
+def test_bytes_of_exif_stay(saved, made, suffix):
+    source = saved("a.jpg", RGB, exif=ascii_tag(Base.Copyright, SAID.encode()))
+    target, notes = made(source, suffix)
+    assert exif_of(target)[Base.Copyright].encode("latin-1") == SAID.encode()
+    assert notes == []
+    again, _ = made(target)
+    assert exif_of(again)[Base.Copyright].encode("latin-1") == SAID.encode()
+
+
+@SUFFIXES
+def test_bytes_of_exif_stay_in_the_inner_directory(tmp_path, saved, made, suffix):
+    inner = struct.pack(">HHHII", 1, Base.CameraOwnerName, 2, len(SAID.encode()) + 1, 26 + 18) + bytes(4)
+    exif = b"MM\0*" + struct.pack(">IHHHIII", 8, 1, IFD.Exif, 4, 1, 26, 0) + inner + SAID.encode() + b"\0"
+    target, _ = made(saved("a.png", RGB, exif=b"Exif\0\0" + exif), suffix)
+    owner = exif_of(target).get_ifd(IFD.Exif)[Base.CameraOwnerName]
+    assert owner.rstrip("\0").encode("latin-1") == SAID.encode()
+
+
+@SUFFIXES
+@pytest.mark.parametrize("source", ["a.jpg", "a.png", "a.webp", "a.tif"])
+def test_xmp_is_kept_and_true(tmp_path, saved, made, source, suffix):
+    if source == "a.png":
+        info = PngInfo()
+        info.add_itxt("XML:com.adobe.xmp", XMP.decode())
+        path = saved(source, RGB, pnginfo=info)
+    elif source == "a.tif":
+        path = saved(source, RGB, tiffinfo={700: XMP})
+    else:
+        path = saved(source, RGB, xmp=XMP)
+    target, notes = made(path, suffix)
+    with Image.open(target) as image:
+        assert image.size == (22, 14)  # turned by the orientation, which is then no longer said
+        kept = image.info.get("xmp")
+    expected = XMP.replace(b' tiff:Orientation="6"', b"").replace(b'Width="7"', b'Width="22"').replace(b"11", b"14")
+    assert kept.rstrip(b"\0").replace(b"  ", b" ") == expected
+    assert notes == []
+
+
+def test_texts_and_colour_chunks_of_a_png_are_kept_or_named(tmp_path, saved, made):
+    chunks = [
+        (b"gAMA", struct.pack(">I", 100_000)),
+        (b"cICP", bytes((9, 16, 0, 1))),
+        (b"tEXt", b"parameters\0a cat, 20 steps"),
+        (b"iTXt", b"prompt\0\0\0\0\0" + "日本".encode()),
+    ]
+    for name, content in (
+        ("8.png", png_of_grey(GREY.tolist(), 8, *chunks)),
+        ("16.png", png16(RGB16, "0", *chunks)),
+    ):
+        (tmp_path / name).write_bytes(content)
+        target, notes = made(tmp_path / name, ".png")
+        assert [(kept.name, kept.data) for kept in read_chunks(target) if kept.name != b"IHDR"] == chunks
+        assert notes == []
+        _, notes = made(tmp_path / name, ".jpg")
+        assert notes[-1] == ("left out, JPEG does not hold it here: its text (parameters, prompt), colour space (cICP)")
+
+
+@pytest.mark.parametrize(("gamma", "said"), [(45_455, False), (100_000, True)])
+def test_a_gamma_that_is_not_srgbs_is_named(tmp_path, made, gamma, said):
+    (tmp_path / "a.png").write_bytes(png_of_grey([[1, 2]], 8, (b"gAMA", struct.pack(">I", gamma))))
+    _, notes = made(tmp_path / "a.png", ".webp")
+    assert notes == (["left out, WEBP does not hold it here: its gamma (gAMA)"] if said else [])
+
+
+def test_a_comment_is_kept_or_named(saved, made):
+    source = saved("a.jpg", RGB, comment="caf\u00e9".encode())
+    for suffix in (".jpg", ".png"):
+        target, notes = made(source, suffix)
+        with Image.open(target) as image:
+            kept = image.info.get("comment", image.info.get("Comment"))
+        assert (kept if isinstance(kept, bytes) else kept.encode("latin-1")) == "caf\u00e9".encode()
+        assert notes == []
+    for suffix in (".webp", ".tif"):
+        assert "its comment" in made(source, suffix)[1][0]
+
+
+def test_iptc_and_georeferences_are_named(tmp_path, saved, made):
+    record = b"\x1c\2\x50\0\4Name"
+    segment = b"Photoshop 3.0\x008BIM\4\4\0\0" + struct.pack(">I", len(record)) + record + bytes(len(record) % 2)
+    source = saved("a.jpg", RGB)
+    content = source.read_bytes()
+    source.write_bytes(content[:2] + b"\xff\xed" + struct.pack(">H", len(segment) + 2) + segment + content[2:])
+    assert made(source)[1] == ["left out, JPEG does not hold it here: its IPTC data"]
+    tags = [(33550, "d", 3, (1.0, 1.0, 0.0), True), (33922, "d", 6, (0.0,) * 6, True), (33723, "B", 4, b"abcd", True)]
+    tifffile.imwrite(tmp_path / "a.tif", RGB, photometric="rgb", extratags=tags, metadata=None)
+    assert made(tmp_path / "a.tif")[1] == ["left out, TIFF does not hold it here: its IPTC data, georeference"]
+
+
+# ---- large chunks ----
+
+
+def with_chunk(content: bytes, name: bytes, data: bytes) -> bytes:
+    return content[:33] + chunk(name, data) + content[33:]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif"])
+def test_a_profile_of_more_than_a_mebibyte_is_read_and_kept(saved, made, suffix):
+    profile = SRGB + np.random.default_rng(0).integers(0, 9, 2**21, dtype=np.uint8).tobytes()
+    source = saved("a.png", RGB, icc_profile=profile)
+    np.testing.assert_array_equal(read_image(source), RGB)
+    target, notes = made(source, suffix)
+    picture = read_picture(target)
+    assert picture.icc_profile == profile
+    assert notes == []
+
+
+def test_texts_that_unpack_to_much_cost_neither_picture_nor_memory(saved, made):
+    source = saved("a.png", RGB)
+    packed = zlib.compress(bytes(2**26))
+    for name, data in ((b"zTXt", b"a\0\0" + packed), (b"iTXt", b"a\0\1\0\0\0" + packed), (b"iCCP", b"a\0\0" + packed)):
+        source.write_bytes(with_chunk(saved("a.png", RGB).read_bytes(), name, data))
+        np.testing.assert_array_equal(read_picture(source).pixels, RGB)
+        target, _ = made(source, ".png")
+        np.testing.assert_array_equal(read_image(target), RGB.repeat(2, 0).repeat(2, 1))
+
+
+# ---- profiles and lossless WebP ----
+
+
+@SUFFIXES
+def test_a_profile_of_lab_is_not_said_of_rgb(tmp_path, made, suffix):
+    srgb, lab = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+    image = ImageCms.profileToProfile(Image.new("RGB", (7, 11), (90, 120, 60)), srgb, lab, outputMode="LAB")
+    image.save(tmp_path / "a.tif", icc_profile=ImageCms.ImageCmsProfile(lab).tobytes())
+    target, notes = made(tmp_path / "a.tif", suffix)
+    with Image.open(target) as result:
+        assert "icc_profile" not in result.info
+        assert np.abs(np.array(result.convert("RGB").getpixel((3, 3))) - (90, 120, 60)).max() <= 4
+    assert notes == ["its ICC profile is left out: it is of Lab, which the result's pixels are not"]
+
+
+@pytest.mark.parametrize("frames", [1, 2])
+@pytest.mark.parametrize("profile", [None, SRGB])
+@pytest.mark.parametrize("lossless", [True, False])
+def test_lossless_webp_stays_lossless(saved, made, lossless, profile, frames):
+    image = np.zeros((40, 40, 3), np.uint8)
+    image[...], image[:, ::5] = (0, 0, 255), (255, 0, 0)
+    more = [Image.new("RGB", (40, 40))] * (frames - 1)
+    options = {"save_all": True, "append_images": more} if more else {}
+    source = saved("a.webp", Image.fromarray(image), lossless=lossless, icc_profile=profile, **options)
+    picture = read_picture(source)
+    target, _ = made(source)
+    with Image.open(target) as result:
+        same = np.array_equal(np.asarray(result.convert("RGB")), picture.pixels[..., :3].repeat(2, 0).repeat(2, 1))
+    assert same == lossless
+    assert b"VP8L" in target.read_bytes() if lossless else b"VP8L" not in target.read_bytes()
+
+
+def test_info_of_an_image_from_python_keeps_xmp(saved):
+    from rdn_fast.pictures.encode import fit, to_image
+
+    with Image.open(io.BytesIO(saved("a.jpg", RGB, xmp=XMP).read_bytes())) as image:
+        assert b"Jos\xc3\xa9" in to_image(fit(read_picture(image), 2, None)).info["xmp"]
