@@ -1,9 +1,10 @@
-"""Which files are up-scaled, and where each result goes. Every mistake in names is found before any work begins."""
+"""Which files are up-scaled, where each result goes, and which are left out. Names are checked before any work."""
 
 from __future__ import annotations
 
 import glob
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -27,55 +28,66 @@ class Job(NamedTuple):
         return FORMATS[self.target.suffix.lower()]
 
 
+class Plan(NamedTuple):
+    jobs: list[Job]
+    refused: dict[Path, str]  # pictures whose results cannot be written, and why
+
+
 class _Found(NamedTuple):
     path: Path
     folder: Path  # its folder relative to the input folder
     named: bool  # given by the user as a file
 
 
-def plan(
-    inputs: list[str], output: str, suffix: str, ext: str, recursive: bool, say: Callable[[str], None]
-) -> list[Job]:
+def plan(inputs: list[str], output: str, suffix: str, ext: str, recursive: bool, say: Callable[[str], None]) -> Plan:
     """Return the pictures of files, folders and glob patterns, each once, with the name of each result.
 
     output: a folder, or a file for a single picture. suffix: added to names as _SUFFIX; "" adds nothing.
     ext: png, jpg, webp, tif, or auto for the picture's own format, png where that is not written.
     recursive: look into subfolders; their structure is kept below `output`. say: called with one line when earlier
-    results among the inputs are left out. Raises UserError, in one line, for names that cannot be used.
+    results among the inputs are left out, and for the files of a folder that have no picture's extension.
+    Raises UserError, in one line, for names that cannot be used, also when no picture's result can be written.
     """
     if "/" in suffix or os.sep in suffix:
         raise UserError(f"--suffix {suffix}: becomes part of a file's name; leave out the {os.sep}")
     out = Path(output)
     by_location: dict[Path, _Found] = {}
     for text in inputs:
-        for entry in _find(text, recursive, out):
+        for entry in _find(text, recursive, out, say):
             first = by_location.setdefault(_location(entry.path), entry)
             by_location[_location(entry.path)] = first._replace(named=first.named or entry.named)
     found = list(by_location.values())
     if _extension(out) in _readable_extensions() | set(FORMATS) and not out.is_dir():
-        return [_single_job(found, out, ext)]
+        return Plan([_single_job(found, out, ext)], {})
     if out.exists() and not out.is_dir():
         raise UserError(f"-o {out}: is a file; give a folder, or a name that ends in .png, .jpg, .webp or .tif")
     tail = f"_{suffix}" if suffix else ""
     if tail:
         found = _leave_out_results(found, out, tail, say)
     jobs = [Job(path, out / folder / f"{path.stem}{tail}{_target_extension(path, ext)}") for path, folder, _ in found]
-    _check_names(jobs)
-    return jobs
+    refused = _check_names(jobs)
+    if len(refused) == len(jobs):
+        source, reason = next(iter(refused.items()))
+        raise UserError(f"{source}: {reason}")
+    return Plan([job for job in jobs if job.source not in refused], refused)
 
 
-def _find(text: str, recursive: bool, out: Path) -> Iterator[_Found]:
+def _find(text: str, recursive: bool, out: Path, say: Callable[[str], None]) -> Iterator[_Found]:
     path = Path(text)
     if path.is_dir():
-        pictures = list(_pictures_of_folder(path, recursive, out.resolve()))
+        others: Counter[str] = Counter()
+        pictures = list(_pictures_of_folder(path, recursive, out.resolve(), others))
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(others.items()))
         if not pictures:
             deeper = "" if recursive else " itself; --recursive looks into those in it"
-            raise UserError(f"-i {text}: no pictures in this folder{deeper}")
+            raise UserError(f"-i {text}: no pictures in this folder{deeper}" + (f" ({kinds})" if kinds else ""))
+        if kinds:
+            say(f"left out of {text}: {kinds}; a file that is named is tried, whatever its extension")
         yield from pictures
     elif os.path.lexists(path):
         yield _Found(path, Path(), True)
     elif glob.has_magic(text):
-        matches = [Path(match) for match in sorted(glob.glob(text, recursive=True))]
+        matches = [Path(match) for match in sorted(glob.glob(_pattern(path), recursive=True))]
         pictures = [match for match in matches if match.is_file() and _extension(match) in _readable_extensions()]
         if not pictures:
             raise UserError(f"-i {text}: no file with a picture's name matches")
@@ -84,8 +96,18 @@ def _find(text: str, recursive: bool, out: Path) -> Iterator[_Found]:
         raise UserError(f"-i {text}: no such file or folder")
 
 
-def _pictures_of_folder(top: Path, recursive: bool, out: Path) -> Iterator[_Found]:
-    """Yield the files with a picture's extension, leaving out hidden files and folders and the results' folder."""
+def _pattern(path: Path) -> str:
+    """Return the path as a glob pattern in which folders that are there, such as `shots [2024]`, mean themselves."""
+    folder = next(parent for parent in path.parents if parent.is_dir() or parent == parent.parent)
+    rest = path.relative_to(folder)
+    return os.path.join(glob.escape(str(folder)), rest)
+
+
+def _pictures_of_folder(top: Path, recursive: bool, out: Path, others: Counter[str]) -> Iterator[_Found]:
+    """Yield the files with a picture's extension, leaving out hidden files and folders and the results' folder.
+
+    others: gets the number of other files by extension.
+    """
 
     def unreadable(error: OSError) -> None:
         raise UserError(f"-i {error.filename}: cannot be read ({error.strerror}); make it readable, or leave it out")
@@ -95,8 +117,12 @@ def _pictures_of_folder(top: Path, recursive: bool, out: Path) -> Iterator[_Foun
         visible = [name for name in sorted(folders) if not name.startswith(".")]
         folders[:] = [name for name in visible if (here / name).resolve() != out] if recursive else []
         for name in sorted(names):
-            if not name.startswith(".") and _extension(Path(name)) in _readable_extensions():
+            if name.startswith("."):
+                continue
+            if (extension := _extension(Path(name))) in _readable_extensions():
                 yield _Found(here / name, here.relative_to(top), False)
+            else:
+                others[extension or "without extension"] += 1
 
 
 @cache
@@ -128,7 +154,8 @@ def _single_job(found: list[_Found], out: Path, ext: str) -> Job:
     if len(found) > 1:
         raise UserError(f"-o {out}: is one file, and there are {len(found)} pictures; give a folder")
     job = Job(found[0].path, out)
-    _check_names([job])
+    for source, reason in _check_names([job]).items():
+        raise UserError(f"{source}: {reason}")
     return job
 
 
@@ -141,19 +168,26 @@ def _leave_out_results(found: list[_Found], out: Path, tail: str, say: Callable[
     return kept
 
 
-def _check_names(jobs: list[Job]) -> None:
+def _check_names(jobs: list[Job]) -> dict[Path, str]:
+    """Return the sources whose results cannot be written, and why."""
     sources = {path for job in jobs for path in (_location(job.source), job.source.resolve())}
-    targets: dict[Path, Path] = {}
+    sources_of: dict[Path, list[Path]] = {}
     for source, target in jobs:
+        sources_of.setdefault(_location(target), []).append(source)
+    refused = {}
+    for source, target in jobs:
+        others = [other for other in sources_of[_location(target)] if other != source]
         if len(os.fsencode(target.name)) > _LONGEST:
-            remedy = "give a shorter --suffix, or rename it"
-            raise UserError(f"{source}: the name of its result {target} is too long; {remedy}")
-        location = _location(target)
-        if location in sources:
+            reason = f"the name of its result {target} is too long; give a shorter --suffix, or rename it"
+        elif _location(target) in sources:
             remedy = "give another -o or --suffix"
-            raise UserError(f"{source}: its result {target} would take the place of a picture to up-scale; {remedy}")
-        if (other := targets.setdefault(location, source)) != source:
+            reason = f"its result {target} would take the place of a picture to up-scale; {remedy}"
+        elif others:
             remedy = "rename one, or up-scale them into different folders"
-            raise UserError(f"{other} and {source} would both become {target}; {remedy}")
-        if target.is_dir():
-            raise UserError(f"{source}: its result {target} is a folder; give another -o or --suffix")
+            reason = f"{others[0]} would become {target}, too; {remedy}"
+        elif target.is_dir():
+            reason = f"its result {target} is a folder; give another -o or --suffix"
+        else:
+            continue
+        refused[source] = reason
+    return refused

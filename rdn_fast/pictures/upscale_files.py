@@ -48,7 +48,7 @@ def upscale_files(
     up-scaled. Raises Failure when a picture could not be written (disk full) after others were.
     """
     _check_flags(tile, tile_pad, max_pixels)
-    jobs = plan(input, output, suffix, ext, recursive, print)
+    jobs, refused = plan(input, output, suffix, ext, recursive, print)
     model = load_model(weights_file, device)
     check_scale(scale, model.config.scale, "--scale")
     todo = [job for job in jobs if overwrite or not job.target.exists()]
@@ -58,12 +58,17 @@ def upscale_files(
         _make_folders(todo)
         where = devices.describe(next(model.parameters()).device)
         bar.say(f"{SHIPPED.name if weights_file is None else weights_file}: {describe(model.config)}, on {where}")
-        made, failed = _make_pictures(todo, upscaler, max_pixels, bar, len(jobs) == 1, overwrite)
-    if failed == len(jobs):
+        for source, reason in refused.items():
+            bar.say(f"failed {source}: {reason}")
+        only_one = len(jobs) + len(refused) == 1
+        made, failed = _make_pictures(todo, upscaler, max_pixels, bar, only_one, overwrite)
+    there_already = len(jobs) - made - failed
+    failed += len(refused)
+    if failed == len(jobs) + len(refused):
         why = "the lines before this one say why"
         raise UserError(f"-i {' '.join(input)}: none of the {failed} pictures could be up-scaled; {why}")
     result = f"{output}: {made} {'picture' if made == 1 else 'pictures'} made"
-    if there_already := len(jobs) - made - failed:
+    if there_already:
         result += f", {there_already} there already (--overwrite makes them anew)"
     print(result + (f", {failed} failed" if failed else ""))
     return 1 if failed else 0

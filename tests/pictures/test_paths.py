@@ -137,7 +137,9 @@ def test_two_names_of_one_picture_become_two_results(run, tree):
 def test_name_that_is_a_link_is_not_written_over(run, tree):
     folder = tree("in/a.png")
     (folder / "in/a_out.png").symlink_to("a.png")
-    assert "take the place" in run("-i", "in/a.png", "in/a_out.png", "-o", "in").user_error()
+    ended = run("-i", "in/a.png", "in/a_out.png", "-o", "in")
+    assert ended.code == 1
+    assert "failed in/a.png: its result in/a_out.png would take the place of a picture" in ended.out
     assert (folder / "in/a_out.png").is_symlink()
 
 
@@ -205,15 +207,13 @@ def test_results_below_the_input_are_not_up_scaled_again(run, tree):
         (("-i", "in/a.png", "-o", "out.png", "--ext", "jpg"), ("-o out.png", "--ext jpg")),
         (("-i", "in/a.png", "-o", "in/a.png"), ("in/a.png", "take the place")),
         (("-i", "in", "-o", "in", "--suffix", ""), ("in/a.png", "take the place")),
-        (("-i", "in/a.png", "in/a_out.png", "in/b.jpg", "-o", "in"), ("in/a.png", "in/a_out.png", "take the place")),
         (("-i", "in/a.png", "other/a.png", "-o", "out"), ("in/a.png", "other/a.png", "out/a_out.png")),
         (("-i", "**/a.png", "-o", "out"), ("in/a.png", "other/a.png", "out/a_out.png")),
-        (("-i", "in", "other", "-r", "-o", "out"), ("in/a.png", "other/a.png", "out/a_out.png")),
         (
             ("-i", "in/b.jpg", "other/b.png", "-o", "out", "--ext", "webp"),
             ("in/b.jpg", "other/b.png", "out/b_out.webp"),
         ),
-        (("-i", "in", "-o", "made"), ("in/a.png", "made/a_out.png", "is a folder")),
+        (("-i", "in/a.png", "-o", "made"), ("in/a.png", "made/a_out.png", "is a folder")),
         (("-i", "in", "-o", "out", "--suffix", "x/y"), ("--suffix x/y",)),
         (("-i", "in", "-o", "out", "--suffix", "x" * 300), ("in/a.png", "--suffix")),
         (("-i", "in", "-o", "in/notes.txt/out"), ("in/notes.txt/out", "cannot be written", "-o")),
@@ -331,3 +331,63 @@ def test_a_result_that_appears_during_the_work_is_kept_and_said(run, tree, monke
     assert (folder / "out/a_out.png").read_bytes() == b"theirs"
     assert run("-i", "in", "-o", "out", "--overwrite").code == 0
     assert (folder / "out/a_out.png").read_bytes() != b"theirs"
+
+
+# ---- one bad name costs only itself; what is left out is said ----
+
+
+@pytest.mark.parametrize(
+    ("arguments", "failed", "made"),
+    [
+        (("-i", "in", "other", "-o", "out"), {"in/a.png": "out/a_out.png", "other/a.png": "out/a_out.png"}, 2),
+        (("-i", "in", "-o", "made"), {"in/a.png": "is a folder"}, 1),
+        (("-i", "in/a.png", "in/a_out.png", "in/b.jpg", "-o", "in"), {"in/a.png": "take the place"}, 2),
+        (("-i", "in", f"{'x' * 236}.png", "-o", "out"), {f"{'x' * 236}.png": "too long"}, 2),
+    ],
+    ids=["two of one name", "a folder", "an input", "too long"],
+)
+def test_a_bad_name_costs_only_itself(run, tree, arguments, failed, made):
+    tree("in/a.png", "in/b.jpg", "other/a.png", "other/c.png", "made/a_out.png/x.png", f"{'x' * 236}.png")
+    if "in/a_out.png" in arguments:
+        tree("in/a_out.png")
+    inputs = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+    ended = run(*arguments)
+    assert (ended.code, ended.err) == (1, "")
+    lines = [line for line in ended.out.splitlines() if line.startswith("failed ")]
+    assert len(lines) == len(failed)
+    for name, words in failed.items():
+        (line,) = [line for line in lines if line.startswith(f"failed {name}: ")]
+        assert words in line
+    assert f"{made} {'picture' if made == 1 else 'pictures'} made, {len(failed)} failed" in ended.out
+    assert {path: path.read_bytes() for path in inputs} == inputs
+
+
+def test_files_without_a_pictures_extension_are_counted_by_kind(run, tree):
+    folder = tree("in/a.jpg")
+    for name in ("b.heic", "c.jxl", "d.CR2", "e.cr2", "noext", ".hidden.cr2"):
+        (folder / "in" / name).write_bytes(b"x")
+    ended = run("-i", "in", "-o", "out")
+    assert ended.code == 0
+    assert "left out of in: 2 .cr2, 1 .heic, 1 .jxl, 1 without extension; a file that is named is tried" in ended.out
+    (folder / "in/a.jpg").unlink()
+    message = run("-i", "in", "-o", "out").user_error()
+    assert "no pictures in this folder" in message
+    assert "(2 .cr2, 1 .heic, 1 .jxl, 1 without extension)" in message
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        ("shots [2024]/*.png", ["a_out.png", "b_out.png"]),
+        ("shots [2024]/[a].png", ["a_out.png"]),
+        ("shots [2024]/**/*.png", ["a_out.png", "b_out.png", "c_out.png"]),
+        ("{}/shots [2024]/?.png", ["a_out.png", "b_out.png"]),
+        ("shots [12]*/*.png", ["d_out.png"]),
+        ("*/d.png", ["d_out.png"]),
+    ],
+)
+def test_brackets_in_folders(run, tree, pattern, found):
+    folder = tree("shots [2024]/a.png", "shots [2024]/b.png", "shots [2024]/x/c.png", "shots 2/d.png")
+    ended = run("-i", pattern.format(folder), "-o", "out")
+    assert (ended.code, ended.err) == (0, "")
+    assert files("out") == found
