@@ -54,11 +54,12 @@ def read_tfjs(model_json: Path) -> dict[str, torch.Tensor]:
             dtype = np.dtype(_DTYPES[quantization.get("dtype", weight["dtype"])])
             count = math.prod(weight["shape"])
             if count < 0 or offset + count * dtype.itemsize > len(stored):
-                raise UserError(f"{model_json}: its shards end before {weight['name']}; download them again")
+                raise UserError(f"{model_json}: its shards end before {_text(weight['name'])}; download them again")
             array = np.frombuffer(stored, dtype, count, offset).reshape(weight["shape"])
             offset += array.nbytes
             if "scale" in quantization:
-                array = (array * quantization["scale"] + quantization["min"]).astype(np.float32)
+                with np.errstate(all="ignore"):  # what is not finite is refused later
+                    array = (array * np.float64(quantization["scale"]) + quantization["min"]).astype(np.float32)
             arrays[weight["name"]] = array
         if offset < len(stored):
             raise UserError(f"{model_json}: its shards hold more than its manifest tells; download both again")
@@ -74,16 +75,19 @@ def _manifest(model_json: Path) -> list[dict]:
     try:
         return json.loads(model_json.read_bytes())["weightsManifest"]
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise UserError(f"{model_json}: a JSON file, but no model.json of TensorFlow.js; give weights") from None
+        remedy = "download it again, or give weights"
+        raise UserError(f"{model_json}: a JSON file, but no whole model.json of TensorFlow.js; {remedy}") from None
 
 
 def _shard(model_json: Path, name: str) -> bytes:
     if Path(name).is_absolute() or ".." in Path(name).parts:
-        raise UserError(f"{model_json}: names {name}, outside its folder; nothing is read")
+        raise UserError(f"{model_json}: names {_text(name)}, outside its folder; nothing is read")
     try:
         return (model_json.parent / name).read_bytes()
     except OSError as error:
-        raise UserError(f"{model_json}: its shard {name} cannot be read ({error.strerror}); copy it there") from None
+        raise UserError(
+            f"{model_json}: its shard {_text(name)} cannot be read ({error.strerror}); copy it there"
+        ) from None
 
 
 def _as_torch(arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
@@ -99,4 +103,7 @@ def _as_torch(arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
 
 
 def _text(name: bytes | str) -> str:
-    return name.decode() if isinstance(name, bytes) else name
+    text = name.decode() if isinstance(name, bytes) else name
+    if not text.isprintable():  # errors show names
+        raise ValueError("a name that cannot be printed")
+    return text

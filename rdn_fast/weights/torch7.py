@@ -83,6 +83,8 @@ class _Reader:
         if name.startswith("V "):
             name = self._string()
         kind = name.rpartition(".")[2]
+        if not name.isprintable():  # errors show it
+            raise ValueError("a class whose name cannot be printed")
         if name.startswith("torch.") and kind.endswith("Storage"):
             dtype = _DTYPES[kind.removesuffix("Storage")]
             self.known[number] = storage = self._numbers(dtype, self._long())

@@ -140,7 +140,7 @@ BAD = {
     "terabytes": (_without_numbers, "F_0/kernel:0 has fewer bytes than its shape needs"),
     "cut off": (_cut_off, "damaged"),
     "a folder": (lambda folder: (folder / "w").mkdir(), "is a folder without model.json"),
-    "another JSON": (lambda folder: (folder / "w").write_text('{"epoch": 3}'), "no model.json of TensorFlow.js"),
+    "another JSON": (lambda folder: (folder / "w").write_text('{"epoch": 3}'), "no whole model.json of TensorFlow.js"),
     "a shard is missing": (
         _tfjs(lambda folder, _: (folder / "group1-shard1of1.bin").unlink()),
         "its shard group1-shard1of1.bin cannot be read (No such file or directory)",

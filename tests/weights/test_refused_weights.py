@@ -90,7 +90,7 @@ NO_RDN = {
     "text": (lambda: b"epoch,psnr\n1,33.7\n", "damaged, or not a file of plain tensors"),
     "empty": (lambda: b"", "is empty; download or copy it again"),
     "h5": (lambda: b"\x89HDF\r\n\x1a\n" + bytes(500), "damaged, or not a file of plain tensors"),
-    "JSON": (lambda: b'{"a": {"b": {"c": 1}}}', "a JSON file, but no model.json of TensorFlow.js"),
+    "JSON": (lambda: b'{"a": {"b": {"c": 1}}}', "a JSON file, but no whole model.json of TensorFlow.js"),
     "safetensors' header alone": (
         lambda: (40).to_bytes(8, "little") + b'{"a":{"dtype":"F32","shape":[9999],"data',
         "damaged",

@@ -61,6 +61,18 @@ def test_convert_keeps_the_mean_colour(cli, tmp_path):
     assert "EDSR-PyTorch builds no" in cli("convert", path, tmp_path / "w.pth", "--layout", "edsr").user_error()
 
 
+def test_training_goes_on_and_keeps_the_mean_colour(cli, prepared, tmp_path):
+    start = read_weights(save(tmp_path / "RDN.t7", Yulunzhang(2)))
+    flags = ("--weights-file", tmp_path / "RDN.t7", "--train-file", prepared.train, "--outputs-dir", tmp_path / "out")
+    recipe = ("--patch-size", 8, "--batch-size", 4, "--max-steps", 3, "--lr", "1e-3", "--opt-level", "O0")
+    assert cli("train", *flags, *recipe, "--rdb", "naive", "--ema", "0.5").code == 0
+    trained = read_weights(tmp_path / "out" / "last.pth")
+    assert trained.config == start.config
+    for key, value in trained.state.items():
+        change = (value - start.state[key]).abs().max()
+        assert change == 0 if key == "mean" else 0 < change < 0.01, key
+
+
 def _function(content: bytes) -> bytes:
     """Return the content of a table that holds a Lua function, then the network."""
     writer = Writer()
@@ -109,6 +121,7 @@ def _endless():
 
 
 BAD = {
+    "a name of two lines": (lambda: _saved(Yulunzhang(2)).replace(b"nn.Sequential", b"nn.Sequent\nal"), "damaged"),
     "without its skips": (lambda: _saved(_without_skips()), "a network of Torch7, but no RDN"),
     "of another layer": (lambda: _saved(_with(MulConstant())), "holds MulConstant of Torch7, which an RDN has not"),
     "one convolution more": (lambda: _saved(_with(nn.Conv2d(3, 3, 3))), "a network of Torch7, but no RDN"),
