@@ -46,6 +46,7 @@ REPEATED = ("rounds", "rounds_run", "seconds", "seconds_min", "seconds_max", "im
 REPEATED += ("vs_reference", "vs_stock", "vs_other", "unsteady")  # columns
 PERIOD = 0.015  # seconds from batch to batch of the steady consumer
 TAKEN = 70  # batches that it takes in a round
+LATE = 1.05  # of PERIOD: longer sleeps tell that the processor was taken
 OPENED = 4000  # pairs of the file that is opened
 
 Patches = tuple[torch.Tensor, torch.Tensor]  # float32 [B, 3, p, p] and [B, 3, s*p, s*p] in 0..1
@@ -175,10 +176,9 @@ def measure(bench: Bench, folder: Path, rounds: int) -> None:
         print(f"\n{PACED}, batch {BATCH}, {comparison.shape}")
         for entry in timed:
             if entry.ours:
-                waited, times = paced(makers[entry.recipe](), device, rounds)
+                waited, times, unsteady = paced(makers[entry.recipe](), device, rounds)
                 note = f"{TAKEN} batches a round, one every {1e3 * PERIOD:.0f} ms"
-                figures = {"images_s": BATCH / times.median, "waited": waited, "note": note}
-                figures["unsteady"] = "" if times.spread <= STEADY else f"rounds spread {times.spread:.2f}x"
+                figures = {"images_s": BATCH / times.median, "waited": waited, "note": note, "unsteady": unsteady}
                 bench.row(PACED, entry.recipe, entry.dtype, BATCH, comparison.shape, times, **figures)
     bench.compare(opening(folder), rounds)
 
@@ -194,16 +194,16 @@ def repeat_best(bench: Bench) -> None:
             bench.row(LOADING, name, torch.float32, best.batch, best.shape, **figures)
 
 
-def paced(loader: Loader, device: torch.device, rounds: int) -> tuple[float, Times]:
-    """Return (share of its time in which a consumer waited, the Times from batch to batch).
+def paced(loader: Loader, device: torch.device, rounds: int) -> tuple[float, Times, str]:
+    """Return (share of its time in which a consumer waited, the Times from batch to batch, why they decide nothing).
 
     In each round it takes TAKEN batches, and after each is busy for PERIOD: it sleeps, as the host does while a device
     computes. It waits from asking for a batch until that is on the device. The share is the median of the rounds that
-    count, those in which it waited least.
+    count, those in which it waited least. Where sleeps end late, something else had the processor.
     """
     loader.fresh()
     devices.synchronize(device)
-    times, shares = Times([], rounds), Times([], rounds)
+    times, shares, asleep = (Times([], rounds) for _ in range(3))
 
     def turn() -> None:
         waited, known = 0.0, loader.prefetch.waited
@@ -218,9 +218,15 @@ def paced(loader: Loader, device: torch.device, rounds: int) -> tuple[float, Tim
         seconds = time.perf_counter() - began
         times.every.append(seconds / TAKEN)
         shares.every.append(max(waited, loader.prefetch.waited - known) / seconds)
+        asleep.every.append((seconds - waited) / TAKEN / PERIOD)
 
-    repeat(turn, rounds, lambda: times.spread <= STEADY)
-    return shares.median, times
+    def unsteady() -> str:
+        if times.spread > STEADY:
+            return f"rounds spread {times.spread:.2f}x"
+        return f"sleeps last {asleep.median:.2f}x as long as asked" if asleep.median > LATE else ""
+
+    repeat(turn, rounds, lambda: not unsteady())
+    return shares.median, times, unsteady()
 
 
 def positions(image: int, height: int, width: int) -> np.ndarray:

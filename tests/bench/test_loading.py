@@ -202,8 +202,8 @@ def test_a_wrong_feed_gets_no_speed(small, out, tmp_path, monkeypatch):
     assert len(bench.failures) == 2
 
 
-@pytest.mark.parametrize(("known", "share"), [(0.0, 0.25), (0.01, 0.5)])
-def test_the_steady_consumers_wait_is_the_larger_of_two_clocks(monkeypatch, known, share):
+@pytest.mark.parametrize(("known", "share", "late"), [(0.0, 0.25, 1), (0.01, 0.5, 1), (0.0, 0.25, 1.1)])
+def test_the_steady_consumers_wait_is_the_larger_of_two_clocks(monkeypatch, known, share, late):
     now = [0.0]
 
     class Feeding:
@@ -220,11 +220,13 @@ def test_the_steady_consumers_wait_is_the_larger_of_two_clocks(monkeypatch, know
     monkeypatch.setattr(
         loading,
         "time",
-        SimpleNamespace(perf_counter=lambda: now[0], sleep=lambda seconds: now.__setitem__(0, now[0] + seconds)),
+        SimpleNamespace(perf_counter=lambda: now[0], sleep=lambda seconds: now.__setitem__(0, now[0] + late * seconds)),
     )
-    waited, times = loading.paced(Feeding(), CPU, 3)
-    assert times.every == pytest.approx([0.005 + loading.PERIOD] * 3)
-    assert waited == pytest.approx(share)
+    waited, times, unsteady = loading.paced(Feeding(), CPU, 3)
+    assert unsteady == ("" if late == 1 else "sleeps last 1.10x as long as asked")
+    assert len(times.every) == (3 if late == 1 else 9)
+    assert times.median == pytest.approx(0.005 + late * loading.PERIOD)
+    assert waited == pytest.approx(share, rel=0.1)
 
 
 def test_a_file_opened_wrongly_is_noticed(small, tmp_path, monkeypatch):
