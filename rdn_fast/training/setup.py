@@ -61,6 +61,8 @@ def open_run(model_config: ModelConfig, train_config: TrainConfig) -> Iterator[t
     ranks, outputs = Ranks(), Path(train_config.outputs_dir)
     try:
         device = devices.pick(train_config.device, train_config.device_id, ranks.local_rank)
+        if devices.is_host(device):
+            devices.keep_freed_memory()
         inputs = open_inputs(model_config, train_config, ranks.rank, ranks.world, device)
         ranks.connect(device)
         with locked(outputs, ranks), _signals(ranks) as signals:
