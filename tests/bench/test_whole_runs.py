@@ -13,7 +13,7 @@ import torch
 
 from bench import loop
 from bench.case import Contender, Entry
-from bench.cases import end_to_end, memory
+from bench.cases import end_to_end, memory, minutes
 from bench.measure import Bench
 from bench.models import PATCH, words
 from rdn_fast.config import ModelConfig, make_configs
@@ -155,3 +155,18 @@ def test_unsteady_loops_run_again_in_turn(out, monkeypatch):
     times, window = measured[1][loops[0]]
     assert (times.rounds, window.rounds) == ([4, 4, 4], [2, 2, 2])
     assert len(roofs["roof"].every) == 4
+
+
+def test_the_demos_minutes_and_gain_are_a_row_with_gates(out, monkeypatch):
+    def demo(what, module, **_):
+        assert (what, module[:2]) == ("rdn-fast demo", ["rdn_fast", "demo"])
+        return "...\n\nRDN is +1.80 dB from bicubic on photographs that it has never seen.\n"
+
+    monkeypatch.setattr(minutes.process, "run_module", demo)
+    bench = Bench("test", CPU, "naive")
+    minutes.run(bench, "minutes")
+    (row,) = bench.results.rows
+    assert (row.case, row.recipe, row.gain_db) == ("demo", "rdn_fast", 1.8)
+    assert [gate.judge([row], "cpu").word for gate in minutes.CASE.gates] == ["goal", "held"]
+    assert bench.conclude("minutes", 0.0) == 0
+    assert (bench.results.rows[-1].case, bench.results.rows[-1].recipe) == ("minutes", "bench minutes")
