@@ -9,6 +9,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from rdn_fast.config import SCALES
 from rdn_fast.data.h5 import attribute_text
 from rdn_fast.data.h5_writer import new_file, set_text
 from rdn_fast.data.heaps import read_heaps
@@ -87,8 +88,8 @@ def _read_structure(file: h5py.File) -> tuple[list[str], int]:
             (h, w), (height, width) = (_size(group[key], path) for group in (lr, hr))
         multiple = height // h
         sizes = f"{path}: /hr/{key} is {width}x{height}, /lr/{key} {w}x{h}"
-        if (height, width) != (multiple * h, multiple * w) or multiple not in (2, 3, 4):
-            raise UserError(f"{sizes}: not 2, 3 or 4 times as large; {_MEND}")
+        if (height, width) != (multiple * h, multiple * w) or multiple not in SCALES:
+            raise UserError(f"{sizes}: not 2, 3, 4 or 8 times as large; {_MEND}")
         if scale not in (None, multiple):
             raise UserError(f"{sizes}: x{multiple}, but the pairs before are x{scale}; {_MEND} at one scale")
         scale = multiple

@@ -94,7 +94,7 @@ def test_pixels_are_the_same_and_can_be_mapped(tmp_path, make_h5, pairs, run, op
     assert old.read_bytes() == before
 
 
-@pytest.mark.parametrize("scale", [2, 3, 4])
+@pytest.mark.parametrize("scale", [2, 3, 4, 8])
 def test_scale_is_read_off_the_sizes_and_told(tmp_path, make_h5, pairs, run, scale):
     ended = run(make_h5(tmp_path / "old.h5", pairs(scale), chunks=True))
     assert f"new.h5: 5 pairs at x{scale}; " in ended.out
@@ -319,12 +319,12 @@ def test_empty_groups(tmp_path, make_h5, refused):
 @pytest.mark.parametrize(
     ("size", "words"),
     [
-        ((25, 20), "/hr/0 is 20x25, /lr/0 10x12: not 2, 3 or 4 times as large"),
-        ((24, 21), "/hr/0 is 21x24, /lr/0 10x12: not 2, 3 or 4 times as large"),
-        ((24, 30), "/hr/0 is 30x24, /lr/0 10x12: not 2, 3 or 4 times as large"),
-        ((12, 10), "/hr/0 is 10x12, /lr/0 10x12: not 2, 3 or 4 times as large"),
-        ((6, 5), "/hr/0 is 5x6, /lr/0 10x12: not 2, 3 or 4 times as large"),
-        ((60, 50), "/hr/0 is 50x60, /lr/0 10x12: not 2, 3 or 4 times as large"),
+        ((25, 20), "/hr/0 is 20x25, /lr/0 10x12: not 2, 3, 4 or 8 times as large"),
+        ((24, 21), "/hr/0 is 21x24, /lr/0 10x12: not 2, 3, 4 or 8 times as large"),
+        ((24, 30), "/hr/0 is 30x24, /lr/0 10x12: not 2, 3, 4 or 8 times as large"),
+        ((12, 10), "/hr/0 is 10x12, /lr/0 10x12: not 2, 3, 4 or 8 times as large"),
+        ((6, 5), "/hr/0 is 5x6, /lr/0 10x12: not 2, 3, 4 or 8 times as large"),
+        ((60, 50), "/hr/0 is 50x60, /lr/0 10x12: not 2, 3, 4 or 8 times as large"),
         ((36, 30), "/hr/1 is 24x26, /lr/1 12x13: x2, but the pairs before are x3"),
     ],
 )
