@@ -145,7 +145,7 @@ def _prepare(options: argparse.Namespace, arguments: list[str]) -> None:
 
     folder, file = options.images_dir, options.output_path
     with naming_flag("--images-dir", folder), naming_flag("--output-path", file):
-        prepare(folder, file, options.scale, options.eval, options.yjn870_compat, options.strict)
+        prepare(folder, file, options.scale, options.eval, options.yjn870_compat, options.strict, options.recursive)
 
 
 def _call(module: str, function: str, options: argparse.Namespace, _) -> int:

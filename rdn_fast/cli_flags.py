@@ -187,6 +187,7 @@ def _prepare(commands) -> None:
     flag("--eval", action="store_true", help="whole images for evaluation instead of five half-size crops")
     compat_help = "resize HR to multiples of the scale, as yjn870's code does, instead of cropping"
     flag("--yjn870-compat", action="store_true", help=compat_help)
+    flag("-r", "--recursive", action="store_true", help="folders with all that lies in them")
     flag("--strict", action="store_true", help="stop at a file that cannot be read instead of skipping it")
     repack_help = (
         "instead of all these: rewrite a chunked, compressed or float h5 file as the uint8 file that training maps"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 from PIL import Image
@@ -23,6 +24,13 @@ def safe_formats() -> list[str]:
         if isinstance(factory, type) and issubclass(factory, StubImageFile)
     }
     return [name for name in Image.ID if name not in stubs | {"EPS", "IPTC", "MPEG"}]
+
+
+@cache
+def picture_extensions() -> set[str]:
+    """Return the extensions of files of safe_formats(), in lower case and with the dot."""
+    formats = set(safe_formats())
+    return {extension for extension, name in Image.registered_extensions().items() if name in formats}
 
 
 def open_image(path: str | Path) -> Image.Image:

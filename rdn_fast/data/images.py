@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +12,32 @@ from rdn_fast.data.image_formats import open_image
 from rdn_fast.errors import UserError
 
 
-def image_files(folder: str | Path) -> list[Path]:
-    """Return the files of a folder, sorted by name, without hidden ones. Raises UserError when there are none."""
-    folder = Path(folder)
+def image_files(folder: str | Path, recursive: bool = False) -> list[Path]:
+    """Return the files of a folder, with `recursive` of all folders in it, sorted by path, without hidden ones.
+
+    Raises UserError when there are none, and OSError for a folder that cannot be read.
+    """
+    folder, paths = Path(folder), []
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give a folder of images")
-    paths = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    for root, folders, names in os.walk(folder, onerror=_raise):
+        folders[:] = [name for name in folders if recursive and not name.startswith(".")]
+        paths += [Path(root, name) for name in names if not name.startswith(".")]
+    paths = sorted(path for path in paths if path.is_file())
     if not paths:
-        raise UserError(f"{folder}: holds no files; give a folder of images")
+        number = 0 if recursive else folders_inside(folder)
+        itself = f" itself, but {number} folders (prepare --recursive)" if number else ""
+        raise UserError(f"{folder}: holds no files{itself}; give a folder of images")
     return paths
+
+
+def folders_inside(folder: str | Path) -> int:
+    """Return the number of folders in a folder, without hidden ones."""
+    return sum(path.is_dir() and not path.name.startswith(".") for path in Path(folder).iterdir())
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def read_image(path: str | Path) -> np.ndarray:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from rdn_fast.data.h5_writer import write_pairs
-from rdn_fast.data.images import image_files, read_image
+from rdn_fast.data.images import folders_inside, image_files, read_image
 from rdn_fast.data.pairs import Pair, degrade, five_crops
 from rdn_fast.errors import UserError
 from rdn_fast.ordered_map import ordered_map
@@ -21,23 +21,27 @@ def prepare(
     evaluation: bool = False,
     compat: bool = False,
     strict: bool = False,
+    recursive: bool = False,
     attributes: Mapping[str, str] | None = None,
 ) -> None:
     """Write an h5 file from the images of a folder: five half-size crops an image, or with `evaluation` whole images.
 
     compat: resize HR images to multiples of the scale, as yjn870's code does, instead of cropping them.
     strict: raise UserError for a file that cannot be read, instead of printing and skipping it.
+    recursive: take the images of all folders inside, too; without, one line says that they are passed over.
     attributes: of the file's root. Raises UserError, and writes nothing, also when no image is left.
     """
-    paths = image_files(images_dir)
-    skipped = []
+    paths, skipped = image_files(images_dir, recursive), []
+    if not recursive and (number := folders_inside(images_dir)):
+        print(f"{images_dir}: {number} folders in it are passed over; prepare --recursive takes their images, too")
 
     def load(path: Path) -> list[Pair] | str:
         try:
             image = read_image(path)
+            name = str(path.relative_to(images_dir).with_suffix("")) if recursive else path.stem
             if evaluation:
-                return [degrade(path.stem, image, scale, compat)]
-            return [degrade(f"{path.stem} (crop {k})", crop, scale, compat) for k, crop in enumerate(five_crops(image))]
+                return [degrade(name, image, scale, compat)]
+            return [degrade(f"{name} (crop {k})", crop, scale, compat) for k, crop in enumerate(five_crops(image))]
         except ValueError as error:
             return f"{path}: {error}"
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from rdn_fast.data.h5 import PairedH5
+from rdn_fast.data.image_formats import picture_extensions
 from rdn_fast.data.images import image_files, read_image
 from rdn_fast.data.pairs import Pair, degrade
 from rdn_fast.errors import UserError
@@ -36,16 +37,15 @@ def open_datasets(paths: Sequence[str | Path], data: str | Path | None, scale: i
     return [EvalDataset(unique_name(_name(path, scale), taken), path, load_pairs(path, scale)) for path in found]
 
 
-def load_pairs(path: str | Path, scale: int) -> Sequence[Pair]:
+def load_pairs(path: str | Path, scale: int, say: Callable[[str], None] = print) -> Sequence[Pair]:
     """Load the pairs of an evaluation h5, or of a folder of HR images.
 
-    HR images of a folder are cropped to multiples of `scale`; their LR is made by Pillow's bicubic. Raises UserError,
-    also for an image too small for the metrics.
+    HR images of a folder are cropped to multiples of `scale`; their LR is made by Pillow's bicubic. Of *_HR beside *_LR
+    only the former are taken. say: called with a line about that, and for each file that is no picture and has no
+    picture's extension, which is skipped. Raises UserError, also for an image too small for the metrics.
     """
     if Path(path).is_dir():
-        pairs: Sequence[Pair] = list(
-            ordered_map(lambda file: _read(file, scale), image_files(path), workers=2, ahead=4)
-        )
+        pairs: Sequence[Pair] = _load_folder(Path(path), scale, say)
         sizes = [pair.lr.shape[:2] for pair in pairs]
     else:
         pairs = PairedH5(path, scale)
@@ -71,25 +71,50 @@ def unique_name(name: str, taken: set[str]) -> str:
     return unique
 
 
-def _read(file: Path, scale: int) -> Pair:
+def _load_folder(folder: Path, scale: int, say: Callable[[str], None]) -> list[Pair]:
+    files = image_files(folder)
+    if any(file.stem.endswith("_LR") for file in files) and (hr := [f for f in files if f.stem.endswith("_HR")]):
+        say(f"{folder}: its {len(hr)} files *_HR; {len(files) - len(hr)} others are left out")
+        files = hr
+    pairs = []
+    for pair in ordered_map(lambda file: _read(file, scale), files, workers=2, ahead=4):
+        if isinstance(pair, Pair):
+            pairs.append(pair)
+        else:
+            say(f"skipped {pair}")
+    if not pairs:
+        raise UserError(f"{folder}: none of its {len(files)} files is an image; give a folder of images")
+    return pairs
+
+
+def _read(file: Path, scale: int) -> Pair | str:
+    """Return the file's pair, or what is wrong with a file that is not even called a picture."""
     try:
         return degrade(_printable(file.stem), read_image(file), scale)
     except ValueError as error:
+        if file.suffix.lower() not in picture_extensions():
+            return f"{file}: {error}"
         raise UserError(f"{file}: not an image that can be evaluated ({error}); remove it from the folder") from None
 
 
 def _find_inside(data: Path, scale: int) -> list[Path]:
     """Return the datasets in a folder: itself if it holds images; else its folders with images, and evaluation files.
 
-    A folder with images in its sub-folder HR counts by that. A file that a folder has the name of is left out.
+    A folder with images in its sub-folder HR, GTmod12 or image_SRF_<scale> counts by that; one line names a folder
+    with images in others. A file that a folder has the name of is left out.
     """
     if not data.is_dir():
         raise UserError(f"--data {data}: no such folder; give the one that Set5, Set14, ... lie in")
     if _has_images(data):
         return [data]
     paths = sorted(path for path in data.iterdir() if not path.name.startswith("."))
-    candidates = (path / "HR" if _has_images(path / "HR") else path for path in paths)
-    folders = [path for path in candidates if _has_images(path)]
+    folders = []
+    for path in (path for path in paths if path.is_dir()):
+        inside = [path / "HR", path, path / "GTmod12", path / f"image_SRF_{scale}"]
+        if candidates := [folder for folder in inside if _has_images(folder)]:
+            folders.append(candidates[0])
+        elif deeper := [folder.name for folder in sorted(path.iterdir()) if _has_images(folder)]:
+            print(f"left out: {path}: its images lie in {', '.join(deeper)}; give the right one to --eval-file")
     names = {_name(path, scale) for path in folders}
     files = [path for path in paths if _name(path, scale) not in names and _is_evaluation_file(path, scale)]
     if not folders and not files:
@@ -140,10 +165,10 @@ def _sort_key(name: str) -> tuple[int, str]:
 
 
 def _name(path: Path, scale: int) -> str:
-    """Return the dataset's name: Set5 for Set5/, for Set5/HR/ (EDSR-PyTorch's folders) and for Set5_x2.h5."""
+    """Return the dataset's name: Set5 for Set5/, Set5/HR/ (EDSR-PyTorch's), Set5/image_SRF_2/ and Set5_x2.h5."""
     path = Path(os.path.abspath(path))
     if path.is_dir():
-        return _printable(path.parent.name if path.name == "HR" else path.name)
+        return _printable(path.parent.name if re.fullmatch(r"HR|GTmod12|image_SRF_\d", path.name) else path.name)
     return _printable(path.stem.removesuffix(f"_x{scale}"))
 
 

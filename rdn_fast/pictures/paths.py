@@ -6,13 +6,10 @@ import glob
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image
-
-from rdn_fast.data.image_formats import safe_formats
+from rdn_fast.data.image_formats import picture_extensions
 from rdn_fast.errors import UserError
 from rdn_fast.pictures.encode import FORMATS
 
@@ -57,7 +54,7 @@ def plan(inputs: list[str], output: str, suffix: str, ext: str, recursive: bool,
             first = by_location.setdefault(_location(entry.path), entry)
             by_location[_location(entry.path)] = first._replace(named=first.named or entry.named)
     found = list(by_location.values())
-    if _extension(out) in _readable_extensions() | set(FORMATS) and not out.is_dir():
+    if _extension(out) in picture_extensions() | set(FORMATS) and not out.is_dir():
         return Plan([_single_job(found, out, ext)], {})
     if out.exists() and not out.is_dir():
         raise UserError(f"-o {out}: is a file; give a folder, or a name that ends in .png, .jpg, .webp or .tif")
@@ -88,7 +85,7 @@ def _find(text: str, recursive: bool, out: Path, say: Callable[[str], None]) -> 
         yield _Found(path, Path(), True)
     elif glob.has_magic(text):
         matches = [Path(match) for match in sorted(glob.glob(_pattern(path), recursive=True))]
-        pictures = [match for match in matches if match.is_file() and _extension(match) in _readable_extensions()]
+        pictures = [match for match in matches if match.is_file() and _extension(match) in picture_extensions()]
         if not pictures:
             raise UserError(f"-i {text}: no file with a picture's name matches")
         yield from (_Found(match, Path(), False) for match in pictures)
@@ -119,16 +116,10 @@ def _pictures_of_folder(top: Path, recursive: bool, out: Path, others: Counter[s
         for name in sorted(names):
             if name.startswith("."):
                 continue
-            if (extension := _extension(Path(name))) in _readable_extensions():
+            if (extension := _extension(Path(name))) in picture_extensions():
                 yield _Found(here / name, here.relative_to(top), False)
             else:
                 others[extension or "without extension"] += 1
-
-
-@cache
-def _readable_extensions() -> set[str]:
-    formats = set(safe_formats())
-    return {extension for extension, name in Image.registered_extensions().items() if name in formats}
 
 
 def _location(path: Path) -> Path:

@@ -50,7 +50,7 @@ def open_inputs(
         pairs.read_by_name()
     sampler = PatchSampler(pairs, c.patch_size, c.batch_size, c.seed, rank, world, c.drop_last)
     check_mode(c.data_mode, sampler, device)
-    validation = load_pairs(eval_file, scale) if eval_file is not None else []
+    validation = load_pairs(eval_file, scale, print if rank == 0 else lambda _: None) if eval_file is not None else []
     weights = read_weights(c.weights_file).state if c.weights_file is not None else None
     if weights is not None:
         check_state(model_config, weights, c.weights_file)

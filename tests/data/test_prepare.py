@@ -453,3 +453,20 @@ def test_ctrl_c_is_heard_while_images_are_skipped(tmp_path):
     assert err == b""
     assert out.count(b"skipped") < 2900
     assert list(tmp_path.iterdir()) == [folder]
+
+
+# ---- folders of folders ----
+
+
+def test_folders_inside_are_said_and_taken_with_recursive(image_folder, pairs, prepare, photograph):
+    folder = image_folder({"b.png": photograph(32, 32)})
+    for inside, name in (("x", "a.png"), ("x/y", "a.png"), (".hidden", "h.png")):
+        (folder / inside).mkdir()
+        Image.fromarray(photograph(32, 32)).save(folder / inside / name)
+    ended = prepare(folder, "--eval")
+    assert f"{folder}: 1 folders in it are passed over; prepare --recursive takes their images, too" in ended.out
+    assert "1 pairs from 1 images" in ended.out
+    assert list(pairs(folder, "--eval", "--recursive")) == ["b", "x/a", "x/y/a"]
+    (folder / "b.png").unlink()
+    assert "holds no files itself, but 1 folders" in prepare(folder).user_error()
+    assert len(pairs(folder, "-r")) == 10

@@ -118,3 +118,41 @@ def test_pairs_of_a_folder_come_by_name(image_folder, photograph):
     assert [pair.name for pair in pairs] == [*"abcdef"]
     for pair in pairs:
         assert (pair.hr == Image.open(folder / f"{pair.name}.png")).all()
+
+
+@pytest.mark.parametrize("name", ["Thumbs.db", "desktop.ini", "readme.txt", "LICENSE"])
+def test_files_that_are_no_pictures_are_named_and_skipped(data, name, capsys):
+    folder = data("Set5") / "Set5"
+    (folder / name).write_text("no picture")
+    capsys.readouterr()
+    assert len(load_pairs(folder, 2)) == 2
+    assert capsys.readouterr().out == f"skipped {folder / name}: not a picture of a kind that Pillow reads\n"
+    for path in folder.glob("*.png"):
+        path.rename(path.with_suffix(""))
+    assert len(load_pairs(folder, 2)) == 2  # pictures whatever they are called
+    for path in folder.iterdir():
+        path.write_text("no picture")
+    with pytest.raises(UserError, match=r"none of its 3 files is an image"):
+        load_pairs(folder, 2)
+
+
+def test_layouts_of_benchmark_archives(data, photograph, capsys):
+    folder = data("Set5", "B100/GTmod12", "B100/LRbicx2", "Set14/image_SRF_2", "Set14/image_SRF_3", "Urban100/x")
+    for path in (folder / "Set14/image_SRF_2").iterdir():
+        path.unlink()
+    for kind, edge in (("HR", 32), ("LR", 16), ("bicubic", 32)):
+        Image.fromarray(photograph(edge, edge)).save(folder / f"Set14/image_SRF_2/img_001_SRF_2_{kind}.png")
+    capsys.readouterr()
+    sets = open_datasets([], folder, 2)
+    assert [(each.name, str(each.path.relative_to(folder)), len(each.pairs)) for each in sets] == [
+        ("Set5", "Set5", 2),
+        ("Set14", "Set14/image_SRF_2", 1),
+        ("B100", "B100/GTmod12", 2),
+    ]
+    assert sets[1].pairs[0].hr.shape == (32, 32, 3)
+    told = capsys.readouterr().out.splitlines()
+    assert f"{folder / 'Set14/image_SRF_2'}: its 1 files *_HR; 2 others are left out" in told
+    assert f"left out: {folder / 'Urban100'}: its images lie in x; give the right one to --eval-file" in told
+    assert len(told) == 2
+    (named,) = open_datasets([folder / "Set14/image_SRF_2"], None, 2)
+    assert (named.name, [pair.name for pair in named.pairs]) == ("Set14", ["img_001_SRF_2_HR"])
