@@ -85,6 +85,9 @@ def triton(bench: Bench, model_config: ModelConfig, batch: int) -> None:
         except AssertionError as error:
             bench.fail(f"kernels, configuration {number}, wrong: {error}")
             continue
+        except UserError as error:  # it cannot be built
+            bench.fail(f"kernels, configuration {number}: {error}")
+            continue
         seconds = kernel_times(contender, bench.device, list(every))
         for name, configs in every.items():
             if number < len(configs):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from rdn_fast.devices import DeviceTimer, is_host
+from rdn_fast.devices import DeviceTimer, is_host, is_out_of_memory
 from rdn_fast.errors import UserError
 
 # The candidates of each kernel, best guess first. None spills registers or exceeds Hopper's shared memory
@@ -52,6 +53,7 @@ class KernelConfigs:
     def run(self, name: str, function: Callable[[dict], object], planes: torch.Tensor, *more):
         """Return function(config) with the fastest configuration of kernel `name` for `planes` and `more`.
 
+        One that cannot be built or launched is left out. Raise UserError when none is left.
         planes: [S, N, H, W, K]; H and W count in classes of 32 pixels. To be timed, the function runs several times.
         """
         s, batch, height, width, k = planes.shape
@@ -64,13 +66,17 @@ class KernelConfigs:
 def _time(name: str, candidates: Sequence[dict], function: Callable, device: torch.device) -> dict:
     if is_host(device):  # Triton's interpreter
         return candidates[0]
-    from triton.runtime.errors import OutOfResources
+    from triton.errors import TritonError
 
-    seconds, timer = [], DeviceTimer(device)
+    seconds, timer, problem = [], DeviceTimer(device), None
     for number, config in enumerate(candidates):
         try:
             function(config)  # compiles
-        except OutOfResources:  # a GPU with less shared memory than Hopper's
+        # Too little shared memory; ptxas; the C compiler of Triton's launcher is missing, or it finds no Python.h.
+        except (TritonError, subprocess.CalledProcessError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise
+            problem = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             continue
         timer.read()
         for _ in range(10):
@@ -80,6 +86,6 @@ def _time(name: str, candidates: Sequence[dict], function: Callable, device: tor
         seconds.append((timer.read(), number))
     if not seconds:
         raise UserError(
-            f"--rdb triton_planes: this card has too little shared memory for its kernel {name}; choose another --rdb"
+            f"--rdb triton_planes: its kernel {name} cannot be built or run here ({problem}); choose another --rdb"
         )
     return candidates[min(seconds)[1]]

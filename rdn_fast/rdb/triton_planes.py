@@ -33,9 +33,11 @@ configs = KernelConfigs(CANDIDATES)
 
 def missing() -> str | None:
     """Return why the kernels cannot be compiled here, or None when they can."""
-    if find_spec("triton") is None or find_spec("triton.tools.tensor_descriptor") is None:
-        return "needs the package triton, 3.6 or newer (CUDA builds of torch bring it)"
-    return None
+    try:
+        found = find_spec("triton") and find_spec("triton.tools.tensor_descriptor")  # imports triton
+    except Exception as error:  # a broken installation, or a library that it does not find
+        return f"needs the package triton, whose import fails: {' '.join(str(error).split()) or repr(error)}"
+    return None if found else "needs the package triton, 3.6 or newer (CUDA builds of torch bring it)"
 
 
 def rdb(x, conv_w, conv_b, fuse_w, fuse_b):

@@ -13,6 +13,7 @@ from bench.cases import rdb
 from bench.measure import Bench
 from profiling import kernels
 from rdn_fast.config import ModelConfig
+from rdn_fast.errors import UserError
 from rdn_fast.rdb import IMPLS, Impl, auto_level, naive, triton_planes
 from rdn_fast.rdb.triton_configs import KernelConfigs
 
@@ -93,6 +94,16 @@ def test_a_wrong_configuration_is_not_timed(bench, planes):
     kernels.triton(bench, TINY, 1)
     assert timed == bench.results.rows == []
     assert ["configuration 0" in bench.failures[0], "configuration 1" in bench.failures[1]] == [True, True]
+
+
+def test_a_configuration_that_cannot_be_built_is_named_and_the_next_is_tried(bench, planes):
+    def unbuilt(*arguments):
+        raise UserError("its kernel layer cannot be built")
+
+    timed = planes(unbuilt)
+    kernels.triton(bench, TINY, 1)
+    assert timed == bench.results.rows == []
+    assert bench.failures == [f"kernels, configuration {i}: its kernel layer cannot be built" for i in range(2)]
 
 
 def test_times_of_kernels_are_those_of_one_run():

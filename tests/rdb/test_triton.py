@@ -1,5 +1,6 @@
 """triton_planes: its results in Triton's interpreter, and its machine code for Hopper, compiled without a GPU."""
 
+import ast
 import os
 import re
 import subprocess
@@ -15,10 +16,13 @@ from test_rdb import SHAPES, _poisoned_memory, block, check, in_float64, problem
 
 from bench.parity import assert_as_good_as_naive
 from rdn_fast.errors import UserError
-from rdn_fast.rdb import IMPLS, naive, triton_planes
+from rdn_fast.rdb import IMPLS, naive, refusal, triton_configs, triton_planes
 from rdn_fast.rdb.triton_configs import CANDIDATES
 
 triton = pytest.importorskip("triton")
+
+from triton.compiler.errors import CompilationError  # noqa: E402
+from triton.runtime.errors import OutOfResources, PTXASError  # noqa: E402
 
 SHARED_MEMORY = 232_448  # bytes of a program on Hopper
 NUMBERS = range(max(map(len, CANDIDATES.values())))
@@ -152,6 +156,41 @@ def test_every_configuration_on_a_card(number, shape, dtype, seed, configs):
     check(IMPLS["triton_planes"], torch.channels_last, shape, dtype, seed)
 
 
+BROKEN = (
+    OutOfResources(300_000, SHARED_MEMORY, "shared memory"),
+    PTXASError("ptxas fatal"),
+    CompilationError("x = 1", ast.parse("x = 1").body[0], "no such type"),
+    subprocess.CalledProcessError(1, ["gcc", "-I/usr/include/python3.12"]),
+    RuntimeError("Failed to find C compiler. Please specify via CC environment variable"),
+)
+
+
+def run_candidates(monkeypatch, *errors: Exception | None) -> int:
+    """Time a candidate for each error (None: it works) as on a card. Return the number of the one that was taken."""
+    monkeypatch.setattr(triton_configs, "is_host", lambda device: False)
+    configs = triton_configs.KernelConfigs({"layer": [{"number": i} for i in range(len(errors))]})
+
+    def launch(config):
+        if error := errors[config["number"]]:
+            raise error
+        return config["number"]
+
+    return configs.run("layer", launch, torch.empty(3, 1, 4, 4, 16))
+
+
+@pytest.mark.parametrize("error", BROKEN, ids=lambda error: type(error).__name__)
+def test_configurations_that_cannot_be_built_are_left_out(error, monkeypatch):
+    assert run_candidates(monkeypatch, error, None, error) == 1
+    words = rf"--rdb triton_planes: its kernel layer cannot be .* \({type(error).__name__}: .+\); choose another --rdb"
+    with pytest.raises(UserError, match=words):
+        run_candidates(monkeypatch, error, error)
+
+
+def test_running_out_of_memory_ends_the_choice(monkeypatch):
+    with pytest.raises(torch.OutOfMemoryError):
+        run_candidates(monkeypatch, torch.OutOfMemoryError("CUDA out of memory"), None)
+
+
 def test_wider_layers_are_refused():
     arguments, upstream = problem((1, 8, 65, 1, 2, 2), torch.float16, 0)
     with pytest.raises(UserError, match=r"--rdb triton_planes: .* growth rates up to 64, not 65; "):
@@ -164,3 +203,14 @@ def test_without_triton_the_impl_says_so():
     )
     ended = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True)
     assert "needs the package triton" in ended.stdout, ended.stderr
+
+
+@pytest.mark.parametrize("error", ["ImportError", "OSError"])
+def test_a_triton_that_cannot_be_imported_is_left_out(error, monkeypatch, tmp_path):
+    (tmp_path / "triton").mkdir()
+    (tmp_path / "triton" / "__init__.py").write_text(f"raise {error}('libtriton.so:\\nno such file')")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "triton"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(tmp_path)
+    expected = "needs the package triton, whose import fails: libtriton.so: no such file"
+    assert refusal(IMPLS["triton_planes"], torch.device("cuda"), torch.float16, training=True) == expected
