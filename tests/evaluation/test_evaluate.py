@@ -501,13 +501,20 @@ def test_folder_given_as_weights(evaluate, prepared, tmp_path):
     assert evaluate(tmp_path, prepared.eval).user_error().startswith(f"{tmp_path}: ")
 
 
-@pytest.mark.parametrize("name", ["notes.txt", "cut.png"])
-def test_file_in_the_folder_that_is_no_picture(evaluate, weights, image_folder, name):
+def test_damaged_picture_in_the_folder(evaluate, weights, image_folder):
     folder = image_folder(1)
-    (folder / name).write_bytes((folder / "picture_0.png").read_bytes()[:200] if name == "cut.png" else b"no picture")
+    (folder / "cut.png").write_bytes((folder / "picture_0.png").read_bytes()[:200])
     message = evaluate(weights(), folder).user_error()
-    assert message.startswith(f"{folder / name}: ")
+    assert message.startswith(f"{folder / 'cut.png'}: ")
     assert "remove it from the folder" in message
+
+
+def test_file_in_the_folder_that_is_no_picture(evaluate, weights, image_folder):
+    folder = image_folder(1)
+    (folder / "notes.txt").write_bytes(b"no picture")
+    ended = evaluate(weights(), folder)
+    assert ended.code == 0
+    assert f"skipped {folder / 'notes.txt'}: not a picture" in ended.out
 
 
 def test_too_large_picture_in_the_folder(evaluate, weights, image_folder, monkeypatch):
