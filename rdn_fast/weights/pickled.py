@@ -84,13 +84,20 @@ class _Function:
         raise pickle.UnpicklingError("a state for a function")
 
 
+class _Tensor(torch.Tensor):
+    """A tensor while the file is unpickled: nothing in it can set the tensor's state."""
+
+    def __setstate__(self, _):
+        raise pickle.UnpicklingError("a state for a tensor")
+
+
 def _tensor(storage: torch.Tensor, offset: int, shape: tuple, strides: tuple, *_) -> torch.Tensor:
     last = offset + sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True))
     if shape and min(shape) == 0:
-        return torch.empty(shape, dtype=storage.dtype)
+        return torch.empty(shape, dtype=storage.dtype).as_subclass(_Tensor)
     if min((offset, *strides)) < 0 or last >= len(storage):
         raise pickle.UnpicklingError("a tensor outside its storage")
-    return storage.as_strided(shape, strides, offset)
+    return storage.as_strided(shape, strides, offset).as_subclass(_Tensor)
 
 
 class _Unpickler(pickle.Unpickler):
@@ -182,7 +189,9 @@ def _fill(storage: torch.Tensor, content: bytes) -> None:
 
 
 def _plain(value, depth: int):
-    """Return the value with its modules as state dicts, those in dicts too."""
+    """Return the value with its modules as state dicts and its tensors as plain ones, those in dicts too."""
+    if isinstance(value, _Tensor):
+        return value.as_subclass(torch.Tensor)
     if depth < 5 and isinstance(value, dict):
         return {key: _plain(kept, depth + 1) for key, kept in value.items()}
     if isinstance(value, StandIn) and isinstance(value.state, dict) and "_modules" in value.state:
@@ -194,7 +203,8 @@ def _state_dict(module: StandIn, prefix: str, depth: int) -> dict[str, torch.Ten
     state = module.state if isinstance(module, StandIn) and isinstance(module.state, dict) and depth < 50 else {}
     found = {}
     for kind in ("_parameters", "_buffers"):
-        found |= {f"{prefix}{key}": tensor for key, tensor in state.get(kind, {}).items() if tensor is not None}
+        tensors = {key: tensor for key, tensor in state.get(kind, {}).items() if tensor is not None}
+        found |= {f"{prefix}{key}": _plain(tensor, 5) for key, tensor in tensors.items()}
     for name, inner in state.get("_modules", {}).items():
         found |= _state_dict(inner, f"{prefix}{name}.", depth + 1)
     return found

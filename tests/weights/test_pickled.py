@@ -171,6 +171,20 @@ def test_a_function_of_another_library_is_not_called(tmp_path):
     assert called == []
 
 
+class _SetsState(nn.Parameter):
+    """Asks for a state of 10^12 numbers to be set on its tensor when it is unpickled."""
+
+    def __reduce_ex__(self, protocol):
+        function, arguments = torch.zeros(4).__reduce_ex__(protocol)
+        return function, arguments, (torch.zeros(1), 0, (10**6, 10**6), (10**6, 1))
+
+
+def test_a_file_sets_no_state_of_a_tensor(tmp_path):
+    path = saved(tmp_path / "w.pth", {"x": _SetsState(torch.zeros(4)), "lr": np.float64(1)})
+    with pytest.raises(pickle.UnpicklingError, match="a state for a tensor"):
+        pickled.read(path)
+
+
 def test_tensors_reach_no_further_than_their_bytes(tmp_path):
     storage = torch.zeros(4)
     for arguments in ((3, (2,), (1,)), (-1, (2,), (1,)), (0, (5,), (1,)), (0, (2, 2), (4, 1)), (3, (2,), (-1,))):
