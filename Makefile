@@ -10,7 +10,7 @@ where := import pathlib, torch; print(pathlib.Path(torch.__file__).parent.parent
 site := import sysconfig; print(sysconfig.get_path("purelib"))
 ready := .venv/ready
 
-.PHONY: setup demo test test-slow lint train-full bench-1p bench-8p bench-upscale bench profile report report-check gpu-check
+.PHONY: setup demo test test-machines test-slow lint train-full bench-1p bench-8p bench-upscale bench profile report report-check gpu-check
 
 setup: $(ready)
 
@@ -35,6 +35,21 @@ demo: $(ready)
 
 test: $(ready)
 	$(bin)/python -m pytest -n 2 --dist loadfile
+
+# What computes, as on other machines: low precision by default, then older processors' instructions for torch, oneDNN
+# and the C files. A processor that has not got the instructions says so.
+numerics := $(bin)/python -m pytest -q -n 2 --dist loadfile tests/rdb/test_rdb.py tests/rdb/test_winograd.py \
+    tests/test_model.py tests/data/test_patches.py tests/training/test_train.py tests/training/test_optimizer_step.py \
+    tests/training/test_loss_scale.py tests/profiling tests/bench/test_recipes.py
+on = @if grep -qw $(1) /proc/cpuinfo; then echo "as on $(2), with ATEN_CPU_CAPABILITY=$(3) ONEDNN_MAX_CPU_ISA=$(4)" && \
+    RDN_FAST_TEST_MARCH=$(2) ATEN_CPU_CAPABILITY=$(3) ONEDNN_MAX_CPU_ISA=$(4) $(numerics); \
+    else echo "not tested as on $(2): this processor has no $(1)"; fi
+
+test-machines: $(ready)
+	RDN_FAST_TEST_LEVEL=O1 $(numerics)
+	$(call on,sse4_2,x86-64-v2,default,SSE41)
+	$(call on,avx2,x86-64-v3,avx2,AVX2)
+	$(call on,avx512vl,x86-64-v4,avx512,AVX512_CORE)
 
 test-slow: $(ready)
 	$(bin)/python -m pytest -m slow -n 2 --dist worksteal
