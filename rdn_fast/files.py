@@ -41,7 +41,7 @@ def check_replaceable(path: str | Path, kind: Kind, name: str) -> None:
     except OSError:  # a folder, a name that is too long: writing raises the error with its reason
         return
     if head is None or (head and not kind.matches(head)):
-        raise UserError(f"{name}: is there already, and is not {kind.words}; give another name, or remove it")
+        raise UserError(f"{name}: is there already, and is not {kind.words}; give another name")
 
 
 @contextmanager

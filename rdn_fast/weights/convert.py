@@ -117,7 +117,7 @@ def _check_target(path: Path) -> None:
     except UserError:
         alone = False
     if not alone:
-        raise UserError(f"{path}: is there already, and is not weights alone; give another name, or remove it")
+        raise UserError(f"{path}: is there already, and is not weights alone; give another name")
 
 
 def _read(path: Path, white: int) -> Weights:

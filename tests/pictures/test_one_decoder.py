@@ -1,6 +1,9 @@
 """Upscale, prepare, train and eval read the same pixels of every file, or refuse it alike with the reason."""
 
+import contextlib
 import io
+import itertools
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -108,6 +111,37 @@ def test_8_bits_are_read_alike(tmp_path, image):
         except (OSError, ValueError):  # a mode that the format does not hold
             continue
         same(path)
+
+
+def test_every_kind_that_pillow_writes_is_read_or_refused_alike(tmp_path):
+    Image.init()
+    colours, alike = Image.fromarray(np.dstack([RGB, ALPHA])), Counter()
+    images = [colours.convert("RGB").convert(mode) for mode in ("1", "L", "P", "RGB", "CMYK", "YCbCr", "LAB", "HSV")]
+    images += [colours, colours.convert("LA"), colours.convert("PA"), colours.convert("RGBX"), colours.convert("RGBa")]
+    images += [Image.fromarray(GREY16), Image.fromarray(GREY16.astype(np.int32)), Image.fromarray(GREY / np.float32(2))]
+    for format, (image, number) in itertools.product(sorted(Image.SAVE), zip(images, itertools.count())):
+        path = tmp_path / f"{format} {number} {image.mode.replace(';', '')}"
+        with contextlib.suppress(Exception):  # a mode that the format does not hold
+            image.save(path, format)
+            if path.stat().st_size:
+                alike[outcome(path)] += 1
+    assert alike["read"] > 90, alike
+    assert alike["refused"] < alike["read"] / 2, alike  # EPS, PDF, floats
+
+
+def outcome(path) -> str:
+    """Check that the readers agree on the pixels, or on the reason for refusing the file."""
+    reasons = []
+    for reader in (read_picture, read_image):
+        try:
+            reader(path)
+        except ValueError as error:
+            reasons.append(str(error))
+    if not reasons:
+        same(path)
+        return "read"
+    assert reasons == [reasons[0]] * 2, path
+    return "refused"
 
 
 # ---- what has no defined range, or is not read right ----
