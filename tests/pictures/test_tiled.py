@@ -1,6 +1,5 @@
 """Pictures in tiles give the result of the whole picture, whatever the sizes, on any device."""
 
-import csv
 import subprocess
 import sys
 
@@ -13,7 +12,6 @@ from runs import ROOT, photograph
 from simulated import SimulatedSideStream
 from tiny_models import MODELS, SMALL, levels, model, rounded, whole
 
-from profiling import tiles as costs
 from rdn_fast import devices
 from rdn_fast.errors import UserError
 from rdn_fast.pictures.tiled import Upscaler
@@ -154,31 +152,6 @@ def test_on_the_simulated_npu(npu_environment):
     assert len(differences) == 9
     assert max(differences) < 2
     assert max(differences[:6]) <= 1
-
-
-# ---- what tiles cost, measured ----
-
-
-def test_the_cost_of_tiles_is_measured(monkeypatch, tmp_path, image_folder, capsys):
-    made = model()
-    torch.save(made.state_dict(), tmp_path / "x2.pth")
-    monkeypatch.setattr(costs, "FILE", tmp_path / "tiles.csv")
-    monkeypatch.setattr(costs, "TILES", (12,))
-    monkeypatch.setattr(costs, "load_model", lambda path, device: made)
-    for what in ("pad", "precision", "pad"):
-        folder = image_folder(2, (70, 60), f"{len(list(tmp_path.iterdir()))}")
-        assert costs.main([what, "--data", str(folder), "--device", "cpu"]) == 0
-    assert costs.main(["pad"]) == 2
-    assert "--data DIR is missing" in capsys.readouterr().err
-    rows = list(csv.DictReader((tmp_path / "tiles.csv").open(encoding="utf-8")))
-    assert [row["what"] for row in rows] == ["precision"] * 5 + ["pad"] * len(costs.PADS)
-    of_pad = {row["tile_pad"]: row for row in rows if row["what"] == "pad"}
-    assert int(of_pad["0"]["max_level"]) > int(of_pad["5"]["max_level"]) > int(of_pad["exact"]["max_level"])
-    assert int(of_pad["exact"]["max_level"]) <= 1
-    low = {(row["level"], row["dtype"]): float(row["loss_y"]) for row in rows if row["what"] == "precision"}
-    assert low["O0", "float32"] == 0
-    assert all((row["kind"] == "simulated") == (row["level"] in ("O1", "O2")) for row in rows)
-    assert all(low[level, dtype] != 0 for level in ("O1", "O2") for dtype in ("float16", "bfloat16"))
 
 
 # ---- bad input ----

@@ -13,8 +13,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.ceilings import copy
-from profiling import flame, loss_scale, roofline, trace
-from profiling.loss_scale import Edges, Run
+from profiling import flame, loss_scale, loss_scale_edges, roofline, trace
+from profiling.loss_scale_edges import Edges, Run
 from profiling.roofline import Part, Roofline
 from profiling.step import options, profiled_step
 from rdn_fast import rdb
@@ -249,32 +249,32 @@ GRADIENTS = [of_float32(0.5, schedule="step", largest_o1=value, largest_o2=1.0) 
     ],
 )
 def test_edges_of_the_loss_scale_and_where_to_look_next(runs, found, next_ones):
-    assert loss_scale.edges(FLOAT32 + GRADIENTS + runs, "O1") == found
-    assert loss_scale.between(FLOAT32 + GRADIENTS + runs, "O1") == next_ones
+    assert loss_scale_edges.edges(FLOAT32 + GRADIENTS + runs, "O1") == found
+    assert loss_scale_edges.between(FLOAT32 + GRADIENTS + runs, "O1") == next_ones
 
 
 def test_growth_is_that_of_the_largest_gradient():
-    assert loss_scale.growth(FLOAT32 + GRADIENTS, "O1") == 2.5
-    assert loss_scale.growth(FLOAT32 + GRADIENTS, "O2") == 1.0
+    assert loss_scale_edges.growth(FLOAT32 + GRADIENTS, "O1") == 2.5
+    assert loss_scale_edges.growth(FLOAT32 + GRADIENTS, "O2") == 1.0
 
 
 def test_picture_and_table_hold_the_runs(tmp_path, monkeypatch):
-    monkeypatch.setattr(loss_scale, "LEVELS", ("O1",))
+    monkeypatch.setattr(loss_scale_edges, "LEVELS", ("O1",))
     low = [of_fp16(-8, 0.14), of_fp16(0, 0.12, tuned=True), of_fp16(16, 0.5, skipped=9)]
     runs = FLOAT32 + GRADIENTS + low
     conditions = dict.fromkeys(
         ("date", "commit", "command", "device", "torch", "rdn_fast", "model", "patch", "batch", "kind"), "<&>"
     )
     for name in ("a.svg", "b.svg"):
-        loss_scale.write(runs, conditions, tmp_path / name)
+        loss_scale_edges.write(runs, conditions, tmp_path / name)
     picture = (tmp_path / "a.svg").read_bytes()
     assert picture == (tmp_path / "b.svg").read_bytes()
     assert b"O1 at" in picture
     rows = list(csv.DictReader((tmp_path / "a.csv").open(encoding="utf-8")))
     assert [row["exponent"] for row in rows] == [""] * 6 + ["-8", "0", "16"]
     assert {row["device"] for row in rows} == {"<&>"}
-    assert loss_scale.read(tmp_path / "a.csv") == (runs, conditions)
-    words = loss_scale.table(runs)
+    assert loss_scale_edges.read(tmp_path / "a.csv") == (runs, conditions)
+    words = loss_scale_edges.table(runs)
     lost = "(50.0% of the first batches' gradients are lost)"
     assert f"underflow hurts at 2^-8 and below {lost}, overflow begins at 2^16" in words
     assert "grew 2.50 times" in words
@@ -294,7 +294,9 @@ def test_scales_are_trained_at_until_the_edges_are_found(tmp_path, monkeypatch, 
         "LEVELS": ("O2",),
     }
     for name, value in (changes | {"SHOWN": "O2", "PICTURE": tmp_path / "loss_scale.svg"}).items():
-        monkeypatch.setattr(loss_scale, name, value)
+        for module in (loss_scale, loss_scale_edges):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, value)
     assert loss_scale.main(["--device", "cpu"]) == 0
     rows = list(csv.DictReader((tmp_path / "loss_scale.csv").open(encoding="utf-8")))
     skipped = {int(row["exponent"]): int(row["skipped"]) for row in rows if row["level"] == "O2"}
