@@ -50,6 +50,9 @@ def _options() -> argparse.Namespace:
 
 def _run_kind(name: str, folder: Path, records: Records, deadline: float) -> None:
     kind = KINDS[name]
+    if (reason := kind.needs()) is not None:
+        print(f"{name}: left out, {reason}")
+        return
     todo = [seed for seed in kind.seeds if not records.passed(name, seed)]
     began, done = time.monotonic(), len(kind.seeds) - len(todo)
     with Bar(name, len(kind.seeds), done) as bar:

@@ -23,7 +23,7 @@ from tests.campaign.trial import SAME, Kind, require
 from tests.runs import ROOT, TINY, assert_same_run, command, kill, make_data, ranks_of
 
 KILLS = 5  # of a life
-_PATIENCE = 300  # seconds for a run to end
+PATIENCE = 300  # seconds for a run to end
 _FLAGS = (*TINY, "--batch-size", 4, "--eval-every", 9, "--ema", "0.9", "--clip-grad", 1, "--opt-level", "O0")
 _MORE = ("--rdb", "naive", "--num-workers", 1, "--epochs", 100_000, "--max-steps", 300, "--checkpoint-every", "0.1")
 
@@ -65,21 +65,33 @@ class Undisturbed(NamedTuple):
     ranks: int
 
 
-def _words(data: Path, outputs: Path, ranks: int) -> list[str]:
-    where = ("--data-path", data, "--outputs-dir", outputs)
-    return command("train", *where, *_FLAGS, *_MORE, "--nproc", ranks, "--resume", "auto")
+def words(whole: Undisturbed, outputs: Path) -> list[str]:
+    """Return the command that starts the run or goes on with it."""
+    where = ("--data-path", whole.data, "--outputs-dir", outputs)
+    return command("train", *where, *_FLAGS, *_MORE, "--nproc", whole.ranks, "--resume", "auto")
 
 
-def _prepare(ranks: int, folder: Path) -> Undisturbed:
+def prepare(ranks: int, folder: Path) -> Undisturbed:
     """Make the undisturbed run, once for a commit."""
     folder = folder / conditions()["commit"]
     data, outputs, told = folder / "data", folder / "outputs", folder / "seconds.json"
     if not told.exists():
         began = time.monotonic()
-        ended = subprocess.run(_words(make_data(data), outputs, ranks), capture_output=True, text=True, check=False)
-        require(ended.returncode == 0, ended.stderr)
+        _run_whole(Undisturbed(make_data(data), outputs, 0.0, ranks), outputs)
         told.write_text(json.dumps(time.monotonic() - began))
     return Undisturbed(data, outputs, json.loads(told.read_text()), ranks)
+
+
+def _run_whole(whole: Undisturbed, outputs: Path) -> None:
+    ended = subprocess.run(words(whole, outputs), capture_output=True, text=True, timeout=PATIENCE, check=False)
+    require((ended.returncode, ended.stderr) == (0, ""), f"{ended}")
+
+
+def require_same_end(whole: Undisturbed, outputs: Path) -> None:
+    """Go on with a run to its end. Raise Broken unless it is that of the undisturbed one."""
+    _run_whole(whole, outputs)
+    assert_same_run(outputs, whole.outputs)
+    require(not [*outputs.rglob("*.tmp")], "temporary files are left")
 
 
 def _run(whole: Undisturbed, seed: int, folder: Path) -> str:
@@ -91,12 +103,7 @@ def _run(whole: Undisturbed, seed: int, folder: Path) -> str:
         if kills == KILLS:
             break
     require(kills == KILLS, f"only {kills} kills found the run alive")
-    ended = subprocess.run(
-        _words(whole.data, outputs, whole.ranks), capture_output=True, text=True, timeout=_PATIENCE, check=False
-    )
-    require((ended.returncode, ended.stderr) == (0, ""), f"the last resume: {ended}")
-    assert_same_run(outputs, whole.outputs)
-    require(not [*outputs.rglob("*.tmp")], "temporary files are left")
+    require_same_end(whole, outputs)
     return SAME
 
 
@@ -112,15 +119,16 @@ def _one_kill(whole: Undisturbed, outputs: Path, rng: np.random.Generator) -> bo
         "STRIKE_PLACE": str(place),
         "STRIKE_DELAY": str(rng.choice([0, rng.uniform(0, 0.005)])),
     }
-    words = _words(whole.data, outputs, whole.ranks)
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(
+        words(whole, outputs), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
+    )
     try:
-        process.wait(_PATIENCE if place else seconds)
+        process.wait(PATIENCE if place else seconds)
         killed = False
     except subprocess.TimeoutExpired:
         killed = True
         _kill_someone(process, rng)
-    _, err = process.communicate(timeout=_PATIENCE)
+    _, err = process.communicate(timeout=PATIENCE)
     if process.returncode == 0:
         return False
     if process.returncode == -signal.SIGKILL:
@@ -158,7 +166,7 @@ KINDS = tuple(
         "ends with the weights and the metrics of an undisturbed one",
         100,
         _run,
-        partial(_prepare, ranks),
+        partial(prepare, ranks),
         cpu_seconds=600,
         weight=KILLS,
     )

@@ -17,6 +17,8 @@ FEW = {"h5": 60, "weights": 60}  # of other kinds one
 @pytest.mark.parametrize("name", KINDS)
 def test_a_few_trials_of_every_kind(name, tmp_path):
     kind = KINDS[name]
+    if (reason := kind.needs()) is not None:
+        pytest.skip(reason)
     first = secrets.randbelow(2**31)
     seeds = [first + i if kind.drawn else first % len(kind.seeds) for i in range(FEW.get(name, 1))]
     for record in run_batch(kind, tmp_path, seeds):

@@ -34,6 +34,8 @@ class Kind:
     cpu_seconds: int = 60  # of the worker; a trial that takes longer hangs
     seconds: int = 900  # wall time, where a trial waits for processes of its own
     bounded: bool = False  # the worker bounds its own memory; not where it starts processes
+    needs: Callable[[], str | None] = lambda: None
+    """needs() -> why such trials cannot be made here, or None."""
     drawn: bool = True  # any seed is a trial; otherwise 0 .. trials - 1 number the cases
     weight: int = 1  # how much one trial counts: a run with five kills counts five
 
