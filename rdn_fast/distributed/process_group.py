@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -79,14 +80,20 @@ class Ranks:
 
     def _silent_ranks(self) -> list[str]:
         """Return the ranks, with their nodes, that do not report in the store that they timed out as well."""
-        store = self._store
-        with suppress(RuntimeError, AttributeError):
-            store.set_timeout(timedelta(seconds=_GRACE))
-            store.set(f"rank {self.rank} waits", "")
-            time.sleep(_GRACE)
-            silent = [rank for rank in range(self.world) if not store.check([f"rank {rank} waits"])]
-            return [f"rank {rank} ({store.get(f'node of rank {rank}').decode()})" for rank in silent]
-        return [f"rank 0 ({os.environ['MASTER_ADDR']})"]  # it hosts the store
+        store, answer = self._store, [f"rank 0 ({os.environ['MASTER_ADDR']})"]  # it hosts the store
+
+        def ask() -> None:
+            with suppress(RuntimeError, AttributeError):
+                store.set_timeout(timedelta(seconds=_GRACE))
+                store.set(f"rank {self.rank} waits", "")
+                time.sleep(_GRACE)
+                silent = [rank for rank in range(self.world) if not store.check([f"rank {rank} waits"])]
+                answer[:] = [f"rank {rank} ({store.get(f'node of rank {rank}').decode()})" for rank in silent]
+
+        asking = threading.Thread(target=ask, daemon=True)  # check() waits for ever for a host that is stopped
+        asking.start()
+        asking.join(3 * _GRACE)
+        return answer
 
     def agent_died(self) -> bool:
         """Return whether the torchrun agent that started this rank has ended."""
