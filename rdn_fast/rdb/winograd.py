@@ -102,7 +102,7 @@ def rdb(x, conv_w, conv_b, fuse_w, fuse_b):
     """
     _check(x, conv_w, conv_b, fuse_w, fuse_b)
     w = [w.contiguous(memory_format=torch.channels_last) for w in conv_w]
-    b = [b.contiguous() for b in conv_b]
+    b, fuse_b = [b.contiguous() for b in conv_b], fuse_b.contiguous()
     if torch.is_grad_enabled() and any(t.requires_grad for t in (x, fuse_w, fuse_b, *w, *b)):
         return _Block.apply(x, fuse_w, fuse_b, *w, *b)
     u = _pack(_shape(x, w), w, fuse_w, backward=False)
@@ -127,10 +127,9 @@ def _check(x, conv_w, conv_b, fuse_w, fuse_b) -> None:
             found = f"{dtype_name(t.dtype)} on {t.device}"
             raise UserError(f"--rdb winograd: computes in float32 on CPUs only, not in {found}; choose another --rdb")
     g0, g, layers = x.shape[1], len(conv_b[0]), len(conv_w)
-    shapes = [w.shape for w in (*conv_w, fuse_w)]
-    expected = [*((g, g0 + j * g, 3, 3) for j in range(layers)), (g0, g0 + layers * g, 1, 1)]
-    if shapes != expected or [len(b) for b in conv_b] != [g] * layers:
-        found = [tuple(shape) for shape in shapes]
+    found = [tuple(t.shape) for t in (*conv_w, fuse_w, *conv_b, fuse_b)]
+    expected = [*((g, g0 + j * g, 3, 3) for j in range(layers)), (g0, g0 + layers * g, 1, 1), *[(g,)] * layers, (g0,)]
+    if found != expected:
         raise UserError(f"--rdb winograd: the weights' shapes are {found}, a dense block's would be {expected}")
 
 

@@ -74,13 +74,23 @@ def test_other_dtypes_and_devices_are_an_error(names, change, found, training):
         call(winograd.rdb, {name: tensor.requires_grad_(training) for name, tensor in changed.items()})
 
 
-@pytest.mark.parametrize("name", ["x", "conv_w[0]", "conv_w[2]", "conv_b[1]", "fuse_w"])
+@pytest.mark.parametrize("name", ["x", "conv_w[0]", "conv_w[2]", "conv_b[1]", "fuse_w", "fuse_b"])
 def test_weights_of_no_dense_block_are_an_error(name):
     arguments, _ = problem(SHAPES[2], torch.float32, 0)
     dim = min(1, arguments[name].dim() - 1)
     arguments[name] = arguments[name].narrow(dim, 0, arguments[name].shape[dim] - 1)
     with pytest.raises(UserError, match="--rdb winograd: the weights' shapes are "):
         call(winograd.rdb, arguments)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_arguments_may_be_views_with_gaps(training, seed):
+    arguments, _ = problem(SHAPES[2], torch.float32, seed)
+    gaps = {
+        name: torch.stack([tensor, tensor.new_full((), 9).expand_as(tensor)], -1) for name, tensor in arguments.items()
+    }
+    views = {name: tensor[..., 0].requires_grad_(training) for name, tensor in gaps.items()}
+    assert torch.equal(call(winograd.rdb, views), call(winograd.rdb, arguments))
 
 
 @pytest.mark.parametrize("shape", [(5, 20, 18, 3, 30, 31), (7, 48, 48, 2, 9, 13), (9, 33, 5, 2, 1, 1)])
