@@ -42,7 +42,7 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["rdn_fast", "rdn_fast.*"]),
     package_data={
-        "rdn_fast": ["py.typed"],
+        "rdn_fast": ["py.typed", "tested.md"],
         "rdn_fast.weights": ["*.safetensors", "*.md"],
         "rdn_fast.rdb": ["*.c"],
         "rdn_fast.data": ["*.c"],

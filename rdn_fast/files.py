@@ -64,7 +64,8 @@ def atomic_path(path: str | Path, replace: bool = True) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    _sync(path.parent)  # makes the rename durable
+    if hasattr(os, "O_DIRECTORY"):  # elsewhere (Windows) folders cannot be opened
+        _sync(path.parent)  # makes the rename durable
 
 
 def atomic_write(path: str | Path, write: Callable, replace: bool = True) -> None:
@@ -123,7 +124,7 @@ def _claim(path: Path, temporary: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # Windows syncs what can be written only
     try:
         os.fsync(handle)
     finally:

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from importlib import import_module, metadata
+from importlib import import_module, metadata, resources
 from typing import NamedTuple
 
 from rich.markup import escape
@@ -51,6 +51,7 @@ def doctor(device: str = "auto") -> int:
     with suppress(ImportError, OSError, RuntimeError):  # a broken torch is reported by its own check
         import_module("rdn_fast.devices").check_name(device)
     checks: dict[str, Callable[[], Line]] = {
+        "tested": _tested,
         "python": _python,
         "torch": _torch,
         "torch_npu": partial(_torch_npu, autoload == "1"),
@@ -88,6 +89,10 @@ def _run(check: Callable[[], Line]) -> Line:
         return Line("no", f"{error}; `pip install rdn-fast` brings what it needs")
     except Exception as error:  # whatever is broken, doctor is there to find it
         return Line("cannot be told", one_line(error))
+
+
+def _tested() -> Line:
+    return Line((resources.files("rdn_fast") / "tested.md").read_text(encoding="utf-8").partition("\n")[0])
 
 
 def _python() -> Line:

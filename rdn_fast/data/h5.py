@@ -131,7 +131,8 @@ class PairedH5(Sequence[Pair]):
 
     def expect_random_access(self) -> None:
         """Tell the kernel not to read ahead: small parts will be read in random order."""
-        self._map.madvise(mmap.MADV_RANDOM)
+        if hasattr(mmap, "MADV_RANDOM"):  # Linux and macOS
+            self._map.madvise(mmap.MADV_RANDOM)
 
     def check(self) -> None:
         """Raise Failure when the opened file has changed, which would mix pixels of two states."""
@@ -155,6 +156,9 @@ class PairedH5(Sequence[Pair]):
 
     def read_into(self, buffer: np.ndarray, start: int) -> None:
         """Read the file's bytes from `start` into buffer, uint8 [n]. Raises Failure when they are not all there."""
+        if not hasattr(os, "preadv"):
+            buffer[:] = self._pixels[start : start + len(buffer)]
+            return
         done = 0
         while done < len(buffer):
             try:

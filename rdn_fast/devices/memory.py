@@ -16,6 +16,8 @@ def free_memory(device: torch.device) -> int:
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
+        if not hasattr(os, "sysconf"):
+            return 4 << 30  # not known: enough for one picture, and for training by mmap
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
     return min([available, *_container_headroom(Path("/sys/fs/cgroup"))])

@@ -16,7 +16,19 @@ from rdn_fast.config import make_configs
 from rdn_fast.rdb import IMPLS, auto_level, autotune
 from rdn_fast.rdb.rounds import Verdict
 
-LABELS = ["python", "torch", "torch_npu", "CANN", "drivers", "devices", "apex", "triton", "h5py", "C compiler"]
+LABELS = [
+    "tested",
+    "python",
+    "torch",
+    "torch_npu",
+    "CANN",
+    "drivers",
+    "devices",
+    "apex",
+    "triton",
+    "h5py",
+    "C compiler",
+]
 LABELS += ["opt-level", "rdb", "rdb auto", "cache folder", "training"]
 
 
