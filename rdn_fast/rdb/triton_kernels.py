@@ -87,7 +87,8 @@ def layer(
     pixel, written = _pixels(top, left, H, W, ROWS, COLS)
     z = _shift_and_add(above, here, below, COLS) + tl.load(bias + c, mask=c < G, other=0.0).to(tl.float32)[:, None]
     y += image.to(tl.int64) * H * W * K
-    tl.store(y + pixel[None, :] * K + c[:, None], tl.maximum(z, 0.0).to(y.dtype.element_ty), mask=written[None, :])
+    z = tl.maximum(z, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    tl.store(y + pixel[None, :] * K + c[:, None], z.to(y.dtype.element_ty), mask=written[None, :])
 
 
 @triton.jit(do_not_specialize=["s", "later", "layers", "first_fusion", "S", "N", "H", "W", "across", "down"])

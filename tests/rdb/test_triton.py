@@ -39,19 +39,24 @@ CASES = [  # shape, dtype, number of the configuration
 ]
 
 
-@pytest.fixture(scope="module")
-def interpreted(tmp_path_factory):
-    """Run all cases in the interpreter, in one process. Return {case: (arguments, upstream, results)}."""
+def interpret(folder: Path, problems: list[tuple]) -> list[dict]:
+    """Return the results of problems (number of the configuration, arguments, upstream) in Triton's interpreter."""
     if np.lib.NumpyVersion(np.__version__) >= "2.4.0" and triton.__version__.startswith("3.6."):
         pytest.skip(f"the interpreter of triton {triton.__version__} needs numpy < 2.4")
-    folder = tmp_path_factory.mktemp("interpreted")
-    problems = [problem(shape, dtype, seed) for seed, (shape, dtype, _) in enumerate(CASES)]
-    torch.save([(number, *given) for (_, _, number), given in zip(CASES, problems, strict=True)], folder / "in")
+    torch.save(problems, folder / "in")
     command = [sys.executable, Path(__file__).with_name("interpreted.py"), folder / "in", folder / "out"]
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])])
     ended = subprocess.run(command, check=False, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
-    results = torch.load(folder / "out")
+    return torch.load(folder / "out")
+
+
+@pytest.fixture(scope="module")
+def interpreted(tmp_path_factory):
+    """Run all cases in the interpreter, in one process. Return {case: (arguments, upstream, results)}."""
+    problems = [problem(shape, dtype, seed) for seed, (shape, dtype, _) in enumerate(CASES)]
+    numbered = [(number, *given) for (_, _, number), given in zip(CASES, problems, strict=True)]
+    results = interpret(tmp_path_factory.mktemp("interpreted"), numbered)
     return {case: (*given, result) for case, given, result in zip(CASES, problems, results, strict=True)}
 
 
@@ -65,6 +70,16 @@ def test_output_and_gradients_are_as_good_as_naives(case, interpreted):
     for name, result in results.items():
         assert result.dtype == dtype
         assert_as_good_as_naive(result, oracle[name], plain[name], dtype, f"{name}, {case}")
+
+
+def test_nan_spreads_as_in_naive(tmp_path):
+    """A ReLU that made it zero would hide that training diverges."""
+    arguments, upstream = problem(TILES, torch.float16, 0)
+    arguments["x"][0, 0, 4, 4] = float("nan")
+    (results,) = interpret(tmp_path, [(0, arguments, upstream)])
+    plain = solve(naive.rdb, arguments, upstream)["y"]
+    assert torch.equal(results["y"].isnan(), plain.isnan())
+    assert 0 < int(plain.isnan().sum()) < plain.numel()
 
 
 class Hopper:
