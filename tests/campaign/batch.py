@@ -18,22 +18,23 @@ from tests.runs import ROOT
 _START = 300  # seconds that a worker may take before its first trial beyond the trial's own, on a busy machine
 
 
-def run_batch(kind: Kind, folder: Path, seeds: Sequence[int]) -> Iterator[dict]:
+def run_batch(kind: Kind, folder: Path, seeds: Sequence[int], short: bool = False) -> Iterator[dict]:
     """Yield a record {"seed", "outcome", "words", "seconds"} for each seed, in order.
 
-    A worker that crashes or hangs costs its trial, which is recorded as failed; another one makes those after it.
+    short: make trials of the kind's cheaper form, if it has one. A worker that crashes or hangs costs its trial, which
+    is recorded as failed; another one makes those after it.
     """
     rest = [*seeds]
     while rest:
-        for record in _from_one_worker(kind, folder, rest):
+        for record in _from_one_worker(kind, folder, rest, short):
             rest.remove(record["seed"])
             yield record
 
 
-def _from_one_worker(kind: Kind, folder: Path, seeds: Sequence[int]) -> Iterator[dict]:
+def _from_one_worker(kind: Kind, folder: Path, seeds: Sequence[int], short: bool) -> Iterator[dict]:
     """Yield the records of one worker, the last one perhaps of its death."""
     folder.mkdir(parents=True, exist_ok=True)
-    words = [sys.executable, "-m", "tests.campaign.worker", kind.name, folder, *seeds]
+    words = [sys.executable, "-m", "tests.campaign.worker", kind.name, folder, "short" if short else "whole", *seeds]
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),

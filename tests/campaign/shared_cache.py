@@ -6,6 +6,7 @@ import ctypes
 import json
 import os
 import subprocess
+from functools import partial
 from pathlib import Path
 
 from tests.campaign.trial import Kind, require
@@ -14,7 +15,7 @@ from tests.runs import ROOT, TINY, command, make_data
 _PROCESSES = 8
 
 
-def _run(data: Path, seed: int, folder: Path) -> str:
+def _run(number: int, data: Path, seed: int, folder: Path) -> str:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(folder / "cache")}
     flags = (*TINY, "--data-path", data, "--batch-size", 2, "--max-steps", 2, "--opt-level", "O0", "--outputs-dir")
     processes = [
@@ -25,7 +26,7 @@ def _run(data: Path, seed: int, folder: Path) -> str:
             text=True,
             env=environment,
         )
-        for i in range(_PROCESSES)
+        for i in range(number)
     ]
     try:
         for process in processes:
@@ -49,8 +50,9 @@ KINDS = (
         "cache",
         f"{_PROCESSES} runs that start at once on one empty cache folder all compile, time and train; no file is torn",
         5,
-        _run,
+        partial(_run, _PROCESSES),
         lambda folder: make_data(folder / "data", images=5),
+        short=partial(_run, 3),
         cpu_seconds=600,
     ),
 )

@@ -30,6 +30,7 @@ class Kind:
     """
     prepare: Callable[[Path], Any] = lambda folder: None
     """prepare(folder) -> made. Called once in each worker; files that take long to make are kept in the folder."""
+    short: Callable[[Any, int, Path], str] | None = None  # a cheaper run() for the tests
     batch: int = 1  # trials of one worker process
     cpu_seconds: int = 60  # of the worker; a trial that takes longer hangs
     seconds: int = 900  # wall time, where a trial waits for processes of its own
