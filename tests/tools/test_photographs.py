@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import h5py
 import numpy as np
 import pytest
 from PIL import Image
@@ -89,12 +90,13 @@ def test_mistakes_are_one_line(folder, tmp_path, monkeypatch, capsys, arguments,
     folder("small", {"0.png": photograph(40, 90)})
     folder("broken", {})
     (tmp_path / "broken" / "x.png").write_bytes(b"no picture")
-    (tmp_path / "tiles.h5").write_bytes(b"of an earlier run")
+    h5py.File(tmp_path / "tiles.h5", "w").close()  # of an earlier run
+    earlier = (tmp_path / "tiles.h5").read_bytes()
     assert main([*arguments[:1], "--output-path", "tiles.h5", *arguments[1:]]) == 2
     error = capsys.readouterr().err
     assert error.startswith("photographs: error: ")
     assert error.count("\n") == 1
     for word in words:
         assert word in error
-    assert (tmp_path / "tiles.h5").read_bytes() == b"of an earlier run"
+    assert (tmp_path / "tiles.h5").read_bytes() == earlier
     assert (tmp_path / "a" / "0.png").read_bytes().startswith(b"\x89PNG")
