@@ -26,10 +26,11 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit it
     _cache = tempfile.TemporaryDirectory(prefix="rdn_fast-tests-")
     os.environ["XDG_CACHE_HOME"] = _cache.name
 
-    # The C files for another processor, also in processes of their own: compilers take the last -march.
+    # The C files for another processor than this one, also in processes of their own.
     if march := os.environ.get("RDN_FAST_TEST_MARCH"):
         _compiler = Path(_cache.name) / "cc"
-        _compiler.write_text(f'#!/bin/sh\nexec {shlex.quote(os.environ.get("CC", "cc"))} "$@" -march={march}\n')
+        _name = shlex.quote(os.environ.get("CC", "cc"))
+        _compiler.write_text(f'#!/usr/bin/env bash\nexec {_name} "${{@/#-march=native/-march={march}}}"\n')
         _compiler.chmod(0o755)
         os.environ["CC"] = str(_compiler)
 

@@ -19,7 +19,7 @@ from rdn_fast.data.h5 import PairedH5
 from rdn_fast.rdb import able
 from rdn_fast.training import launch
 
-TEN_STEPS = (*TINY, *shlex.split("--epochs 4 --max-steps 10 --lr 1e-4 --opt-level O0 --rdb winograd"))
+TEN_STEPS = (*TINY, *shlex.split("--epochs 4 --max-steps 10 --lr 1e-4 --opt-level O0 --rdb sliced"))
 
 
 @pytest.fixture(scope="module")
