@@ -15,6 +15,7 @@ from rdn_fast.cli import main
 from rdn_fast.config import ModelConfig
 from rdn_fast.errors import UserError
 from rdn_fast.model import RDN
+from rdn_fast.rdb import autotune
 from rdn_fast.training import checkpoint, run_folder
 from rdn_fast.training.optimizer_step import HALVE_AFTER
 from rdn_fast.training.run import MAX_SKIPS
@@ -88,6 +89,7 @@ def test_tensorboard_shows_every_step_and_epoch_through_resumes(train, monkeypat
 
 def test_last_weights_give_the_last_psnr(train, data, tmp_path, monkeypatch):
     monkeypatch.setattr(rdb, "IMPLS", {"naive": rdb.IMPLS["naive"]})  # eval takes the fastest
+    monkeypatch.setattr(autotune, "winners", {})
     out = train("--epochs", 2)
     file = tmp_path / "e.json"
     words = ("eval", "--weights-file", out / "last.pth", "--eval-file", data / "Set5_x2.h5", "--json", file)
