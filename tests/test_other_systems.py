@@ -41,21 +41,11 @@ def test_pictures_evaluation_and_weights_need_no_linux(folder, tmp_path, system)
     assert "can run on cpu" in run(system, folder, "doctor", "--device", "cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["mmap", "resident", "h5py"])
 def test_training_needs_no_linux(folder, tmp_path, mode):
-    flags = (
-        "--data-path",
-        "data",
-        "--outputs-dir",
-        tmp_path,
-        *TINY,
-        "--rdb",
-        "naive",
-        "--max-steps",
-        2,
-        "--data-mode",
-        mode,
-    )
+    steps = ("--max-steps", 2, "--data-mode", mode)
+    flags = ("--data-path", "data", "--outputs-dir", tmp_path, *TINY, "--rdb", "naive", *steps)
     run("macos", folder, "train", *flags)
     here = process("train", *flags[:3], tmp_path / "here", *flags[4:], cwd=folder)
     assert here.returncode == 0, here
