@@ -208,7 +208,7 @@ def test_the_seeds_commands(npu_environment, data, tmp_path, monkeypatch, name):
     for variable, value in npu_environment.items():
         monkeypatch.setenv(variable, value)
     ranks = 2 if name.endswith("8p") else 1
-    flags = (*TINY, "--batch-size", 2, "--epochs", 1, "--rdb", "naive")
+    flags = (*TINY, "--opt-level", "auto", "--batch-size", 2, "--epochs", 1, "--rdb", "naive")
     named = ("--preset", name.replace("_", "-"), "--data-path", data, "--outputs-dir", tmp_path / "theirs")
     words = ("train", *named, *flags, *O1, "--device", "cpu")
     theirs = reference(npu_environment, "cpu", [[str(word) for word in words]], ranks)
