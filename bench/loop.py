@@ -112,6 +112,8 @@ def train(path: str, preset: str, recipe: str, dtype: str, batch: int, device: s
     device = devices.pick(device, None, ranks.local_rank)
     ranks.connect(device)
     devices.enable_autotuning(device)  # as the reference's train.py does
+    if devices.is_host(device):
+        devices.keep_freed_memory()  # as rdn_fast's training does
     model_config = make_configs({}, preset)[0]
     wrap = DistributedDataParallel if ranks.world > 1 else None
     made = getattr(baseline, recipe)(model_config, device, getattr(torch, dtype), wrap, **options)

@@ -35,6 +35,8 @@ class Bench:
         self.default, self.dtypes = default_dtype(device), dtypes_of(device)
         self._ceilings: dict[str, float] = {}  # FLOP or bytes a second, of what was timed last
         devices.enable_autotuning(device)  # for every recipe, as the reference's train.py does
+        if self.on_cpu:
+            devices.keep_freed_memory()  # for every recipe, as training does
 
     def compare(self, comparison: Comparison, rounds: int, span: float = SPAN) -> list[Entry]:
         """Check every contender, time those that are right in turn, and write their rows. Return their entries."""
