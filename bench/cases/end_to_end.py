@@ -189,7 +189,7 @@ CASE = Case(
     commands=("1p", "8p", "all", "long_run"),
     run=run,
     gates=(
-        Gate("CPU, end to end, default precision / reference (fp32)", NAME, "vs_reference", 2.1, 2.9, **_CPU),
+        Gate("CPU, end to end, default precision / reference (fp32)", NAME, "vs_reference", 1.9, 2.9, **_CPU),
         Gate(_ANY, NAME, "vs_stock", 0.95, 1.2, **_CPU),
         Gate("H100, end to end, fp16 O1 / reference under AMP", NAME, "vs_reference", 2.0, **_H100),
         Gate("H100, end to end, fp16 O1, images/s", NAME, "images_s", 3200, 4337, **_H100),
