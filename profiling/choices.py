@@ -13,11 +13,14 @@ import dataclasses
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
 from bench import results
+from bench.case import Contender
 from bench.models import ours, words
+from bench.timing import once
 from rdn_fast import devices
 from rdn_fast.config import ModelConfig, TrainConfig, make_configs
 from rdn_fast.errors import UserError
@@ -68,17 +71,8 @@ def _step(model_config: ModelConfig, shape: tuple, device: torch.device, dtype: 
     """Return a contender of run_rounds(): training steps on random patches."""
     recipe, scale = ours(model_config, device, dtype, impl), model_config.scale
     batch, channels, height, width = shape
-    inputs = recipe.random(shape, (batch, channels, scale * height, scale * width))
-
-    def run(repeats: int) -> float:
-        devices.synchronize(device)
-        start = time.perf_counter()
-        for _ in range(repeats):
-            recipe.step(*inputs)
-        devices.synchronize(device)
-        return (time.perf_counter() - start) / repeats
-
-    return run
+    fresh = partial(recipe.random, shape, (batch, channels, scale * height, scale * width))
+    return partial(once, Contender(recipe.step, fresh), device)
 
 
 def cut(model_config: ModelConfig, train_config: TrainConfig, device: torch.device) -> tuple[ModelConfig, tuple]:
