@@ -5,8 +5,10 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
+from PIL.ExifTags import Base
 from PIL.ImageFile import StubImageFile
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from rdn_fast.data.png_chunks import without_large_chunks
 
@@ -34,8 +36,27 @@ def picture_extensions() -> set[str]:
 
 
 def open_image(path: str | Path) -> Image.Image:
-    """Open a file of one of safe_formats() as Image.open() does."""
-    image = Image.open(without_large_chunks(path) or path, formats=safe_formats())
+    """Open a file of one of safe_formats() as Image.open() does; ValueError for a TIFF of a kind it cannot read."""
+    try:
+        image = Image.open(without_large_chunks(path) or path, formats=safe_formats())
+    except UnidentifiedImageError:
+        if kind := _kind_of_tiff(path):
+            raise ValueError(f"a TIFF that Pillow does not read: {kind}; save it with 8 or 16 bits, deflated") from None
+        raise
     # With a file name Pillow would map an uncompressed TIFF, and confuse width and height if its orientation turns it.
     image.filename = ""
     return image
+
+
+def _kind_of_tiff(path: str | Path) -> str:
+    """Return how the first picture of a TIFF is stored, in words; "" for other files and for damaged ones."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(8)
+            directory = ImageFileDirectory_v2(head + (file.read(8) if head[2:3] == b"+" else b""))  # b"+": BigTIFF
+            file.seek(directory.next)
+            directory.load(file)
+            tags = Base.BitsPerSample, Base.SamplesPerPixel, Base.PhotometricInterpretation, Base.Compression
+            return ", ".join(f"{tag.name} {directory[tag]}" for tag in tags if tag in directory)
+    except Exception:  # Pillow raises nearly anything
+        return ""

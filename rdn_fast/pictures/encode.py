@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from math import inf
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from rdn_fast.data.decode import to_8_bits
 from rdn_fast.pictures import png_tiff16
-from rdn_fast.pictures.metadata import XMP_KEYWORD, Extras, fit_extras
+from rdn_fast.pictures.metadata import IPTC_TAG, XMP_KEYWORD, XMP_TAG, Extras, fit_extras
 from rdn_fast.pictures.picture import Picture
 
 # The formats that are written, as Pillow names them, by a file's extension.
@@ -29,6 +30,7 @@ _LONGEST_EDGE = {"JPEG": 65_500, "WEBP": 16_383}  # pixels
 _TIFF_BYTES = 2**32 - 2**20  # of pixels: offsets have 32 bits, and a MiB is left for the rest of the file
 _EXIF_BYTES = 65_500  # of a JPEG, whose segments have 65,533
 _LARGEST_DPI = {"JPEG": 2**16 - 1, "PNG": 10**8, "TIFF": 2**32 - 1}  # limits of the integers that the files hold
+_IPTC_HEAD = b"Photoshop 3.0\0" + b"8BIM\4\4\0\0"  # resource 0x0404, without a name
 _ZLIB_LEVEL = 4  # PNG files a hundredth larger than with Pillow's 6, in 0.4 of the time
 
 
@@ -100,7 +102,7 @@ def encode(picture: Picture, format: str) -> bytes:
     if format == "TIFF":
         as_rgb = _writes_grey_as_rgb(picture.pixels, format)
         pixels = picture.pixels[..., [0, 0, 0, 1]] if as_rgb else picture.pixels
-        return png_tiff16.encode_tiff(pixels, _ZLIB_LEVEL, **metadata, xmp=picture.extras.xmp)
+        return png_tiff16.encode_tiff(pixels, _ZLIB_LEVEL, **metadata, tags=_tiff_tags(picture.extras))
     if "exif" in metadata:
         metadata["exif"] = metadata["exif"].tobytes()
     if format == "PNG" and picture.pixels.dtype == np.uint16:
@@ -110,13 +112,27 @@ def encode(picture: Picture, format: str) -> bytes:
         "WEBP": {"lossless": True} if picture.lossless else {"quality": 95},
         "PNG": {"compress_level": _ZLIB_LEVEL, "pnginfo": _png_info(picture.extras)},
     }[format]
-    if format == "JPEG" and picture.extras.comment:
+    if format == "JPEG":
         options["comment"] = picture.extras.comment
+        options["extra"] = _iptc_segment(picture.extras.iptc)
     if format in ("JPEG", "WEBP") and picture.extras.xmp:
         options["xmp"] = picture.extras.xmp
     file = io.BytesIO()
     Image.fromarray(_squeezed(picture.pixels)).save(file, format, **options, **metadata)
     return file.getvalue()
+
+
+def _tiff_tags(extras: Extras) -> dict[int, bytes | tuple | str]:
+    tags = {XMP_TAG: extras.xmp, IPTC_TAG: extras.iptc}
+    return {tag: data for tag, data in tags.items() if data} | extras.georeference
+
+
+def _iptc_segment(iptc: bytes | None) -> bytes:
+    """Return the segment of a JPEG that holds IPTC data as Photoshop's resource; empty without data."""
+    if not iptc:
+        return b""
+    data = _IPTC_HEAD + struct.pack(">I", len(iptc)) + iptc + bytes(len(iptc) % 2)
+    return b"\xff\xed" + struct.pack(">H", len(data) + 2) + data
 
 
 def _png_chunks(extras: Extras) -> list[tuple[bytes, bytes]]:

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 from PIL.ExifTags import IFD, Base
 
-from rdn_fast.pictures.metadata import with_size
+from rdn_fast.pictures.metadata import resized
 from rdn_fast.pictures.picture import Picture
 
 # LR pixels by which a picture is continued, by reflection. Convolutions see zeros beyond it: without, flat colours are
@@ -44,7 +44,7 @@ def enlarge(picture: Picture, upscaler: Model) -> Picture:
     tags = picture.exif.get(IFD.Exif, {})
     sizes = {Base.ExifImageWidth: width, Base.ExifImageHeight: height}
     tags.update({tag: edge for tag, edge in sizes.items() if tag in tags})
-    extras = replace(picture.extras, xmp=with_size(picture.extras.xmp, width, height))
+    extras = resized(picture.extras, pixels.shape[1::-1], (width, height))
     return replace(picture, pixels=large, extras=extras)
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from pathlib import Path
 
 from PIL import Image
 from PIL.ExifTags import IFD, Base
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from rdn_fast.data.png_chunks import read_chunks
+from rdn_fast.pictures import georeference
 
 # The tags that describe the picture. Others describe how the source file stores it, which is not true of the result.
 _EXIF_TAGS = {
@@ -33,25 +35,36 @@ _EXIF_TAGS = {
     IFD.Exif,
     IFD.GPSInfo,
 }
-XMP_TAG, _IPTC_TAG = 700, 33723  # of a TIFF
-_GEO_TAGS = {33550, 33922, 34264, 34735, 34736, 34737, 42112, 42113}  # of a GeoTIFF and of GDAL
+XMP_TAG, IPTC_TAG = 700, 33723  # of a TIFF
 _IPTC_RESOURCE = 0x0404  # in Photoshop's segment of a JPEG
+# Tags of a TIFF from 32768 on that are read, or that say how pixels are stored; the registered ones below say no more.
+_PRIVATE_TAGS = 32768
+_KNOWN_TAGS = {*_EXIF_TAGS, IPTC_TAG, Base.InterColorProfile, *range(32995, 32999), 59932, *georeference.TAGS}
+_WORDS_FOR_TAGS = {
+    34377: "Photoshop data",
+    37724: "Photoshop layers",
+    42112: "GDAL metadata",
+    42113: "no-data value",
+    50844: "RPC coefficients",
+}
 XMP_KEYWORD = b"XML:com.adobe.xmp"  # of a PNG's iTXt chunk
 _TEXTS, _COLOURS = (b"tEXt", b"zTXt", b"iTXt"), (b"gAMA", b"cHRM", b"cICP", b"sRGB")
 _SRGB_GAMMA = range(45_000, 46_000)  # 100,000 / 2.2
-_LARGEST_XMP = {"JPEG": 65_500, "WEBP": 2**31}  # bytes
+_LARGEST = 65_490  # bytes of XMP or IPTC data in a JPEG, whose segments have 65,533
 
 
 @dataclass
 class Extras:
     """xmp: without the orientation, which is applied. comment: of a JPEG or GIF. chunks: of a PNG, name and data.
 
-    left_out: in words, what no format keeps.
+    iptc: of a JPEG or TIFF. georeference: tags of a GeoTIFF and their values. left_out: in words, what no format keeps.
     """
 
     xmp: bytes | None = None
     comment: bytes | None = None
     chunks: list[tuple[bytes, bytes]] = field(default_factory=list)
+    iptc: bytes | None = None
+    georeference: dict[int, tuple | str] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
 
 
@@ -96,7 +109,12 @@ def dpi(image: Image.Image) -> tuple[float, float] | None:
     return tuple(map(float, stated))
 
 
-def extras(image: Image.Image, path: str | Path | None) -> Extras:
+def is_turned(image: Image.Image) -> bool:
+    """Return whether the picture is a TIFF stored in another orientation; false once it is loaded, which turns it."""
+    return image.format == "TIFF" and image.tag_v2.get(Base.Orientation, 1) != 1
+
+
+def extras(image: Image.Image, path: str | Path | None, turned: bool) -> Extras:
     """Return what the file holds beside pixels, EXIF, ICC profile and DPI. path: None for a PIL.Image."""
     xmp, comment = image.info.get("xmp"), image.info.get("comment")
     found = Extras(_without_orientation(xmp) if isinstance(xmp, bytes) else None)
@@ -108,21 +126,46 @@ def extras(image: Image.Image, path: str | Path | None) -> Extras:
                 found.xmp = _without_orientation(data[len(XMP_KEYWORD) + 5 :])
             elif name in _TEXTS or name in _COLOURS:
                 found.chunks.append((name, data))
-    tags = set(image.tag_v2) if image.format == "TIFF" else set()
     photoshop = image.info.get("photoshop")
-    if _IPTC_TAG in tags or (isinstance(photoshop, dict) and _IPTC_RESOURCE in photoshop):
-        found.left_out.append("IPTC data")
-    if tags & _GEO_TAGS:
-        found.left_out.append("georeference")
+    if isinstance(photoshop, dict):
+        found.iptc = photoshop.get(_IPTC_RESOURCE)
+    if image.format == "TIFF":
+        _add_tags(found, image.tag_v2, turned)
     return found
+
+
+def _add_tags(found: Extras, tags: ImageFileDirectory_v2, turned: bool) -> None:
+    """Add what a TIFF's own tags hold, and words for those that are left out."""
+    found.iptc = tags._tagdata.get(IPTC_TAG)  # bytes, which many programs call integers: Pillow then gives the first
+    places = {tag: _as_read(tags[tag]) for tag in sorted(georeference.TAGS & set(tags))}
+    if places and (turned or not _can_be_enlarged(places)):
+        found.left_out.append("georeference")  # of the stored picture, which is turned; or damaged
+    else:
+        found.georeference = places
+    others = sorted(tag for tag in tags if tag >= _PRIVATE_TAGS and tag not in _KNOWN_TAGS)
+    found.left_out += [_WORDS_FOR_TAGS.get(tag, f"TIFF tag {tag}") for tag in others]
+
+
+def _can_be_enlarged(places: dict[int, tuple | str]) -> bool:
+    try:
+        georeference.enlarged(places, 1, 1)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def fit_extras(found: Extras, format: str | None, has_profile: bool) -> tuple[Extras, list[str]]:
     """Return what a file of the format (None: a PIL.Image) holds of the extras, and a note of what is left out."""
-    kept, lost = Extras(found.xmp, found.comment, found.chunks), list(found.left_out)
-    if found.xmp and len(found.xmp) > _LARGEST_XMP.get(format, 2**31):
+    kept, lost = replace(found, left_out=[]), list(found.left_out)
+    if format == "JPEG" and len(found.xmp or b"") > _LARGEST:
         kept.xmp = None
         lost.append("XMP data")
+    if found.iptc and (format not in ("JPEG", "TIFF") or (format == "JPEG" and len(found.iptc) > _LARGEST)):
+        kept.iptc = None
+        lost.append("IPTC data")
+    if found.georeference and format != "TIFF":
+        kept.georeference = {}
+        lost.append("georeference")
     if found.comment and format not in ("JPEG", None, "PNG"):
         kept.comment = None
         lost.append("comment")
@@ -149,7 +192,14 @@ def _without_orientation(xmp: bytes) -> bytes:
     return re.sub(rb'\s*tiff:Orientation="\d*"|<tiff:Orientation>\d*</tiff:Orientation>', b"", xmp)
 
 
-def with_size(xmp: bytes | None, width: int, height: int) -> bytes | None:
+def resized(extras: Extras, size: tuple[int, int], new_size: tuple[int, int]) -> Extras:
+    """Return the extras of a picture, for the picture in another size. size, new_size: width and height in pixels."""
+    factors = (new / old for new, old in zip(new_size, size, strict=True))
+    placed = georeference.enlarged(extras.georeference, *factors)
+    return replace(extras, xmp=_with_size(extras.xmp, *new_size), georeference=placed)
+
+
+def _with_size(xmp: bytes | None, width: int, height: int) -> bytes | None:
     """Return XMP with the picture's size where it states one."""
     sizes = {
         rb"tiff:ImageWidth|exif:PixelXDimension": width,

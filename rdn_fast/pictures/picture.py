@@ -54,10 +54,11 @@ def read_picture(source: str | Path | Image.Image, max_pixels: int = 0) -> Pictu
 
 
 def _picture(image: Image.Image, path: str | Path | None) -> Picture:
+    turned = metadata.is_turned(image)
     pixels, icc_profile, notes = decode(image, path)  # first: after a failed load, getexif() would hide the failure
     exif, exif_notes = metadata.kept_exif(image)
     lossless = image.format == "WEBP" and path is not None and _is_lossless_webp(path)
-    extras = metadata.extras(image, path)
+    extras = metadata.extras(image, path, turned)
     return Picture(pixels, exif, icc_profile, metadata.dpi(image), [*exif_notes, *notes], extras, lossless)
 
 

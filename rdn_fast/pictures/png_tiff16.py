@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import accumulate
 
 import numpy as np
@@ -13,8 +13,6 @@ from PIL import Image, TiffTags
 from PIL.ExifTags import Base
 from PIL.PngImagePlugin import putchunk
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
-
-from rdn_fast.pictures.metadata import XMP_TAG
 
 _ROWS = 64  # converted and compressed at a time, so that a large picture is not in memory several times
 
@@ -62,11 +60,11 @@ def encode_tiff(
     icc_profile: bytes = b"",
     exif: Image.Exif | None = None,
     dpi: tuple[float, float] | None = None,
-    xmp: bytes | None = None,
+    tags: Mapping[int, bytes | tuple | str] | None = None,
 ) -> bytes:
     """Return a deflated TIFF file, of 8 bits too: those that Pillow compresses cannot hold EXIF data.
 
-    pixels: uint8 or uint16 [H, W, C], C as above. level: zlib's, 0 to 9.
+    pixels: uint8 or uint16 [H, W, C], C as above. level: zlib's, 0 to 9. tags: more of them, with their values.
     """
     height, width, channels = pixels.shape
     strips = []
@@ -75,7 +73,7 @@ def encode_tiff(
         rows[:, 1:] -= pixels[top : top + _ROWS, :-1]  # predictor 2: differences from the left neighbour
         strips.append(zlib.compress(rows.tobytes(), level))
     sizes = [len(strip) for strip in strips]
-    tags = {
+    stored = {
         Base.ImageWidth: width,
         Base.ImageLength: height,
         Base.BitsPerSample: (8 * pixels.itemsize,) * channels,
@@ -89,16 +87,14 @@ def encode_tiff(
         Base.StripByteCounts: tuple(sizes),
     }
     if channels in (2, 4):
-        tags[Base.ExtraSamples] = 2  # alpha, not premultiplied
+        stored[Base.ExtraSamples] = 2  # alpha, not premultiplied
     if icc_profile:
-        tags[Base.InterColorProfile] = icc_profile
-    if xmp:
-        tags[XMP_TAG] = xmp
+        stored[Base.InterColorProfile] = icc_profile
     if dpi:
-        tags |= {Base.XResolution: dpi[0], Base.YResolution: dpi[1], Base.ResolutionUnit: 2}  # inch
+        stored |= {Base.XResolution: dpi[0], Base.YResolution: dpi[1], Base.ResolutionUnit: 2}  # inch
     directory = ImageFileDirectory_v2(prefix=b"II")
     directory.tagtype |= {Base.StripOffsets: TiffTags.LONG, Base.StripByteCounts: TiffTags.LONG}
-    for tag, value in {**(exif or {}), **tags}.items():
+    for tag, value in {**(exif or {}), **(tags or {}), **stored}.items():
         directory[tag] = value
     file = io.BytesIO()
     directory.save(file)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tifffile
 from by_hand import GREY, RGB, RGB16, SRGB, chunk, png16, png_of_grey
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, IptcImagePlugin
 from PIL.ExifTags import IFD, Base
 from PIL.PngImagePlugin import PngInfo
 
@@ -114,16 +114,145 @@ def test_a_comment_is_kept_or_named(saved, made):
         assert "its comment" in made(source, suffix)[1][0]
 
 
-def test_iptc_and_georeferences_are_named(tmp_path, saved, made):
-    record = b"\x1c\2\x50\0\4Name"
-    segment = b"Photoshop 3.0\x008BIM\4\4\0\0" + struct.pack(">I", len(record)) + record + bytes(len(record) % 2)
-    source = saved("a.jpg", RGB)
-    content = source.read_bytes()
-    source.write_bytes(content[:2] + b"\xff\xed" + struct.pack(">H", len(segment) + 2) + segment + content[2:])
-    assert made(source)[1] == ["left out, JPEG does not hold it here: its IPTC data"]
-    tags = [(33550, "d", 3, (1.0, 1.0, 0.0), True), (33922, "d", 6, (0.0,) * 6, True), (33723, "B", 4, b"abcd", True)]
-    tifffile.imwrite(tmp_path / "a.tif", RGB, photometric="rgb", extratags=tags, metadata=None)
-    assert made(tmp_path / "a.tif")[1] == ["left out, TIFF does not hold it here: its IPTC data, georeference"]
+# ---- IPTC ----
+
+RECORD = b"\x1c\2\x50\0\4Name"  # dataset 2:80, the author
+IPTC = {"odd": RECORD, "even": RECORD + b"\x1c\2\x69\0\5Title"}
+
+
+def with_iptc(path, data: bytes):
+    """Put IPTC data into a JPEG as Photoshop does."""
+    segment = b"Photoshop 3.0\x008BIM\4\4\0\0" + struct.pack(">I", len(data)) + data + bytes(len(data) % 2)
+    content = path.read_bytes()
+    path.write_bytes(content[:2] + b"\xff\xed" + struct.pack(">H", len(segment) + 2) + segment + content[2:])
+    return path
+
+
+def iptc_of(path) -> bytes:
+    with Image.open(path) as image:
+        if image.format == "TIFF":
+            return image.tag_v2[33723]
+        assert IptcImagePlugin.getiptcinfo(image)[2, 80] == b"Name"
+        return image.info["photoshop"][0x0404]
+
+
+@SUFFIXES
+@pytest.mark.parametrize("data", IPTC.values(), ids=IPTC)
+@pytest.mark.parametrize("source", ["a.jpg", "a.tif"])
+def test_iptc_is_kept_or_named(saved, made, source, data, suffix):
+    path = saved(source, RGB, **({"tiffinfo": {33723: data}} if source == "a.tif" else {}))
+    target, notes = made(path if source == "a.tif" else with_iptc(path, data), suffix)
+    if suffix in (".jpg", ".tif"):
+        assert iptc_of(target) == data
+        assert notes == []
+    else:
+        format = {".png": "PNG", ".webp": "WEBP"}[suffix]
+        assert notes == [f"left out, {format} does not hold it here: its IPTC data"]
+
+
+@pytest.mark.parametrize("byteorder", "<>")
+def test_iptc_that_a_tiff_calls_integers(tmp_path, made, byteorder):
+    data = IPTC["odd"] + bytes(3)  # filled up to 12 bytes
+    tag = (33723, "I", 3, struct.unpack(f"{byteorder}3I", data), True)
+    tifffile.imwrite(tmp_path / "a.tif", RGB, photometric="rgb", extratags=[tag], metadata=None, byteorder=byteorder)
+    assert iptc_of(made(tmp_path / "a.tif", ".jpg")[0]) == data
+
+
+def test_iptc_that_a_jpeg_cannot_hold_is_named(saved, made):
+    source = saved("a.tif", RGB, tiffinfo={33723: bytes(70_000)})
+    assert made(source, ".jpg")[1] == ["left out, JPEG does not hold it here: its IPTC data"]
+
+
+# ---- georeferences ----
+
+KEYS = (1, 1, 0, 2, 1024, 0, 1, 1, 3072, 0, 1, 32633)  # projected, UTM zone 33 north
+AREA, POINT = ((*KEYS[:3], 3, 1025, 0, 1, kind, *KEYS[4:]) for kind in (1, 2))
+
+
+def geo_tiff(path, **tags):
+    """A TIFF of 7 x 11 pixels. tags: those of `types`."""
+    types = {
+        "scale": (33550, "d"),
+        "points": (33922, "d"),
+        "matrix": (34264, "d"),
+        "keys": (34735, "H"),
+        "doubles": (34736, "d"),
+        "texts": (34737, "s"),
+        "orientation": (274, "H"),
+        "private": (42113, "s"),
+    }
+    extra = [(*types[name], len(value) if types[name][1] != "s" else 0, value, True) for name, value in tags.items()]
+    tifffile.imwrite(path, RGB, photometric="rgb", extratags=extra, metadata=None)
+    return path
+
+
+def tags_of(path) -> dict:
+    with tifffile.TiffFile(path) as file:
+        return {tag.code: tag.value for tag in file.pages[0].tags if tag.code >= 33550}
+
+
+def test_pixels_of_10_metres_become_pixels_of_5(tmp_path, made):
+    # Column 3, row 4 lies at x 500,000 m, y 4,000,000 m: the left upper corner of that pixel, now of column 6, row 8.
+    places = {"scale": (10.0, 20.0, 1.5), "points": (3.0, 4.0, 0.0, 500_000.0, 4_000_000.0, 7.0)}
+    system = {"keys": KEYS, "doubles": (6378137.0, 298.25), "texts": "UTM 33N|"}
+    target, notes = made(geo_tiff(tmp_path / "a.tif", **places, **system))
+    assert tags_of(target) == {
+        33550: (5.0, 10.0, 1.5),
+        33922: (6.0, 8.0, 0.0, 500_000.0, 4_000_000.0, 7.0),
+        34735: KEYS,
+        34736: (6378137.0, 298.25),
+        34737: "UTM 33N|",
+    }
+    assert notes == []
+    again, _ = made(target)
+    assert tags_of(again)[33550] == (2.5, 5.0, 1.5)
+
+
+def test_points_are_counted_from_the_first_pixels_centre_where_a_key_says_so(tmp_path, made):
+    # The centre of pixel 0 lies half an old pixel, so a whole new one, from the border: at 0.5 as new centres count.
+    places = {
+        "scale": (10.0, 10.0, 0.0),
+        "points": (0.0, 0.0, 0.0, 100.0, 200.0, 0.0, 6.0, 10.0, 0.0, 160.0, 100.0, 0.0),
+    }
+    area, _ = made(geo_tiff(tmp_path / "a.tif", **places, keys=AREA))
+    assert tags_of(area)[33922] == (0, 0, 0, 100, 200, 0, 12, 20, 0, 160, 100, 0)
+    point, _ = made(geo_tiff(tmp_path / "a.tif", **places, keys=POINT))
+    assert tags_of(point)[33922] == (0.5, 0.5, 0, 100, 200, 0, 12.5, 20.5, 0, 160, 100, 0)
+    assert tags_of(point)[34735] == POINT
+
+
+def test_a_transformation_leads_to_the_same_places(tmp_path, made):
+    # x = 100 + 4 column + row, y = 200 - 8 row: turned, and with oblong pixels.
+    matrix = (4.0, 1.0, 0.0, 100.0, 0.0, -8.0, 0.0, 200.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0)
+    area, _ = made(geo_tiff(tmp_path / "a.tif", matrix=matrix, keys=AREA))
+    assert tags_of(area)[34264] == (2, 0.5, 0, 100, 0, -4, 0, 200, 0, 0, 0, 0, 0, 0, 0, 1)
+    # Of points, (0, 0) lies at (100, 200), now (0.5, 0.5): (0, 0) lies a new pixel's half before it.
+    point, _ = made(geo_tiff(tmp_path / "a.tif", matrix=matrix, keys=POINT))
+    assert tags_of(point)[34264] == (2, 0.5, 0, 98.75, 0, -4, 0, 202, 0, 0, 0, 0, 0, 0, 0, 1)
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {"scale": (1.0, 1.0), "keys": KEYS},
+        {"scale": (1.0,)},
+        {"points": (1.0,) * 7},
+        {"matrix": (1.0,) * 12},
+        {"keys": KEYS[:7]},
+        {"scale": (1.0, 1.0, 0.0), "orientation": (6,)},
+    ],
+    ids=["2 edges", "1 edge", "7 numbers", "12 numbers", "half a key", "turned"],
+)
+def test_a_georeference_that_is_not_true_of_the_result_is_named(tmp_path, made, tags):
+    target, notes = made(geo_tiff(tmp_path / "a.tif", **tags))
+    assert not tags_of(target)
+    assert notes == ["left out, TIFF does not hold it here: its georeference"]
+
+
+def test_a_georeference_and_private_tags_are_named(tmp_path, made):
+    source = geo_tiff(tmp_path / "a.tif", scale=(1.0, 1.0, 0.0), private="0")
+    assert made(source)[1] == ["left out, TIFF does not hold it here: its no-data value"]
+    assert made(source, ".png")[1] == ["left out, PNG does not hold it here: its no-data value, georeference"]
 
 
 # ---- large chunks ----
