@@ -56,7 +56,9 @@ def _report(words: str, code: int) -> int:
     """Write a line to stderr and return the exit code."""
     rank = os.environ.get("RANK", "0")
     program = "rdn-fast" if rank == "0" else f"rdn-fast [rank {rank}]"
-    sys.stderr.write(f"{program}: {words}\n")  # one write: ranks share stderr
+    from rdn_fast.terminal import printable  # rich takes a while, which --help does not wait for
+
+    sys.stderr.write(f"{program}: {printable(words)}\n")  # one write: ranks share stderr
     return code
 
 

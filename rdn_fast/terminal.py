@@ -1,15 +1,39 @@
-"""Output for people: a progress bar on a terminal and plain lines elsewhere, tables, durations, sizes."""
+"""Output for people: lines, a progress bar on a terminal and plain lines elsewhere, tables, durations, sizes."""
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
 _PLAIN_SECONDS = 10.0  # between plain progress lines
+# C0, DEL, C1, line separators, what changes the direction of writing, surrogates.
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    r"""Return the text of a line without control characters and surrogates, which names of files may hold.
+
+    They become \n, \x1b or \u202e, and a byte of a name that is not UTF-8 becomes \xff.
+    """
+    return _CONTROLS.sub(_escape_character, text)
+
+
+def _escape_character(found: re.Match) -> str:
+    code = ord(found[0])
+    if 0xDC80 <= code <= 0xDCFF:  # what Python makes of such a byte
+        return f"\\x{code - 0xDC00:02x}"
+    return found[0].encode("unicode_escape").decode()
+
+
+def print_line(text: str) -> None:
+    """Print one printable() line at once. All that is printed passes here, Bar or print_table()."""
+    print(printable(text), flush=True)
 
 
 class Bar:
@@ -49,21 +73,26 @@ class Bar:
 
     def set_done(self, done: float, text: str = "") -> None:
         """Set how many steps are done, as a fraction where a step is done in part. `text` is shown beside the bar."""
-        self._done = done
+        self._done, text = done, printable(text)
         if self._live:
             self._live.update(self._task, completed=self._done, text=text)
         elif not self._quiet and time.monotonic() - self._printed >= _PLAIN_SECONDS:
             self._printed = time.monotonic()
             left = (self._printed - self._began) / (self._done - self._first) * (self._total - self._done)
             parts = f"{self._label} {int(self._done)}/{self._total}", text, f"ETA {clock(left)}"
-            print("  ".join(filter(None, parts)), flush=True)
+            print_line("  ".join(filter(None, parts)))
 
     def say(self, line: str) -> None:
         """Print a line that stays, above the bar."""
         if self._live:
-            self._live.console.print(line, markup=False, soft_wrap=True)
+            self._live.console.print(printable(line), markup=False, soft_wrap=True)
         elif not self._quiet:
-            print(line, flush=True)
+            print_line(line)
+
+
+def cell(text: str) -> str:
+    """Return the text of a table's cell or title: printable(), and nothing in it is rich's markup."""
+    return escape(printable(text))
 
 
 def print_table(table: Table) -> None:

@@ -146,6 +146,13 @@ def test_files_are_short():
     assert too_long == set(EXCEPTIONS)
 
 
+def test_only_terminal_prints():
+    """Names of files are escaped there."""
+    for file in PYTHON:
+        printing = [node for node in ast.walk(ast.parse(file.read_text())) if getattr(node, "id", "") == "print"]
+        assert not printing or file.name == "terminal.py", file
+
+
 def test_no_two_test_files_have_one_name():
     names = [file.name for file in (ROOT / "tests").rglob("test_*.py")]
     assert len({*names}) == len(names)  # pytest would not collect the second one

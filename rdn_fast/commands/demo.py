@@ -13,6 +13,7 @@ from rdn_fast.data.images import read_image
 from rdn_fast.data.pairs import Pair, degrade
 from rdn_fast.errors import UserError, naming_flag
 from rdn_fast.evaluation.evaluate import evaluate
+from rdn_fast.terminal import print_line
 from rdn_fast.training.run import train
 
 # Both views of the stereo pair show one scene, so both are for training.
@@ -31,18 +32,19 @@ def demo(outputs_dir: str, device: str) -> None:
     train_file, eval_file = prepare(outputs)
     given = {"outputs_dir": str(outputs), "train_file": str(train_file), "eval_file": str(eval_file), "device": device}
     configs = make_configs(given, "demo")
-    print(f"training on {', '.join(_TRAIN)}; held out: {', '.join(_HELD_OUT)}", flush=True)
+    print_line(f"training on {', '.join(_TRAIN)}; held out: {', '.join(_HELD_OUT)}")
     train(*configs)
 
     weights, figure = str(outputs / "best.pth"), outputs / "compare.png"
     report = evaluate(weights, [str(eval_file)], device=device, figure=str(figure))
     mean = report["sets"][0]["mean"]
     gain = mean["psnr_y"] - mean["bicubic_psnr_y"]
-    print(f"\nRDN is {gain:+.2f} dB from bicubic on photographs that it has never seen.")
-    print(f"look at:   {figure}")
-    print(f"weights:   {weights}")
-    print("your own:  rdn-fast prepare --images-dir PICTURES --output-path train.h5 --scale 2")
-    print(
+    print_line("")
+    print_line(f"RDN is {gain:+.2f} dB from bicubic on photographs that it has never seen.")
+    print_line(f"look at:   {figure}")
+    print_line(f"weights:   {weights}")
+    print_line("your own:  rdn-fast prepare --images-dir PICTURES --output-path train.h5 --scale 2")
+    print_line(
         "           rdn-fast train --train-file train.h5 --eval-file FOLDER_OF_HR_IMAGES "
         "--preset rdn-b --outputs-dir outputs/mine"
     )

@@ -18,14 +18,13 @@ from functools import partial
 from importlib import import_module, metadata, resources
 from typing import NamedTuple
 
-from rich.markup import escape
 from rich.table import Table
 
 from rdn_fast import __version__, ascend, native
 from rdn_fast.cache import cache_folder
 from rdn_fast.config import make_configs
 from rdn_fast.errors import UserError, one_line
-from rdn_fast.terminal import bytes_in_words, print_table
+from rdn_fast.terminal import bytes_in_words, cell, print_line, print_table
 
 # The drivers' own tools: their arguments, and where their output has the version.
 _TOOLS = {
@@ -71,12 +70,12 @@ def doctor(device: str = "auto") -> int:
     lines = {name: _run(check) for name, check in checks.items()}
     table = Table(title=f"rdn-fast {__version__}", title_justify="left", show_header=False)
     for name, line in lines.items():
-        table.add_row(name, escape(line.state))
+        table.add_row(name, "\n".join(map(cell, line.state.split("\n"))))
     print_table(table)
     if remedies := list(dict.fromkeys(line.remedy for line in lines.values() if line.remedy)):
-        print("What is not here, and what brings it:")
+        print_line("What is not here, and what brings it:")
     for remedy in remedies:
-        print(f"- {', '.join(name for name, line in lines.items() if line.remedy == remedy)}: {remedy}")
+        print_line(f"- {', '.join(name for name, line in lines.items() if line.remedy == remedy)}: {remedy}")
     return 1 if lines["training"].remedy else 0
 
 

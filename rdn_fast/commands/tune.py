@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from rich.markup import escape
 from rich.table import Table
 
 from rdn_fast import devices, precision
@@ -16,7 +15,7 @@ from rdn_fast.rdb.autotune import autotune
 from rdn_fast.rdb.case import Case
 from rdn_fast.rdb.measure import Timing
 from rdn_fast.rdb.rounds import MARGIN
-from rdn_fast.terminal import print_table
+from rdn_fast.terminal import cell, print_line, print_table
 
 
 def tune(model_config: ModelConfig, train_config: TrainConfig) -> None:
@@ -35,7 +34,7 @@ def tune(model_config: ModelConfig, train_config: TrainConfig) -> None:
         for case, timing in zip(comparison.cases, comparison.timings, strict=True):
             _show(case, timing)
         level = comparison.verdict
-        print(f"--opt-level auto: {precision.resolve(level.choice, c.amp_dtype, device)}{_note(level.settled)}")
+        print_line(f"--opt-level auto: {precision.resolve(level.choice, c.amp_dtype, device)}{_note(level.settled)}")
     else:
         training, evaluation = cases_of(model_config, c, device)
         _show(training, autotune(training))
@@ -43,10 +42,10 @@ def tune(model_config: ModelConfig, train_config: TrainConfig) -> None:
 
 
 def _show(case: Case, timing: Timing) -> None:
-    print(case.key())  # not the table's title, which rich would wrap at the table's width
+    print_line(case.key())  # not the table's title, which rich would wrap at the table's width
     print_table(_table(case, timing))
     if timing.rounds:
-        print(f"--rdb auto: {timing.verdict.choice}{_note(timing.verdict.settled)}")
+        print_line(f"--rdb auto: {timing.verdict.choice}{_note(timing.verdict.settled)}")
 
 
 def _note(settled: bool) -> str:
@@ -66,5 +65,5 @@ def _table(case: Case, timing: Timing) -> Table:
         if seconds:
             speedup = f"{naive / seconds:.2f}" if naive else ""
             figures = [f"{seconds * 1e3:.2f}", f"{case.flop / seconds / 1e9:.0f}", speedup]
-        table.add_row(impl.name, *figures, escape(reason or impl.why))
+        table.add_row(impl.name, *figures, cell(reason or impl.why))
     return table

@@ -15,6 +15,7 @@ from rdn_fast.config import ModelConfig, TrainConfig
 from rdn_fast.errors import UserError
 from rdn_fast.files import atomic_write
 from rdn_fast.rdb.auto_level import resolve_precision
+from rdn_fast.terminal import print_line
 from rdn_fast.training import loss_scale
 from rdn_fast.training.inputs import initial_model, open_inputs
 from rdn_fast.training.loss_scale import (
@@ -56,7 +57,8 @@ def _calibrate(model_config: ModelConfig, train_config: TrainConfig, folder: Pat
     shape = c.batch_size, 3, patch, patch
     run_precision = resolve_precision(c.opt_level, c.amp_dtype, device, model_config, shape, c.rdb)
     resolved = loss_scale.resolve(model, run_precision, lambda: loss_scale.sample_batches(inputs.sampler, device))
-    print("\n".join(resolved.lines))
+    for line in resolved.lines:
+        print_line(line)
     if resolved.histogram is None:
         return
     m, batches = model_config, resolved.histogram.batches
@@ -70,7 +72,7 @@ def _calibrate(model_config: ModelConfig, train_config: TrainConfig, folder: Pat
         ("loss_scale.svg", histogram_svg(resolved, title)),
     ):
         atomic_write(folder / name, lambda file, text=text: file.write(text.encode()))
-    print(f"written: {folder / 'loss_scale.csv'}, {folder / 'loss_scale.svg'}")
+    print_line(f"written: {folder / 'loss_scale.csv'}, {folder / 'loss_scale.svg'}")
 
 
 def histogram_csv(histogram: GradientHistogram) -> str:

@@ -26,7 +26,7 @@ from rdn_fast.rdb.autotune import mode_key, remember
 from rdn_fast.rdb.case import PICTURE, Case
 from rdn_fast.rdb.measure import Timing, measure
 from rdn_fast.rdb.rounds import Verdict
-from rdn_fast.terminal import print_table
+from rdn_fast.terminal import print_line, print_table
 
 
 def cases_of(model_config: ModelConfig, train_config: TrainConfig, device: torch.device) -> tuple[Case, Case]:
@@ -66,16 +66,16 @@ def tune_modes(model_config: ModelConfig, train_config: TrainConfig, device: tor
 def _time_all_modes(device: torch.device, configs: str) -> dict[str, list[Timing]]:
     """Return the Timings of each mode whose process succeeded; "" is the device's default mode."""
     modes, timings = ("", *devices.modes(device)), {}
-    print(
+    print_line(
         "a process cannot change its mode: each mode is timed in a process of its own, one after the other and not in "
         "turn,\nso small differences between modes may be chance; a mode that compiles (jit) takes minutes"
     )
     for number, mode in enumerate(modes, 1):
-        print(f"mode {number} of {len(modes)}: {_title(mode)}", flush=True)
+        print_line(f"mode {number} of {len(modes)}: {_title(mode)}")
         try:
             timings[mode] = _time_in_process(mode, configs)
         except RuntimeError as error:
-            print(f"left out: {error}", flush=True)
+            print_line(f"left out: {error}")
     return timings
 
 
@@ -119,9 +119,10 @@ def _show(case: Case, timings: dict[str, Timing], best: str) -> None:
         table.add_row("", "GFLOP/s", *(f"{case.flop / s / 1e9:.0f}" if s else "" for s in seconds))
         speedups = (f"{naive / s:.2f}" if naive and s else "" for s in seconds)
         table.add_row("", "times naive", *speedups, end_section=True)
-    print(case.key())
+    print_line(case.key())
     print_table(table)
-    print(*notes, sep="\n")
+    for note in notes:
+        print_line(note)
 
 
 def _main(mode: str, configs: str, file: str) -> None:

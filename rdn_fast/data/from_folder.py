@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from rdn_fast.cache import cache_folder
@@ -16,6 +17,7 @@ from rdn_fast.data.images import image_files
 from rdn_fast.data.prepare import prepare
 from rdn_fast.errors import UserError
 from rdn_fast.files import lock
+from rdn_fast.terminal import print_line
 
 _RECIPE = 2  # to be increased when prepare makes other pairs of the same images
 _DAMAGED = "is damaged"
@@ -39,7 +41,7 @@ def training_pairs(folder: str | Path, scale: int) -> PairedH5:
         lock_file = path.with_name(f".{path.name}.being-made.lock")
         waiting = f"--train-dir {folder}: another process is making {path}; waiting for it"
         try:
-            held = lock(lock_file, waiting=lambda line=waiting: print(line, flush=True))
+            held = lock(lock_file, waiting=partial(print_line, waiting))
         except OSError as error:
             reason = error.strerror
             continue
@@ -96,7 +98,7 @@ def _make(path: Path, folder: str | Path, scale: int) -> PairedH5:
         with contextlib.suppress(OSError):
             half_written.unlink()  # of a process that was killed
     note = "Later runs take it as it is; it may be deleted."
-    print(f"--train-dir {folder}: {path} {flaw}; making it. {note}", flush=True)
+    print_line(f"--train-dir {folder}: {path} {flaw}; making it. {note}")
     if flaw == _DAMAGED and path.is_file():
         path.unlink()  # its content may be that of any file, which prepare would not replace
     prepare(folder, path, scale, attributes={_ATTRIBUTE: key})

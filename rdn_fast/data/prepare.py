@@ -11,7 +11,7 @@ from rdn_fast.data.images import folders_inside, image_files, read_image
 from rdn_fast.data.pairs import Pair, degrade, five_crops
 from rdn_fast.errors import UserError
 from rdn_fast.ordered_map import ordered_map
-from rdn_fast.terminal import Bar
+from rdn_fast.terminal import Bar, print_line
 
 
 def prepare(
@@ -33,7 +33,7 @@ def prepare(
     """
     paths, skipped = image_files(images_dir, recursive), []
     if not recursive and (number := folders_inside(images_dir)):
-        print(f"{images_dir}: {number} folders in it are passed over; prepare --recursive takes their images, too")
+        print_line(f"{images_dir}: {number} folders in it are passed over; prepare --recursive takes their images, too")
 
     def load(path: Path) -> list[Pair] | str:
         try:
@@ -63,4 +63,4 @@ def prepare(
 
     written = write_pairs(output_path, pairs(), attributes)
     used = f"{len(paths) - len(skipped)} images at x{scale}, {len(skipped)} files skipped"
-    print(f"{output_path}: {written} pairs from {used}")
+    print_line(f"{output_path}: {written} pairs from {used}")

@@ -14,7 +14,7 @@ from rdn_fast.data.h5 import attribute_text
 from rdn_fast.data.h5_writer import new_file, set_text
 from rdn_fast.data.heaps import read_heaps
 from rdn_fast.errors import UserError, one_line
-from rdn_fast.terminal import Bar
+from rdn_fast.terminal import Bar, print_line
 
 _MEND = "make it again from its source, or from the images with `rdn-fast prepare`"
 
@@ -52,7 +52,7 @@ def repack(old: str | Path, new: str | Path) -> None:
                 bar.advance()
     floats = {None: "", 1: ", float values taken as 0..255", 255: ", float values taken as 0..1"}[factor]
     before, after = (path.stat().st_size / 1e6 for path in (old, new))
-    print(f"{new}: {len(keys)} pairs at x{scale}{floats}; {before:,.1f} MB before, {after:,.1f} MB now")
+    print_line(f"{new}: {len(keys)} pairs at x{scale}{floats}; {before:,.1f} MB before, {after:,.1f} MB now")
 
 
 @contextmanager

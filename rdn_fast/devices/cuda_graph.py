@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from rdn_fast.terminal import print_line
+
 
 class CudaGraphed:
     """function(*tensors) -> tensors, replayed as one CUDA graph after `EAGER` calls; on other devices a plain call.
@@ -29,7 +31,8 @@ class CudaGraphed:
                     self._outputs = self._function(*self._inputs)
             except RuntimeError as error:
                 reason = str(error).splitlines()[0]
-                print(f"note: the step cannot be captured as a CUDA graph and is launched kernel by kernel: {reason}")
+                cannot = "cannot be captured as a CUDA graph and is launched kernel by kernel"
+                print_line(f"note: the step {cannot}: {reason}")
                 self._capture = False
                 return self._function(*tensors)
             self._graph = graph

@@ -12,6 +12,7 @@ import torch
 
 from rdn_fast import ascend
 from rdn_fast.errors import UserError
+from rdn_fast.terminal import print_line
 
 _BACKENDS = {"cpu": "gloo", "cuda": "nccl", "npu": "hccl"}
 
@@ -151,7 +152,7 @@ def _cpu_name() -> str:
 @cache
 def _note(line: str) -> None:
     if os.environ.get("RANK", "0") == "0":
-        print(f"note: {line}", flush=True)  # flushed: before what ranks of our own print
+        print_line(f"note: {line}")
 
 
 def _why_missing(kind: str) -> str:

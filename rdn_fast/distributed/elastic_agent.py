@@ -12,6 +12,7 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from torch.distributed.elastic.rendezvous import RendezvousClosedError, RendezvousConnectionError
 
 from rdn_fast.errors import RETRY
+from rdn_fast.terminal import print_line
 
 _LEAVE_SECONDS = 30.0  # after another node has closed the run: our ranks should notice by themselves within this time
 _EXIT_SECONDS = 5  # after the first failure: ranks that end later were killed by the agent
@@ -85,4 +86,4 @@ class ElasticAgent(LocalElasticAgent):
         what = f"was killed by signal {-failure.exitcode}" if by_signal else "failed or lost contact, as it says itself"
         most = self._worker_group.spec.max_restarts
         number = most - self._remaining_restarts + 1
-        print(f"{rank_name(rank)} {what}; restart {number} of {most}, from the last checkpoint", flush=True)
+        print_line(f"{rank_name(rank)} {what}; restart {number} of {most}, from the last checkpoint")

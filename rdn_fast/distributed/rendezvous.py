@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch.distributed as dist
 
 from rdn_fast.errors import Failure, UserError
+from rdn_fast.terminal import print_line
 
 JOIN_TIMEOUT = 600  # seconds that a node waits for the others, which may still be fetching their container
 _ANSWER_TIMEOUT = 10  # seconds in which a store that is there answers
@@ -74,7 +75,7 @@ class Nodes:
         while (error := _connection_error(host, port)) is not None:
             reason = error.strerror or error
             if not printed:
-                print(f"waiting for {self.rdzv_endpoint} ({reason}), {JOIN_TIMEOUT} s at most", flush=True)
+                print_line(f"waiting for {self.rdzv_endpoint} ({reason}), {JOIN_TIMEOUT} s at most")
                 printed = True
             if time.monotonic() > deadline:
                 raise Failure(

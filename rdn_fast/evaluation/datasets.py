@@ -15,6 +15,7 @@ from rdn_fast.data.pairs import Pair, degrade
 from rdn_fast.errors import UserError
 from rdn_fast.evaluation import metrics
 from rdn_fast.ordered_map import ordered_map
+from rdn_fast.terminal import print_line, printable
 
 _ORDER = ("set5", "set14", "b100", "bsd100", "bsds100", "urban100", "manga109", "div2k")  # of tables in the field
 _IMAGES = {".png", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".ppm"}  # suffixes that make a folder a dataset
@@ -37,7 +38,7 @@ def open_datasets(paths: Sequence[str | Path], data: str | Path | None, scale: i
     return [EvalDataset(unique_name(_name(path, scale), taken), path, load_pairs(path, scale)) for path in found]
 
 
-def load_pairs(path: str | Path, scale: int, say: Callable[[str], None] = print) -> Sequence[Pair]:
+def load_pairs(path: str | Path, scale: int, say: Callable[[str], None] = print_line) -> Sequence[Pair]:
     """Load the pairs of an evaluation h5, or of a folder of HR images.
 
     HR images of a folder are cropped to multiples of `scale`; their LR is made by Pillow's bicubic. Of *_HR beside *_LR
@@ -90,7 +91,7 @@ def _load_folder(folder: Path, scale: int, say: Callable[[str], None]) -> list[P
 def _read(file: Path, scale: int) -> Pair | str:
     """Return the file's pair, or what is wrong with a file that is not even called a picture."""
     try:
-        return degrade(_printable(file.stem), read_image(file), scale)
+        return degrade(printable(file.stem), read_image(file), scale)
     except ValueError as error:
         if file.suffix.lower() not in picture_extensions():
             return f"{file}: {error}"
@@ -114,7 +115,7 @@ def _find_inside(data: Path, scale: int) -> list[Path]:
         if candidates := [folder for folder in inside if _has_images(folder)]:
             folders.append(candidates[0])
         elif deeper := [folder.name for folder in sorted(path.iterdir()) if _has_images(folder)]:
-            print(f"left out: {path}: its images lie in {', '.join(deeper)}; give the right one to --eval-file")
+            print_line(f"left out: {path}: its images lie in {', '.join(deeper)}; give the right one to --eval-file")
     names = {_name(path, scale) for path in folders}
     files = [path for path in paths if _name(path, scale) not in names and _is_evaluation_file(path, scale)]
     if not folders and not files:
@@ -144,10 +145,10 @@ def _is_evaluation_file(path: Path, scale: int) -> bool:
     try:
         five_crops = _looks_like_five_crops(PairedH5(path, scale))
     except UserError as error:
-        print(f"left out: {error}")
+        print_line(f"left out: {error}")
         return False
     if five_crops:
-        print(
+        print_line(
             f"left out: {path}: made for training, as it seems: five crops of each image; "
             "give it to --eval-file if it is not"
         )
@@ -168,10 +169,5 @@ def _name(path: Path, scale: int) -> str:
     """Return the dataset's name: Set5 for Set5/, Set5/HR/ (EDSR-PyTorch's), Set5/image_SRF_2/ and Set5_x2.h5."""
     path = Path(os.path.abspath(path))
     if path.is_dir():
-        return _printable(path.parent.name if re.fullmatch(r"HR|GTmod12|image_SRF_\d", path.name) else path.name)
-    return _printable(path.stem.removesuffix(f"_x{scale}"))
-
-
-def _printable(name: str) -> str:
-    """Return a file name of any bytes as text that tables and file names can hold."""
-    return os.fsencode(name).decode(errors="backslashreplace")
+        return printable(path.parent.name if re.fullmatch(r"HR|GTmod12|image_SRF_\d", path.name) else path.name)
+    return printable(path.stem.removesuffix(f"_x{scale}"))

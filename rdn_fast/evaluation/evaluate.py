@@ -27,7 +27,7 @@ from rdn_fast.model import RDN, describe
 from rdn_fast.ordered_map import ordered_map
 from rdn_fast.pictures.tiled import Upscaler
 from rdn_fast.pictures.upscale import check_scale
-from rdn_fast.terminal import Bar
+from rdn_fast.terminal import Bar, print_line
 from rdn_fast.weights import convert
 from rdn_fast.weights.load import sha256
 
@@ -82,8 +82,8 @@ def evaluate(
     _check_no_input_is_lost(files, weights, datasets)
     folders = _make_image_folders(save_images, datasets) if save_images else None
     report = _describe_run(model, weights, self_ensemble)
-    print(f"{weights}: {tables.model_in_words(report)}")
-    print(f"on {report['device']}, torch {torch.__version__}, rdn-fast {__version__}", flush=True)
+    print_line(f"{weights}: {tables.model_in_words(report)}")
+    print_line(f"on {report['device']}, torch {torch.__version__}, rdn-fast {__version__}")
     report["sets"], crops = _score_all(model, datasets, self_ensemble, folders, with_crops=figure is not None)
     tables.print_report(report)
     for flag, file in files.items():
@@ -92,7 +92,7 @@ def evaluate(
     return report
 
 
-def exact_upscaler(model: RDN, self_ensemble: bool = False, say: Callable[[str], None] = print) -> Upscaler:
+def exact_upscaler(model: RDN, self_ensemble: bool = False, say: Callable[[str], None] = print_line) -> Upscaler:
     """Return an Upscaler for measuring: call its exactly(lr), then compare the result with the HR image.
 
     It computes in float32 without TF32 or HF32. The whole image goes through the model at once, or in tiles padded by

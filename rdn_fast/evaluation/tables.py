@@ -10,11 +10,10 @@ from pathlib import Path
 
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from rdn_fast.files import finite
-from rdn_fast.terminal import print_table
+from rdn_fast.terminal import cell, print_line, print_table, printable
 
 _HEADINGS = {"psnr_y": "PSNR-Y", "psnr_y_compat": "PSNR-Y ref.", "ssim_y": "SSIM-Y"}
 _COLUMNS = {prefix + key: heading for prefix in ("", "bicubic_") for key, heading in _HEADINGS.items()}
@@ -25,18 +24,18 @@ def print_report(report: dict) -> None:
     """Print a table per set, and if there are several, the table of their means."""
     for dataset in report["sets"]:
         title = f"{dataset['name']}, x{report['scale']}, {Path(report['weights']).name}"
-        table = Table(title=escape(title), title_justify="left")
+        table = Table(title=cell(title), title_justify="left")
         table.add_column("image")
         for key, heading in _COLUMNS.items():
             table.add_column("bicubic PSNR-Y" if key == "bicubic_psnr_y" else heading, justify="right")
         for scores in dataset["images"]:
-            table.add_row(escape(scores["name"]), *_in_words(scores, _COLUMNS))
+            table.add_row(cell(scores["name"]), *_in_words(scores, _COLUMNS))
         table.add_section()
         table.add_row("mean", *_in_words(dataset["mean"], _COLUMNS))
         print_table(table)
     if len(report["sets"]) > 1:
         print_table(_means(report))
-    print(_NOTE)
+    print_line(_NOTE)
 
 
 def as_json(report: dict) -> str:
@@ -61,7 +60,9 @@ def as_markdown(report: dict) -> str:
     table, file = _means(report), io.StringIO()
     table.title, table.box = None, box.MARKDOWN
     Console(file=file, width=1000, color_system=None).print(table)
-    return f"{Path(report['weights']).name}: {model_in_words(report)}\n\n{file.getvalue().strip()}\n\n{_NOTE}\n"
+    return (
+        f"{printable(Path(report['weights']).name)}: {model_in_words(report)}\n\n{file.getvalue().strip()}\n\n{_NOTE}\n"
+    )
 
 
 def model_in_words(report: dict) -> str:
@@ -77,7 +78,7 @@ def _means(report: dict) -> Table:
     for key in keys:
         table.add_column(("bicubic " if key.startswith("bicubic_") else "RDN ") + _COLUMNS[key], justify="right")
     for dataset in report["sets"]:
-        table.add_row(escape(dataset["name"]), str(len(dataset["images"])), *_in_words(dataset["mean"], keys))
+        table.add_row(cell(dataset["name"]), str(len(dataset["images"])), *_in_words(dataset["mean"], keys))
     return table
 
 

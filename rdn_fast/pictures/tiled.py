@@ -21,6 +21,7 @@ from rdn_fast.errors import UserError
 from rdn_fast.model import RDN
 from rdn_fast.pictures.tile_grid import SMALLEST, TileGrid, Window, bytes_per_pixel, receptive_radius
 from rdn_fast.precision import Precision
+from rdn_fast.terminal import print_line
 
 _HOST_TILE = 192  # LR pixels: two cores are no faster with other sizes (profiling/tiles.csv)
 _TILE = 1024  # LR pixels: fills any accelerator, with little overlap
@@ -63,7 +64,7 @@ class Upscaler:
         tile_pad: int | str = 10,
         fp32: bool = False,
         self_ensemble: bool = False,
-        say: Callable[[str], None] = print,
+        say: Callable[[str], None] = print_line,
     ):
         if tile is not None and not (isinstance(tile, int) and tile >= 0):
             raise UserError(

@@ -22,7 +22,7 @@ from rdn_fast.pictures.paths import Job, plan
 from rdn_fast.pictures.picture import Picture, read_picture
 from rdn_fast.pictures.tiled import Upscaler
 from rdn_fast.pictures.upscale import check_scale
-from rdn_fast.terminal import Bar
+from rdn_fast.terminal import Bar, print_line
 from rdn_fast.weights.convert import SHIPPED, load_model
 
 
@@ -48,7 +48,7 @@ def upscale_files(
     up-scaled. Raises Failure when a picture could not be written (disk full) after others were.
     """
     _check_flags(tile, tile_pad, max_pixels)
-    jobs, refused = plan(input, output, suffix, ext, recursive, print)
+    jobs, refused = plan(input, output, suffix, ext, recursive, print_line)
     model = load_model(weights_file, device)
     check_scale(scale, model.config.scale, "--scale")
     todo = [job for job in jobs if overwrite or not job.target.exists()]
@@ -70,7 +70,7 @@ def upscale_files(
     result = f"{output}: {made} {'picture' if made == 1 else 'pictures'} made"
     if there_already:
         result += f", {there_already} there already (--overwrite makes them anew)"
-    print(result + (f", {failed} failed" if failed else ""))
+    print_line(result + (f", {failed} failed" if failed else ""))
     return 1 if failed else 0
 
 

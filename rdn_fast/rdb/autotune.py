@@ -15,6 +15,7 @@ from rdn_fast.rdb import able, select
 from rdn_fast.rdb.case import Case
 from rdn_fast.rdb.measure import Timing, measure
 from rdn_fast.rdb.rounds import Verdict
+from rdn_fast.terminal import print_line
 
 TRUSTED = 24 * 3600.0  # seconds for which a choice is remembered that may be noise
 
@@ -54,7 +55,7 @@ def remember(verdicts: dict[str, Verdict]) -> None:
         atomic_write(_file(), lambda file: file.write(text.encode()))
     except OSError as error:
         reason = f"cannot be written ({error.strerror})"
-        print(f"note: {_file()} {reason}; the next run times the block's implementations again")
+        print_line(f"note: {_file()} {reason}; the next run times the block's implementations again")
 
 
 def mode_key(case: Case) -> str:
@@ -91,7 +92,7 @@ def _read() -> dict[str, str | dict]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        print(f"note: {_file()} holds no tuning results of rdn-fast; it is made anew")
+        print_line(f"note: {_file()} holds no tuning results of rdn-fast; it is made anew")
         with contextlib.suppress(OSError):
             _file().unlink()
         return {}

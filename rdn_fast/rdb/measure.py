@@ -15,6 +15,7 @@ from rdn_fast.errors import UserError
 from rdn_fast.rdb import able, select
 from rdn_fast.rdb.case import Case
 from rdn_fast.rdb.rounds import Rounds, Verdict, judge, run_rounds
+from rdn_fast.terminal import print_line
 
 NO_MEMORY = "out of memory"
 BUDGET = 1.5  # seconds for more rounds while the fastest impl is not clear
@@ -63,7 +64,7 @@ def measure_in_turn(cases: list[Case], is_clear: Callable[[list[Timing]], bool],
     def leave_out(key: tuple[Case, str], error: Exception) -> None:
         case, name = key
         reason = failed[case][name] = _failure(error)
-        print(f"note: --rdb auto leaves out {name}, which {'runs ' if reason == NO_MEMORY else ''}{reason}")
+        print_line(f"note: --rdb auto leaves out {name}, which {'runs ' if reason == NO_MEMORY else ''}{reason}")
         gc.collect()
 
     def timings(rounds: Rounds) -> list[Timing]:

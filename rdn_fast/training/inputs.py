@@ -17,6 +17,7 @@ from rdn_fast.data.sampler import PatchSampler
 from rdn_fast.errors import UserError, naming_flag
 from rdn_fast.evaluation.datasets import load_pairs
 from rdn_fast.model import RDN, check_state
+from rdn_fast.terminal import print_line
 from rdn_fast.weights.convert import read_weights
 
 
@@ -50,7 +51,8 @@ def open_inputs(
         pairs.read_by_name()
     sampler = PatchSampler(pairs, c.patch_size, c.batch_size, c.seed, rank, world, c.drop_last)
     check_mode(c.data_mode, sampler, device)
-    validation = load_pairs(eval_file, scale, print if rank == 0 else lambda _: None) if eval_file is not None else []
+    say = print_line if rank == 0 else lambda _: None
+    validation = load_pairs(eval_file, scale, say) if eval_file is not None else []
     weights = read_weights(c.weights_file).state if c.weights_file is not None else None
     if weights is not None:
         check_state(model_config, weights, c.weights_file)

@@ -13,7 +13,7 @@ from rdn_fast import __version__, devices
 from rdn_fast.errors import Failure, Stopped
 from rdn_fast.model import RDN
 from rdn_fast.precision import dtype_name
-from rdn_fast.terminal import Bar, clock
+from rdn_fast.terminal import Bar, clock, print_line
 from rdn_fast.training import resume
 from rdn_fast.training.metrics_log import MetricsLog
 from rdn_fast.training.optimizer_step import HALVE_AFTER
@@ -36,7 +36,7 @@ class Report:
         if self._bar:
             self._bar.say(line)
         elif not self._silent:
-            print(line, flush=True)
+            print_line(line)
 
     def open_log(self, keep_bytes: int, step: int) -> None:
         """keep_bytes, step: what the checkpoint to go on from says; 0 for a new run."""

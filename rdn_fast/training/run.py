@@ -7,7 +7,6 @@ import math
 import signal
 import time
 from dataclasses import replace
-from functools import partial
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
@@ -17,6 +16,7 @@ from rdn_fast.config import ModelConfig, TrainConfig
 from rdn_fast.data.prefetch import Batch, PrefetchLoader
 from rdn_fast.distributed.process_group import Ranks
 from rdn_fast.errors import Failure, Stopped
+from rdn_fast.terminal import print_line
 from rdn_fast.training import resume
 from rdn_fast.training.apex import ApexOptimizerStep
 from rdn_fast.training.checkpoint import CheckpointWriter, checkpoint_path, host_copy
@@ -64,7 +64,7 @@ class TrainingRun:
         # 12. Writers: last, since they change the files of the run that is resumed.
         self.started = time.monotonic()
         self.ranks, self.signals = ranks, signals
-        precision, checkpoint = ranks.on_rank0(resume.find_start, setup, partial(print, flush=True))
+        precision, checkpoint = ranks.on_rank0(resume.find_start, setup, print_line)
         self.setup = setup = replace(setup, precision=precision)
         self.sampler, self.report = setup.inputs.sampler, Report(setup, silent=not ranks.is_rank0)
         c, device, by_apex, say = setup.train_config, setup.device, setup.uses_apex, self.report.say

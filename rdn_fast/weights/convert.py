@@ -17,6 +17,7 @@ from rdn_fast.config import ModelConfig
 from rdn_fast.errors import UserError
 from rdn_fast.files import Kind, write_result
 from rdn_fast.model import RDN, check_state, describe, infer_config, meta_model
+from rdn_fast.terminal import print_line
 from rdn_fast.weights import formats
 from rdn_fast.weights.load import load_tensors
 
@@ -104,7 +105,7 @@ def convert(
     parameters = sum(tensor.numel() for tensor in state.values()) / 1e6
     read_as = f"{weights.layout} layout, {describe(c)}, {parameters:.2f} M parameters"
     dtype, megabytes = "float16" if fp16 else "float32", f"{len(content) / 1e6:.1f} MB"
-    print(f"{source}: {read_as} -> {target}: {layout} layout, RGB {value_range}, {dtype}, {megabytes}")
+    print_line(f"{source}: {read_as} -> {target}: {layout} layout, RGB {value_range}, {dtype}, {megabytes}")
 
 
 def _check_target(path: Path) -> None:

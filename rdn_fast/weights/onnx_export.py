@@ -19,6 +19,7 @@ from rdn_fast.errors import Failure, UserError, one_line
 from rdn_fast.files import Kind, check_replaceable, write_result
 from rdn_fast.model import RDN
 from rdn_fast.precision import Precision
+from rdn_fast.terminal import print_line
 from rdn_fast.weights.convert import load_model
 
 INPUT, OUTPUT = "image", "output"
@@ -78,14 +79,14 @@ def export(
         differs = f"its result differs from torch's by {error:.2g}, more than {limit:.2g}"
         raise Failure(f"{output}: is not written, {differs}; {remedy}")
     write_result(path, content, f"--output {output}", _KIND)
-    print(f"{output}: x{model.config.scale}, opset {opset}, {len(content) / 1e6:.1f} MB")
-    print(f"  {_shape_in_words(onnx_model.graph.input[0])}, RGB in 0..1")
-    print(f"  {_shape_in_words(onnx_model.graph.output[0])}, not clamped")
+    print_line(f"{output}: x{model.config.scale}, opset {opset}, {len(content) / 1e6:.1f} MB")
+    print_line(f"  {_shape_in_words(onnx_model.graph.input[0])}, RGB in 0..1")
+    print_line(f"  {_shape_in_words(onnx_model.graph.output[0])}, not clamped")
     between = f"onnxruntime {onnxruntime.__version__} and torch {torch.__version__}"
-    print(f"  largest difference between {between}: {error:.1e} (limit {limit:.1e})")
+    print_line(f"  largest difference between {between}: {error:.1e} (limit {limit:.1e})")
     if opset <= _ATC_NEWEST:
-        print("For Ascend (soc_version: the word Ascend and the chip's name in `npu-smi info`):")
-        print(f"  {_atc_command(path, height, width, dynamic)}")
+        print_line("For Ascend (soc_version: the word Ascend and the chip's name in `npu-smi info`):")
+        print_line(f"  {_atc_command(path, height, width, dynamic)}")
 
 
 def _shape_in_words(value) -> str:
