@@ -134,6 +134,7 @@ def _eval(commands) -> None:
     flag("--data", metavar="DIR", help="every set that lies in this folder: Set5, Set14, ...")
     flag("--scale", type=int, help="checked against the weights, which know it")
     flag("--self-ensemble", action="store_true", help="mean over the eight turns and mirror images")
+    flag("--strict", action="store_true", help="stop at a file that cannot be evaluated instead of skipping it")
     flag("--device", default="auto", help=_DEVICES)
     for name in ("json", "csv", "markdown"):
         flag(f"--{name}", metavar="FILE", help=f"write the tables there as {name}, too")

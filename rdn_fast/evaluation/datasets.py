@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rdn_fast.data.h5 import PairedH5
-from rdn_fast.data.image_formats import picture_extensions
 from rdn_fast.data.images import image_files, read_image
 from rdn_fast.data.pairs import Pair, degrade
 from rdn_fast.errors import UserError
@@ -25,35 +24,49 @@ class EvalDataset(NamedTuple):
     name: str  # unique among the datasets of an evaluation
     path: Path
     pairs: Sequence[Pair]
+    notes: list[str]  # what of its files is left out, and why
 
 
-def open_datasets(paths: Sequence[str | Path], data: str | Path | None, scale: int) -> list[EvalDataset]:
+def open_datasets(
+    paths: Sequence[str | Path], data: str | Path | None, scale: int, strict: bool = False
+) -> list[EvalDataset]:
     """Open the datasets at `paths`, then those found inside the folder `data`, in the order of the field's tables.
 
     Raises UserError for a path that cannot be used. Files inside `data` that cannot be used are left out, with a
-    printed line each.
+    printed line each. strict: as of load_pairs.
     """
     found = [*map(Path, paths), *(_find_inside(Path(data), scale) if data else [])]
     taken: set[str] = set()
-    return [EvalDataset(unique_name(_name(path, scale), taken), path, load_pairs(path, scale)) for path in found]
+    datasets = []
+    for path in found:
+        notes: list[str] = []
+
+        def say(note: str, notes: list[str] = notes) -> None:
+            notes.append(note)
+            print_line(note)
+
+        pairs = load_pairs(path, scale, say, strict)
+        datasets.append(EvalDataset(unique_name(_name(path, scale), taken), path, pairs, notes))
+    return datasets
 
 
-def load_pairs(path: str | Path, scale: int, say: Callable[[str], None] = print_line) -> Sequence[Pair]:
+def load_pairs(
+    path: str | Path, scale: int, say: Callable[[str], None] = print_line, strict: bool = False
+) -> Sequence[Pair]:
     """Load the pairs of an evaluation h5, or of a folder of HR images.
 
     HR images of a folder are cropped to multiples of `scale`; their LR is made by Pillow's bicubic. Of *_HR beside *_LR
-    only the former are taken. say: called with a line about that, and for each file that is no picture and has no
-    picture's extension, which is skipped. Raises UserError, also for an image too small for the metrics.
+    only the former are taken. say: called with a line about that, and for each file of a folder that cannot be read or
+    is too small for the metrics, which is skipped. strict: raise UserError for such a file instead.
+
+    Raises UserError, also for an h5 file with an image that is too small.
     """
     if Path(path).is_dir():
-        pairs: Sequence[Pair] = _load_folder(Path(path), scale, say)
-        sizes = [pair.lr.shape[:2] for pair in pairs]
-    else:
-        pairs = PairedH5(path, scale)
-        pairs.names()  # read and kept now: the path may belong to another file later
-        sizes = pairs.sizes
+        return _load_folder(Path(path), scale, say, strict)
+    pairs = PairedH5(path, scale)
+    pairs.names()  # read and kept now: the path may belong to another file later
     smallest = metrics.smallest_side(scale)
-    for i, size in enumerate(sizes):
+    for i, size in enumerate(pairs.sizes):
         if scale * min(size) < smallest:
             raise UserError(
                 f"{path}: image {pairs[i].name} is smaller than the {smallest} pixels that PSNR and SSIM at x{scale} "
@@ -72,7 +85,7 @@ def unique_name(name: str, taken: set[str]) -> str:
     return unique
 
 
-def _load_folder(folder: Path, scale: int, say: Callable[[str], None]) -> list[Pair]:
+def _load_folder(folder: Path, scale: int, say: Callable[[str], None], strict: bool) -> list[Pair]:
     files = image_files(folder)
     if any(file.stem.endswith("_LR") for file in files) and (hr := [f for f in files if f.stem.endswith("_HR")]):
         say(f"{folder}: its {len(hr)} files *_HR; {len(files) - len(hr)} others are left out")
@@ -81,21 +94,28 @@ def _load_folder(folder: Path, scale: int, say: Callable[[str], None]) -> list[P
     for pair in ordered_map(lambda file: _read(file, scale), files, workers=2, ahead=4):
         if isinstance(pair, Pair):
             pairs.append(pair)
+        elif strict:
+            raise UserError(f"{pair}; remove or repair it, or leave out --strict to skip it")
         else:
             say(f"skipped {pair}")
     if not pairs:
-        raise UserError(f"{folder}: none of its {len(files)} files is an image; give a folder of images")
+        raise UserError(
+            f"{folder}: none of its {len(files)} files is an image that can be evaluated; give a folder of images"
+        )
     return pairs
 
 
 def _read(file: Path, scale: int) -> Pair | str:
-    """Return the file's pair, or what is wrong with a file that is not even called a picture."""
+    """Return the file's pair, or why it cannot be evaluated."""
     try:
-        return degrade(printable(file.stem), read_image(file), scale)
+        pair = degrade(printable(file.stem), read_image(file), scale)
     except ValueError as error:
-        if file.suffix.lower() not in picture_extensions():
-            return f"{file}: {error}"
-        raise UserError(f"{file}: not an image that can be evaluated ({error}); remove it from the folder") from None
+        return f"{file}: {error}"
+    height, width = pair.hr.shape[:2]
+    smallest = metrics.smallest_side(scale)
+    if min(height, width) < smallest:
+        return f"{file}: {width}x{height} pixels; PSNR and SSIM at x{scale} need {smallest} on each side"
+    return pair
 
 
 def _find_inside(data: Path, scale: int) -> list[Path]:

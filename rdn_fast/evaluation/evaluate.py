@@ -48,6 +48,7 @@ def evaluate(
     data: str | None = None,
     scale: int | None = None,
     self_ensemble: bool = False,
+    strict: bool = False,
     device: str = "auto",
     json: str | None = None,
     csv: str | None = None,
@@ -59,13 +60,14 @@ def evaluate(
 
     weights_file: None for the small x2 model of the package. eval_file: evaluation h5 files and folders of HR images.
     data: a folder; every set inside it. scale: checked against the weights. self_ensemble: as of Upscaler.
+    strict: raise UserError for a file of a folder that cannot be evaluated, instead of printing and skipping it.
     json, csv, markdown: files for the tables. save_images: a folder for the model's outputs, as <set>/<image>.png.
     figure: a PNG file for the crops where the model is best and worst.
 
     Returns {"weights", "weights_sha256", "model" (in words), "config", "parameters", "scale", "self_ensemble",
-    "precision", "device", "versions", "sets"}. Each set is {"name", "images": [{"name", "psnr_y", "psnr_y_compat",
-    "ssim_y", "bicubic_psnr_y", "bicubic_psnr_y_compat", "bicubic_ssim_y"}], "mean": {...}}. PSNR is in dB; inf for
-    equal images.
+    "precision", "device", "versions", "sets"}. Each set is {"name", "notes" (lines on files that are left out),
+    "images": [{"name", "psnr_y", "psnr_y_compat", "ssim_y", "bicubic_psnr_y", "bicubic_psnr_y_compat",
+    "bicubic_ssim_y"}], "mean": {...}}. PSNR is in dB; inf for equal images.
 
     Raises UserError, also for a file to write that is an input or lies in a set's folder.
     """
@@ -78,7 +80,7 @@ def evaluate(
     model = convert.load_model(weights_file, device)
     weights = str(convert.SHIPPED if weights_file is None else weights_file)
     check_scale(scale, model.config.scale, "--scale")
-    datasets = open_datasets(eval_file, data, model.config.scale)
+    datasets = open_datasets(eval_file, data, model.config.scale, strict)
     _check_no_input_is_lost(files, weights, datasets)
     folders = _make_image_folders(save_images, datasets) if save_images else None
     report = _describe_run(model, weights, self_ensemble)
@@ -149,7 +151,7 @@ def _score_all(
             crops = worst_and_best(f"{datasets[dataset].name}/{pair.name}", pair.hr, bicubic(pair), rounded, scale)
         return dataset, {"name": pair.name, **score(image, pair, scale)}, crops
 
-    sets, all_crops = [{"name": dataset.name, "images": []} for dataset in datasets], []
+    sets, all_crops = [{"name": each.name, "notes": each.notes, "images": []} for each in datasets], []
     with Bar("images", sum(len(dataset.pairs) for dataset in datasets)) as bar:
         predictions = _predict(exact_upscaler(model, self_ensemble, bar.say), datasets)
         # Threads score images while the device computes the next ones: metrics and PNG take longer than a fast device.

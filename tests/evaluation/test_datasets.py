@@ -108,8 +108,21 @@ def test_a_bad_image_is_named_and_the_first_of_several(data):
     folder = data("Set5") / "Set5"
     for name in ("b.png", "a.png"):
         (folder / name).write_text("no picture")
-    with pytest.raises(UserError, match=r"Set5/a\.png: not an image"):
-        load_pairs(folder, 2)
+    with pytest.raises(UserError, match=r"Set5/a\.png: not a picture .* leave out --strict"):
+        load_pairs(folder, 2, strict=True)
+
+
+def test_a_bad_image_costs_only_itself(data, capsys):
+    folder = data("Set5") / "Set5"
+    Image.new("RGB", (40, 14)).save(folder / "small.png")
+    content = (folder / "picture_0.png").read_bytes()
+    (folder / "cut.png").write_bytes(content[: len(content) // 2])
+    capsys.readouterr()
+    (dataset,) = open_datasets([folder], None, 2)
+    assert len(dataset.pairs) == 2
+    assert capsys.readouterr().out.splitlines() == dataset.notes
+    assert "cut.png: " in dataset.notes[0]
+    assert dataset.notes[1].endswith("small.png: 40x14 pixels; PSNR and SSIM at x2 need 15 on each side")
 
 
 def test_pairs_of_a_folder_come_by_name(image_folder, photograph):
@@ -132,7 +145,7 @@ def test_files_that_are_no_pictures_are_named_and_skipped(data, name, capsys):
     assert len(load_pairs(folder, 2)) == 2  # pictures whatever they are called
     for path in folder.iterdir():
         path.write_text("no picture")
-    with pytest.raises(UserError, match=r"none of its 3 files is an image"):
+    with pytest.raises(UserError, match=r"none of its 3 files is an image that can be evaluated"):
         load_pairs(folder, 2)
 
 

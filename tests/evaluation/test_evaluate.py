@@ -504,9 +504,12 @@ def test_folder_given_as_weights(evaluate, prepared, tmp_path):
 def test_damaged_picture_in_the_folder(evaluate, weights, image_folder):
     folder = image_folder(1)
     (folder / "cut.png").write_bytes((folder / "picture_0.png").read_bytes()[:200])
-    message = evaluate(weights(), folder).user_error()
+    ended = evaluate(weights(), folder)
+    assert ended.code == 0
+    assert f"skipped {folder / 'cut.png'}: " in ended.out
+    message = evaluate(weights(), folder, "--strict").user_error()
     assert message.startswith(f"{folder / 'cut.png'}: ")
-    assert "remove it from the folder" in message
+    assert "remove or repair it, or leave out --strict" in message
 
 
 def test_file_in_the_folder_that_is_no_picture(evaluate, weights, image_folder):
@@ -520,7 +523,8 @@ def test_file_in_the_folder_that_is_no_picture(evaluate, weights, image_folder):
 def test_too_large_picture_in_the_folder(evaluate, weights, image_folder, monkeypatch):
     folder = image_folder(1)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)  # PIL refuses twice as many
-    assert evaluate(weights(), folder).user_error().startswith(f"{folder / 'picture_0.png'}: ")
+    assert evaluate(weights(), folder, "--strict").user_error().startswith(f"{folder / 'picture_0.png'}: ")
+    assert "none of its 1 files is an image that can be evaluated" in evaluate(weights(), folder).user_error()
 
 
 @pytest.mark.parametrize("scale", [2, 4])
@@ -528,9 +532,10 @@ def test_images_smaller_than_the_metrics_need(evaluate, weights, image_folder, p
     side = -(-metrics.smallest_side(scale) // scale) * scale  # the smallest multiple of the scale that works
     assert evaluate(weights(scale), image_folder({"a.png": photograph(side, side)}, name="enough")).code == 0
     folder = image_folder({"good.png": photograph(40, 40), "tiny.png": photograph(side, side - 1)})
-    message = evaluate(weights(scale), folder).user_error()
-    assert "tiny" in message
-    assert f"smaller than the {metrics.smallest_side(scale)} pixels" in message
+    size, needed = f"{side - scale}x{side}", metrics.smallest_side(scale)
+    line = f"{folder / 'tiny.png'}: {size} pixels; PSNR and SSIM at x{scale} need {needed} on each side"
+    assert evaluate(weights(scale), folder, "--strict").user_error().startswith(line)
+    assert f"skipped {line}" in evaluate(weights(scale), folder).out
 
 
 def test_empty_folder(evaluate, weights, image_folder):
