@@ -63,6 +63,7 @@ setup(
         "log": ["tensorboard"],  # curves in a browser
         "demo": ["scikit-image"],  # photographs in its wheel; SSIM oracle of the tests
         "export": ["onnx", "onnxruntime"],  # writes ONNX files, and checks what they compute
+        "spandrel": ["spandrel"],  # rdn_fast.spandrel: RDN in chaiNNer's and ComfyUI's loader
         "bench": ["onnx", "onnxruntime", "openvino"],  # other runtimes' rows in `make bench`
         "dev": [
             "pytest",

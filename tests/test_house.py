@@ -22,7 +22,7 @@ FLOORS = (
     ("rdb",),
     ("model",),
     ("weights",),
-    ("pictures",),
+    ("pictures", "spandrel"),
     ("evaluation",),
     ("distributed",),
     ("training",),

@@ -6,6 +6,7 @@ Architecture and scale are read off the tensors' shapes, the project that they c
 from __future__ import annotations
 
 import io
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -96,7 +97,7 @@ def convert(
         if (key := _first_not_finite(state)) is not None:
             raise UserError(f"--fp16: {key} of {source} holds values too large for it; leave it out")
     if path.suffix == ".safetensors":
-        content = safetensors.torch.save(state, _metadata(metadata or [], weights, value_range))
+        content = _in_fixed_order(safetensors.torch.save(state, _metadata(metadata or [], weights, value_range)))
     else:
         file = io.BytesIO()
         torch.save(state, file)
@@ -104,8 +105,9 @@ def convert(
     write_result(path, content, target, Kind("weights", lambda _: True))  # _check_target() has looked at all of it
     parameters = sum(tensor.numel() for tensor in state.values()) / 1e6
     read_as = f"{weights.layout} layout, {describe(c)}, {parameters:.2f} M parameters"
-    dtype, megabytes = "float16" if fp16 else "float32", f"{len(content) / 1e6:.1f} MB"
-    print_line(f"{source}: {read_as} -> {target}: {layout} layout, RGB {value_range}, {dtype}, {megabytes}")
+    wide = "float32, biases float64" if layout == "edsr" else "float32"
+    numbers, megabytes = "float16" if fp16 else wide, f"{len(content) / 1e6:.1f} MB"
+    print_line(f"{source}: {read_as} -> {target}: {layout} layout, RGB {value_range}, {numbers}, {megabytes}")
 
 
 def _check_target(path: Path) -> None:
@@ -129,23 +131,33 @@ def _read(path: Path, white: int) -> Weights:
     saved, metadata = load_tensors(path)
     if metadata.get("rdn_fast_format", _FORMAT) != _FORMAT:
         raise UserError(f"{path}: is of a later rdn_fast (format {metadata['rdn_fast_format']}); install that one")
-    state, layout, inside, usual_range = formats.to_reference(saved, str(path))
-    name = str(path) if layout == "reference" else f"{path}, {layout}'s names turned into the reference's,"
-    model_config = infer_config(state, name)
-    check_state(model_config, state, name)
+    return to_weights(saved, str(path), metadata, white)
+
+
+def to_weights(saved, name: str, metadata: dict[str, str] | None = None, white: int = 1) -> Weights:
+    """Return the weights of an RDN in what a file held: a state dict of any layout, or a checkpoint around one.
+
+    metadata: the file's. white: the largest RGB value that they are for afterwards. Raises UserError naming `name`, as
+    read_weights() does.
+    """
+    metadata = metadata or {}
+    state, layout, inside, usual_range = formats.to_reference(saved, name)
+    translated = name if layout == "reference" else f"{name}, {layout}'s names turned into the reference's,"
+    model_config = infer_config(state, translated)
+    check_state(model_config, state, translated)
     value_range = metadata.get("value_range", usual_range)
     if value_range not in _WHITE:
-        raise UserError(f"{path}: its value_range is {value_range}; known are {' and '.join(_WHITE)}")
+        raise UserError(f"{name}: its value_range is {value_range}; known are {' and '.join(_WHITE)}")
     for key, tensor in state.items():
         if not tensor.is_floating_point():
             remedy = "give the weights as they were before they were quantized"
-            raise UserError(f"{path}: {key} holds {tensor.dtype} numbers; {remedy}")
+            raise UserError(f"{name}: {key} holds {tensor.dtype} numbers; {remedy}")
     stored = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in state.values()}
     if sum(tensor.numel() * tensor.element_size() for tensor in state.values()) > sum(stored.values()):
-        raise UserError(f"{path}: refused, its tensors share numbers and would take far more memory; get it anew")
+        raise UserError(f"{name}: refused, its tensors share numbers and would take far more memory; get it anew")
     state = {key: _rescale(key, tensor.detach(), _WHITE[value_range], white) for key, tensor in state.items()}
     if (key := _first_not_finite(state)) is not None:
-        raise UserError(f"{path}: {key} holds values that are not finite; the model cannot be used")
+        raise UserError(f"{name}: {key} holds values that are not finite; the model cannot be used")
     return Weights(state, model_config, f"{layout} ({' '.join(inside)})" if inside else layout, metadata)
 
 
@@ -164,6 +176,16 @@ def _rescale(key: str, tensor: torch.Tensor, white: int, new_white: int) -> torc
 
 def _first_not_finite(state: dict[str, torch.Tensor]) -> str | None:
     return next((key for key, tensor in state.items() if not tensor.isfinite().all()), None)
+
+
+def _in_fixed_order(content: bytes) -> bytes:
+    """Return a safetensors file with its metadata sorted: safetensors writes them in another order each time."""
+    start = 8 + int.from_bytes(content[:8], "little")  # of the numbers; a header lies before them
+    header = json.loads(content[8:start])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # numbers begin at a multiple of 8
+    return len(text).to_bytes(8, "little") + text + content[start:]
 
 
 def _metadata(words: list[str], weights: Weights, value_range: str) -> dict[str, str]:

@@ -1,5 +1,7 @@
 """`rdn-fast convert`: round trips to the last bit, what the command says and writes, and its mistakes."""
 
+import json
+import re
 import tempfile
 from pathlib import Path
 
@@ -164,6 +166,38 @@ def test_metadata_go_along_and_can_be_added_to(convert, reference, tmp_path):
     }
     assert read_weights(b).metadata.items() >= expected.items()
     assert read_weights(a).metadata["licence"] == "MIT"
+
+
+def test_the_same_weights_and_metadata_are_the_same_bytes(convert, reference, tmp_path):
+    flags = ("--metadata", *(f"key{i}=ünï {i}" for i in range(9)))
+    contents = set()
+    for i in range(4):
+        convert(reference, tmp_path / f"{i}.safetensors", *flags)
+        contents.add((tmp_path / f"{i}.safetensors").read_bytes())
+    (content,) = contents
+    length = int.from_bytes(content[:8], "little")
+    assert length % 8 == 0
+    header = json.loads(content[8 : 8 + length])
+    assert list(header["__metadata__"]) == sorted(header["__metadata__"])
+    written = tmp_path / "0.safetensors"
+    assert read_weights(written).metadata["key8"] == "ünï 8"
+    assert_equal(safetensors.torch.load_file(written), torch.load(reference))
+
+
+@pytest.mark.parametrize(
+    ("flags", "numbers"),
+    [
+        ((), "float32"),
+        (("--layout", "edsr"), "float32, biases float64"),
+        (("--layout", "edsr", "--fp16"), "float16"),
+    ],
+)
+def test_the_line_tells_which_numbers_are_written(convert, reference, tmp_path, flags, numbers):
+    said = convert(reference, tmp_path / "w.pth", *flags)
+    assert re.search(r", RGB 0\.\.\d+, (.*), \d+\.\d MB$", said.rstrip())[1] == numbers
+    dtypes = {key.rpartition(".")[2]: value.dtype for key, value in torch.load(tmp_path / "w.pth").items()}
+    said_of = {"weight": numbers.split(", ")[0], "bias": numbers.rpartition(" ")[2]}
+    assert {kind: str(dtype) for kind, dtype in dtypes.items()} == {k: f"torch.{v}" for k, v in said_of.items()}
 
 
 @pytest.mark.parametrize("layout", ["reference", "edsr"])
