@@ -31,6 +31,11 @@ enum { VW = 4, WIDE = 4, MR = 5 };
 enum { NR = WIDE * VW, NARROW = 12, T = 36 }; /* NARROW: rows of a panel of one vector */
 enum { BLOCK = 24, ROWS = 192 };              /* tiles that a thread transforms, rows that it multiplies at a time */
 enum { SPAN = 256, PIXELS = 1024 };           /* tiles, pixels whose products are summed while they stay in cache */
+enum { CHANNELS = 96 };                       /* whose products are summed apart: shorter sums round less */
+
+/* What a product does with the sums in memory: replace them, carry them on, or add its own sum at the end. Only sums
+ * that are carried on do not depend on where they are cut. */
+typedef enum { REPLACE, CARRY, ADD } mode;
 
 typedef float vec __attribute__((vector_size(VW * sizeof(float)), aligned(4)));
 typedef int bits __attribute__((vector_size(VW * sizeof(int))));
@@ -140,12 +145,12 @@ INLINE long panel(long np, long col) { return np - col < NR ? VW : NR; } /* colu
 INLINE long panel_of(long np, long c) { return c < np / NR * NR ? c / NR * NR : c / VW * VW; } /* where c lies */
 INLINE long steps(long width) { return width == NR ? MR : NARROW; } /* rows that are multiplied at once */
 
-/* c[r][0..n * VW) (+)= sum over k of a[r * ar + k * ak] * b[k * ldb + 0..n * VW), r < m. Inlined with constant m, n. */
+/* c[r][0..n * VW) = sum over k of a[r * ar + k * ak] * b[k * ldb + 0..n * VW), r < m. Inlined with constant m, n. */
 INLINE void micro_mn(int m, int n, const float *a, long ar, long ak, const float *b, long ldb, float *c, long ldc,
-                     long depth, int add) {
+                     long depth, mode to) {
     vec s[NARROW][WIDE];
     UNROLL for (int r = 0; r < m; r++) {
-        UNROLL for (int j = 0; j < n; j++) s[r][j] = add ? *(vec *)(c + r * ldc + j * VW) : (vec){0};
+        UNROLL for (int j = 0; j < n; j++) s[r][j] = to == CARRY ? *(vec *)(c + r * ldc + j * VW) : (vec){0};
     }
     for (long k = 0; k < depth; k++, b += ldb) {
         vec y[WIDE];
@@ -155,22 +160,27 @@ INLINE void micro_mn(int m, int n, const float *a, long ar, long ak, const float
             UNROLL for (int j = 0; j < n; j++) s[r][j] += x * y[j];
         }
     }
-    UNROLL for (int r = 0; r < m; r++) { UNROLL for (int j = 0; j < n; j++) * (vec *)(c + r * ldc + j * VW) = s[r][j]; }
+    UNROLL for (int r = 0; r < m; r++) {
+        UNROLL for (int j = 0; j < n; j++) {
+            vec *sum = (vec *)(c + r * ldc + j * VW);
+            *sum = to == ADD ? *sum + s[r][j] : s[r][j];
+        }
+    }
 }
 
 INLINE void micro_n(long m, int n, const float *a, long ar, long ak, const float *b, long ldb, float *c, long ldc,
-                    long depth, int add) {
+                    long depth, mode to) {
     switch (m) { /* clang-format off */
-#define CASE(m) case m: if (n == 1 || m <= MR) micro_mn(m, n, a, ar, ak, b, ldb, c, ldc, depth, add); break;
+#define CASE(m) case m: if (n == 1 || m <= MR) micro_mn(m, n, a, ar, ak, b, ldb, c, ldc, depth, to); break;
     CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
     } /* clang-format on */
 }
 
-/* c[m][width] (+)= a @ b for one panel, m <= steps(width) */
+/* c[m][width] = a @ b for one panel, m <= steps(width) */
 static void micro(long m, long width, const float *a, long ar, long ak, const float *b, long ldb, float *c, long ldc,
-                  long depth, int add) {
-    if (width == NR) micro_n(m, WIDE, a, ar, ak, b, ldb, c, ldc, depth, add);
-    else micro_n(m, 1, a, ar, ak, b, ldb, c, ldc, depth, add);
+                  long depth, mode to) {
+    if (width == NR) micro_n(m, WIDE, a, ar, ak, b, ldb, c, ldc, depth, to);
+    else micro_n(m, 1, a, ar, ak, b, ldb, c, ldc, depth, to);
 }
 
 /* m[t] [n tiles][np] = v[t] [n][depth] @ u[t] [panel][depth][width] for each t. Called by all threads together. */
@@ -183,8 +193,10 @@ static void products(const float *v, long ld, long plane, const float *u, long d
             for (long col = 0, width; col < np; col += width) {
                 width = panel(np, col);
                 for (long r = tile; r < end; r += steps(width))
-                    micro(min(steps(width), end - r), width, v + t * plane + r * ld, ld, 1, u + (t * np + col) * depth,
-                          width, m + t * mplane + r * np + col, np, depth, 0);
+                    for (long k = 0; k < depth; k += CHANNELS)
+                        micro(min(steps(width), end - r), width, v + t * plane + r * ld + k, ld, 1,
+                              u + (t * np + col) * depth + k * width, width, m + t * mplane + r * np + col, np,
+                              min(CHANNELS, depth - k), k ? ADD : REPLACE);
             }
         }
 }
@@ -376,7 +388,7 @@ static void fuse_pixels(const shape *s, const float *f, const float *u, const fl
         for (long pixel = 0; pixel < n; pixel += steps(width)) {
             float part[NARROW * NR];
             long m = min(steps(width), n - pixel);
-            micro(m, width, f + pixel * f_ld(s), f_ld(s), 1, u + col * depth, width, part, width, depth, 0);
+            micro(m, width, f + pixel * f_ld(s), f_ld(s), 1, u + col * depth, width, part, width, depth, REPLACE);
             for (long r = 0; r < m; r++)
                 for (long c = 0; c < min(width, s->g0 - col); c += VW) {
                     vec sum = *(vec *)(part + r * width + c) + load(bias + col + c, s->g0 - col - c);
@@ -452,7 +464,7 @@ static void gradient_tile(const shape *s, long tile, const float *gy, const floa
             col = c, width = panel(np, col);
             for (long i = 0; i < min(4, s->h - at.y); i++)
                 micro(min(4, s->w - at.x), width, gy + (corner + i * s->w) * s->g0, s->g0, 1, fuse + col * s->g0, width,
-                      e + 4 * i * NR, NR, s->g0, 0);
+                      e + 4 * i * NR, NR, s->g0, REPLACE);
         }
         if (z) gather(near, np, c, y);
         for (long i = 0; i < 4; i++)
@@ -481,18 +493,11 @@ static void fusion_gradients(const shape *s, const float *f, const float *gy, fl
     for (long i = 0; i < panels(ldf); i++)
         for (long r = 0; r < s->g0; r += MR) {
             long col = column(ldf, i), width = panel(ldf, col), m = min(MR, s->g0 - r);
-            float part[NARROW * NR];
             for (long image = 0; image < s->batch; image++)
                 for (long pixel = 0; pixel < pixels; pixel += PIXELS) {
                     long at = image * pixels + pixel;
-                    micro(m, width, gy + at * s->g0 + r, 1, s->g0, f + at * ldf + col, ldf, part, width,
-                          min(PIXELS, pixels - pixel), 0);
-                    for (long k = 0; k < m * width; k += VW) {
-                        float *to = dfuse + (r + k / width) * ldf + col + k % width;
-                        vec sum = *(vec *)(part + k);
-                        if (add || at) sum += *(vec *)to;
-                        *(vec *)to = sum;
-                    }
+                    micro(m, width, gy + at * s->g0 + r, 1, s->g0, f + at * ldf + col, ldf, dfuse + r * ldf + col, ldf,
+                          min(PIXELS, pixels - pixel), add || at ? ADD : REPLACE);
                 }
         }
 #pragma omp for schedule(static) nowait
@@ -567,7 +572,7 @@ void rdn_backward(const shape *s, const float *f, const float *gy, const float *
                         for (long r = 0; r < s->g; r += steps(width))
                             micro(min(steps(width), s->g - r), width, d + t * dplane + tile * dld + slot(s, layer) + r,
                                   1, dld, v + t * vplane + tile * vld + col, vld, to + r * np + col, np,
-                                  min(SPAN, n - tile), add || tile);
+                                  min(SPAN, n - tile), add || tile ? CARRY : REPLACE);
                     }
             }
     }
