@@ -50,3 +50,16 @@ def naming_flag(flag: str, path: str | Path | None = None) -> Iterator[None]:
 def one_line(error: BaseException) -> str:
     """Return an error's text as one line of at most 200 characters, or the name of its type where it has no text."""
     return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def what_failed(error: BaseException) -> str:
+    """Return the line of an error's text that tells what failed, for errors of compilers.
+
+    They quote code with a caret below it before they tell. Triton tells it in the error's cause where the code is of a
+    function that the kernel calls. A line that ends in a colon introduces others: torch's first may name a backend.
+    """
+    while error.__cause__ is not None and str(error).rstrip().endswith("^"):
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [repr(error)]
+    begin = max((i for i, line in enumerate(lines, 1) if line == "^"), default=0)
+    return next((line for line in lines[begin:] if not line.endswith(":")), lines[-1])

@@ -113,6 +113,8 @@ class RDN(nn.Module):
             self.compute_dtype, self.output_dtype, self.rdb = before
 
     def forward(self, x):  # x: [B, 3, H, W]
+        if 0 in x.shape[2:]:
+            raise ValueError(f"a picture has no pixels: {list(x.shape)}; give [B, 3, H, W]")
         x = x.to(self.compute_dtype or x.dtype)
         case = Case.of(self.config, x.shape, x.device, x.dtype, torch.is_grad_enabled())
         impl = select(resolve_impl(self.rdb, case), case.device, case.dtype, case.training)

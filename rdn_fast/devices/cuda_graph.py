@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from rdn_fast.errors import what_failed
 from rdn_fast.terminal import print_line
 
 
@@ -30,9 +31,8 @@ class CudaGraphed:
                 with torch.cuda.graph(graph):
                     self._outputs = self._function(*self._inputs)
             except RuntimeError as error:
-                reason = str(error).splitlines()[0]
                 cannot = "cannot be captured as a CUDA graph and is launched kernel by kernel"
-                print_line(f"note: the step {cannot}: {reason}")
+                print_line(f"note: the step {cannot}: {what_failed(error)}")
                 self._capture = False
                 return self._function(*tensors)
             self._graph = graph

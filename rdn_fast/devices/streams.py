@@ -46,16 +46,21 @@ class DeviceTimer:
 
     def __init__(self, device: torch.device):
         self._device = device
-        self._spans: list[tuple] = []
+        self._spans: list[tuple] = []  # finished ones: start, end
+        self._start = None  # of the span that is open
 
     def start(self) -> None:
-        self._spans.append((self._now(),))
+        self._start = self._now()
 
     def stop(self) -> None:
-        self._spans[-1] += (self._now(),)
+        """End the span. Raise RuntimeError when none is open."""
+        if self._start is None:
+            raise RuntimeError("DeviceTimer.stop() without start()")
+        self._spans.append((self._start, self._now()))
+        self._start = None
 
     def read(self) -> float:
-        """Return the seconds of all finished spans since the last read."""
+        """Return the seconds of the spans that ended since the last read. An open one counts after its end, whole."""
         synchronize(self._device)
         if self._device.type == "cpu":
             total = sum(end - start for start, end in self._spans)

@@ -6,7 +6,8 @@ Contract: the module of every impl exports `rdb(x, conv_w, conv_b, fuse_w, fuse_
     conv_w[j]: [G, G0 + j*G, 3, 3]    conv_b[j]: [G]
     fuse_w:    [G0, G0 + C*G, 1, 1]   fuse_b:    [G0]
 All tensors have one dtype and one device; any memory format is accepted. Low-precision impls accumulate in float32.
-Call it as `IMPLS[name].rdb(...)`, which raises an error for a dtype or device that the impl was not made for.
+B may be 0, H and W not. Call it as `IMPLS[name].rdb(...)`, which raises an error for other shapes, and for a dtype or
+device that the impl was not made for. The impls themselves check neither.
 """
 
 from __future__ import annotations
@@ -40,14 +41,29 @@ class Impl:
     why: str
 
     def rdb(self, x, conv_w, conv_b, fuse_w, fuse_b) -> torch.Tensor:
-        """Compute a block. Raise UserError unless all tensors have one dtype and one device, and the impl has both."""
+        """Compute a block. Raise UserError unless all tensors have one dtype and one device, and the impl has both.
+
+        Raise ValueError for tensors that make no dense block (see the contract), an empty picture among them.
+        """
         tensors = (x, fuse_w, fuse_b, *conv_w, *conv_b)
         same = all(tensor.dtype == x.dtype and tensor.device == x.device for tensor in tensors)
         if not (same and x.dtype in self.dtypes and x.device.type in self.devices):
             found = " and ".join(sorted({f"{dtype_name(tensor.dtype)} on {tensor.device}" for tensor in tensors}))
             made_for = f"{', '.join(map(dtype_name, self.dtypes))} on {', '.join(self.devices)}"
             raise UserError(f"--rdb {self.name}: computes in one of {made_for}, not in {found}; choose another --rdb")
+        _check_shapes(x, conv_w, conv_b, fuse_w, fuse_b)
         return self.module.rdb(x, conv_w, conv_b, fuse_w, fuse_b)
+
+
+def _check_shapes(x, conv_w, conv_b, fuse_w, fuse_b) -> None:
+    if x.dim() != 4 or 0 in x.shape[1:]:
+        raise ValueError(f"a block computes x [B, G0, H, W] with pixels, not {list(x.shape)}")
+    g0, g, layers = x.shape[1], len(conv_b[0]), len(conv_w)
+    found = [*(w.shape for w in conv_w), *(b.shape for b in conv_b), fuse_w.shape, fuse_b.shape]
+    convs = [(g, g0 + j * g, 3, 3) for j in range(layers)]
+    expected = [*convs, *[(g,)] * layers, (g0, g0 + layers * g, 1, 1), (g0,)]
+    if found != expected:
+        raise ValueError(f"the weights' shapes are {[*map(tuple, found)]}, a dense block's would be {expected}")
 
 
 # In the order in which `--rdb auto` prefers them, the last one most, where timing cannot tell them apart.

@@ -11,7 +11,7 @@ from functools import partial
 import torch
 
 from rdn_fast import devices
-from rdn_fast.errors import UserError
+from rdn_fast.errors import UserError, what_failed
 from rdn_fast.rdb import able, select
 from rdn_fast.rdb.case import Case
 from rdn_fast.rdb.rounds import Rounds, Verdict, judge, run_rounds
@@ -86,7 +86,7 @@ def measure_in_turn(cases: list[Case], is_clear: Callable[[list[Timing]], bool],
 def _failure(error: Exception) -> str:
     if isinstance(error, RuntimeError) and devices.is_out_of_memory(error):
         return NO_MEMORY
-    return f"fails: {(str(error).strip() or repr(error)).splitlines()[0]}"
+    return f"fails: {what_failed(error)}"
 
 
 def _time(name: str, case: Case, arguments, repeats: int) -> float:

@@ -9,9 +9,8 @@ import importlib
 from collections.abc import Callable
 from functools import cached_property
 
-import torch
-
-from rdn_fast.rdb import naive
+from rdn_fast.errors import what_failed
+from rdn_fast.rdb.compiled import compile_block
 
 
 class Package:
@@ -24,8 +23,7 @@ class Package:
             # torch_npu's lazy placeholder for torchair imports the package at the first attribute.
             importlib.import_module("torchair").get_npu_backend  # noqa: B018
         except Exception as error:  # it checks and loads much of its own
-            reason = (str(error).strip() or repr(error)).splitlines()[0]
-            return f"needs the package torchair, whose import fails: {reason}"
+            return f"needs the package torchair, whose import fails: {what_failed(error)}"
         return None
 
     @cached_property
@@ -33,7 +31,7 @@ class Package:
         """The block as a graph with dynamic shapes."""
         torchair = importlib.import_module("torchair")
         backend = torchair.get_npu_backend(compiler_config=torchair.CompilerConfig())
-        return torch.compile(naive.rdb, backend=backend, dynamic=True)
+        return compile_block(backend=backend, dynamic=True)
 
     def clear(self) -> None:
         """Forget both; the next use imports and compiles again."""

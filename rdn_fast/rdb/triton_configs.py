@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from rdn_fast.devices import DeviceTimer, is_host, is_out_of_memory
-from rdn_fast.errors import UserError
+from rdn_fast.errors import UserError, what_failed
 
 # The candidates of each kernel, best guess first. None spills registers or exceeds Hopper's shared memory
 # (tests/rdb/test_triton.py).
@@ -76,7 +76,7 @@ def _time(name: str, candidates: Sequence[dict], function: Callable, device: tor
         except (TritonError, subprocess.CalledProcessError, RuntimeError) as error:
             if is_out_of_memory(error):
                 raise
-            problem = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            problem = f"{type(error).__name__}: {what_failed(error)}"
             continue
         timer.read()
         for _ in range(10):

@@ -1,5 +1,6 @@
 """`--rdb auto`: what is timed, what is remembered, and what happens on failures."""
 
+import ast
 import errno
 import json
 import time
@@ -10,7 +11,7 @@ import torch
 
 from rdn_fast import rdb
 from rdn_fast.config import ModelConfig
-from rdn_fast.errors import UserError
+from rdn_fast.errors import UserError, what_failed
 from rdn_fast.model import RDN
 from rdn_fast.rdb import FLOATS, Impl, autotune, naive
 from rdn_fast.rdb.autotune import measure, resolve_impl
@@ -144,6 +145,38 @@ def test_an_impl_that_fails_is_left_out_with_a_note(folder, table, capsys):
     table(impl("broken", broken), impl("quick"))
     assert resolve_impl("auto", case()) == "quick"
     assert capsys.readouterr().out == "note: --rdb auto leaves out broken, which fails: no compiler\n"
+
+
+TRITON = """at 12:8:
+def layer(planes, weights):
+    x = planes.load([0, 0])
+    y = tl.dot(x, weights)
+        ^
+Cannot make_shape_compatible: 64 and 32"""
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("no compiler\nand much more", "no compiler"),
+        (TRITON, "Cannot make_shape_compatible: 64 and 32"),
+        (f"backend='inductor' raised:\nCompilationError: {TRITON}\n", "Cannot make_shape_compatible: 64 and 32"),
+        ("backend='inductor' raised:\nRuntimeError: no gcc\n\nSet TORCHDYNAMO_VERBOSE=1", "RuntimeError: no gcc"),
+        ("only:", "only:"),
+        ("", "ValueError('')"),
+    ],
+)
+def test_the_note_tells_what_failed(text, told):
+    assert what_failed(ValueError(text)) == told
+
+
+def test_the_note_tells_what_failed_in_a_function_that_a_triton_kernel_calls():
+    triton_errors = pytest.importorskip("triton.compiler.errors")
+    code = "x = 1\ny = x + z"
+    inner = triton_errors.CompilationError(code, ast.parse(code).body[1], "NameError('z is not defined')")
+    outer = triton_errors.CompilationError(code, ast.parse(code).body[0], None)
+    outer.__cause__ = inner
+    assert what_failed(outer) == "NameError('z is not defined')"
 
 
 def test_a_cache_that_cannot_be_written_gives_one_note(folder, table, timings, monkeypatch, capsys):

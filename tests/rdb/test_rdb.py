@@ -279,6 +279,32 @@ def test_arguments_that_an_impl_was_not_made_for_are_refused(impl, seed):
             compute(dtypes, device)
 
 
+@pytest.mark.parametrize("impl", IMPLS.values(), ids=lambda impl: impl.name)
+def test_tensors_that_make_no_block_are_refused(impl, seed):
+    """Pictures without pixels, too: every impl would raise an error of its own, and winograd's C sees no shapes."""
+    here = Impl(impl.name, impl.module, ("cpu",), (FLOAT32,), impl.trains, "for tests")
+    arguments, _ = problem(SHAPES[2], FLOAT32, seed)
+
+    def compute(name, change):
+        given = arguments | {name: change(arguments[name])}
+        lists = [[given[f"conv_{kind}[{j}]"] for j in range(3)] for kind in "wb"]
+        return here.rdb(given["x"], *lists, given["fuse_w"], given["fuse_b"])
+
+    for size in ((2, 26, 0, 11), (2, 26, 3, 0), (0, 26, 0, 0), (2, 0, 3, 11), (26, 3, 11)):
+        with pytest.raises(ValueError, match=rf"x \[B, G0, H, W\] with pixels, not \[{', '.join(map(str, size))}\]"):
+            compute("x", lambda x, size=size: x.new_zeros(size))
+    for name, tensor in arguments.items():
+        for dim in range(1 if name == "x" else 0, 2 if name == "x" else tensor.dim()):
+            with pytest.raises(ValueError, match=r"the weights' shapes are .*, a dense block's would be "):
+                compute(name, lambda tensor, dim=dim: tensor.narrow(dim, 0, tensor.shape[dim] - 1))
+
+
+def test_a_model_refuses_pictures_without_pixels():
+    model = RDN(ModelConfig(num_features=4, growth_rate=3, num_blocks=1, num_layers=1), "naive")
+    with pytest.raises(ValueError, match=r"no pixels: \[1, 3, 0, 5\]"):
+        model(torch.zeros(1, 3, 0, 5))
+
+
 def train(name, dtype, seed):
     """Train a small RDN for 32 steps with this impl and compute dtype. Return (losses, all weights) in float64."""
     torch.manual_seed(seed)

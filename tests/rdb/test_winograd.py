@@ -12,7 +12,6 @@ from test_rdb import SHAPES, block, in_float64, problem, solve
 
 from bench.parity import assert_as_good_as_naive
 from rdn_fast import native
-from rdn_fast.errors import UserError
 from rdn_fast.rdb import naive, winograd, winograd_chunks
 
 pytestmark = pytest.mark.skipif(winograd.missing() is not None, reason=f"winograd {winograd.missing()}")
@@ -55,32 +54,6 @@ def test_images_in_crops_are_whole(monkeypatch, seed):
 
 def test_a_block_of_rdn_b_is_as_good_as_naive(seed):
     check((2, 64, 64, 8, 32, 32), seed)
-
-
-@pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize(
-    ("change", "found"),
-    [
-        (torch.Tensor.bfloat16, "not in bfloat16 on cpu"),
-        (torch.Tensor.double, "not in float64 on cpu"),
-        (lambda tensor: tensor.to("meta"), "not in float32 on meta"),
-    ],
-)
-@pytest.mark.parametrize("names", ["all", "x", "conv_w[1]", "conv_b[0]", "fuse_w", "fuse_b"])
-def test_other_dtypes_and_devices_are_an_error(names, change, found, training):
-    arguments, _ = problem(SHAPES[2], torch.float32, 0)
-    changed = {name: change(tensor) if names in ("all", name) else tensor for name, tensor in arguments.items()}
-    with pytest.raises(UserError, match=f"--rdb winograd: computes in float32 on CPUs only, {found}; "):
-        call(winograd.rdb, {name: tensor.requires_grad_(training) for name, tensor in changed.items()})
-
-
-@pytest.mark.parametrize("name", ["x", "conv_w[0]", "conv_w[2]", "conv_b[1]", "fuse_w", "fuse_b"])
-def test_weights_of_no_dense_block_are_an_error(name):
-    arguments, _ = problem(SHAPES[2], torch.float32, 0)
-    dim = min(1, arguments[name].dim() - 1)
-    arguments[name] = arguments[name].narrow(dim, 0, arguments[name].shape[dim] - 1)
-    with pytest.raises(UserError, match="--rdb winograd: the weights' shapes are "):
-        call(winograd.rdb, arguments)
 
 
 @pytest.mark.parametrize("training", [False, True])
