@@ -104,7 +104,8 @@ def _upscale(commands) -> None:
     output_help = "folder to write to; for a single picture also a file"
     flag("-o", "--output", required=True, metavar="OUT", help=output_help)
     _add_weights(parser)
-    flag("-s", "--scale", "--outscale", type=int, help="checked against the weights, which know it")
+    flag("-s", "--scale", type=int, help="checked against the weights, which know it; for other sizes see --outscale")
+    _add_sizes(parser)
     tile_help = "edge of the tiles in LR pixels, 0: none (default: what suits the device)"
     flag("-t", "--tile", type=int, help=tile_help)
     pad_help = (
@@ -120,9 +121,21 @@ def _upscale(commands) -> None:
     recursive_help = "folders with all that lies in them; OUT gets the same folders"
     flag("-r", "--recursive", action="store_true", help=recursive_help)
     flag("--overwrite", action="store_true", help="make pictures anew that are there already")
-    limit_help = "refuse pictures with more, which may be made to exhaust the memory; 0: no limit"
+    limit_help = "refuse pictures that enter the model with more, as files made to exhaust the memory have; 0: no limit"
     flag("--max-pixels", type=int, default=178_956_970, metavar="N", help=limit_help)
     flag("--device", default="auto", help=_DEVICES)
+
+
+def _add_sizes(parser: argparse.ArgumentParser) -> None:
+    flag = parser.add_argument
+    outscale_help = (
+        "this many times as large, also 3.5 or 0.5: through the model as often as needed, then resampled to the size"
+    )
+    flag("--outscale", type=float, metavar="FACTOR", help=outscale_help)
+    flag("--width", type=int, metavar="PIXELS", help="of the result; the height follows from the picture's shape")
+    height_help = "of the result; with --width it is exactly of both, stretched where the picture's shape is another"
+    flag("--height", type=int, metavar="PIXELS", help=height_help)
+    flag("--longest", type=int, metavar="PIXELS", help="of the result's longer edge")
 
 
 def _eval(commands) -> None:

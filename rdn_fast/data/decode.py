@@ -47,7 +47,7 @@ def decode(image: Image.Image, path: str | Path | None = None) -> Decoded:
     pixels = None if path is None else read_deep(path, image)
     if pixels is None:
         image.load()  # getexif() loads some formats, too, but swallows the errors of damaged pixels
-        pixels = _pixels(_without_cmyk(ImageOps.exif_transpose(_with_scaled_key(image, raw))))
+        pixels = _pixels(_without_cmyk(_upright(_with_scaled_key(image, raw))))
     if image.format == "TIFF":
         pixels = _by_tags(pixels, image)
     key = image.info.get("transparency")
@@ -84,6 +84,14 @@ def one_line_errors() -> Iterator[None]:
 def to_8_bits(pixels: np.ndarray) -> np.ndarray:
     """Round uint16 pixels to uint8; others are returned as they are."""
     return pixels if pixels.dtype == np.uint8 else ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Return a loaded image turned as its EXIF orientation says; as it is where the EXIF data is damaged."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # Pillow raises nearly anything
+        return image
 
 
 def _pixels(image: Image.Image) -> np.ndarray:

@@ -1,1 +1,1 @@
-"""Pictures through the model. Read metadata, picture, enlarge, encode, paths, tiled, upscale, upscale_files."""
+"""Pictures through the model. Read metadata, picture, sizes, enlarge, resize, encode, paths, tiled, upscale(_files)."""

@@ -30,22 +30,25 @@ def enlarge(picture: Picture, upscaler: Model) -> Picture:
     - Under alpha 0 the colours of the nearest visible pixels are continued: invisible ones are no part of the picture.
     - Deep inside opaque and inside invisible areas alpha stays what it is. Constant alpha is copied.
     """
-    pixels = picture.pixels
+    pixels = continue_visible(picture).pixels
     colours, alpha = (pixels[..., :-1], pixels[..., -1]) if pixels.shape[2] in (2, 4) else (pixels, None)
-    if model_passes(picture) == 2:
-        colours = _continue_visible(colours, alpha > 0)
     framed = _framed(upscaler)
     large = _colours(colours, framed) if colours.shape[2] == 3 else _plane(colours, framed)
     if alpha is not None:
         constant = model_passes(picture) == 1
         large_alpha = np.full((*large.shape[:2], 1), alpha[0, 0]) if constant else _alpha(alpha, framed)
         large = np.concatenate([large, large_alpha], axis=2)
-    height, width = large.shape[:2]
+    return with_pixels(picture, large)
+
+
+def with_pixels(picture: Picture, pixels: np.ndarray) -> Picture:
+    """Return the picture with other pixels, and their size where EXIF, XMP and a georeference state one."""
+    height, width = pixels.shape[:2]
     tags = picture.exif.get(IFD.Exif, {})
     sizes = {Base.ExifImageWidth: width, Base.ExifImageHeight: height}
     tags.update({tag: edge for tag, edge in sizes.items() if tag in tags})
-    extras = resized(picture.extras, pixels.shape[1::-1], (width, height))
-    return replace(picture, pixels=large, extras=extras)
+    extras = resized(picture.extras, picture.size, (width, height))
+    return replace(picture, pixels=pixels, extras=extras)
 
 
 def model_passes(picture: Picture) -> int:
@@ -111,14 +114,18 @@ def _repeated(mask: np.ndarray, scale: int) -> np.ndarray:
     return mask.repeat(scale, axis=0).repeat(scale, axis=1)
 
 
-def _continue_visible(colours: np.ndarray, visible: np.ndarray) -> np.ndarray:
-    """Return colours [H, W, C] with those of invisible pixels replaced by a smooth continuation of the visible ones."""
+def continue_visible(picture: Picture) -> Picture:
+    """Return the picture with the colours of invisible pixels replaced by a smooth continuation of the visible ones."""
+    if model_passes(picture) == 1:
+        return picture
+    colours, visible = picture.pixels[..., :-1], picture.pixels[..., -1] > 0
     if visible.all():
-        return colours
+        return picture
     weighted = [Image.fromarray(np.where(visible, plane, 0).astype(np.float32)) for plane in np.moveaxis(colours, 2, 0)]
     everywhere = _weighted_means(weighted, Image.fromarray(visible.astype(np.float32)))
     continued = np.rint(np.dstack(everywhere)).astype(colours.dtype)
-    return np.where(visible[..., None], colours, continued)
+    colours = np.where(visible[..., None], colours, continued)
+    return replace(picture, pixels=np.dstack([colours, picture.pixels[..., -1]]))
 
 
 def _weighted_means(planes: list[Image.Image], weight: Image.Image) -> list[np.ndarray]:

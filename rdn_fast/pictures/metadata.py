@@ -81,6 +81,7 @@ def kept_exif(image: Image.Image) -> tuple[Image.Exif, list[str]]:
     """Return the picture's EXIF tags that are true of the result, and a note when they cannot be read."""
     kept = Image.Exif()
     try:
+        Image.Exif().load(image.info.get("exif", b""))  # getexif() raises at its first call only
         found = image.getexif()
         for tag in _EXIF_TAGS & set(found):
             if tag in (IFD.Exif, IFD.GPSInfo):

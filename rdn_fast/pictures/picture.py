@@ -30,6 +30,11 @@ class Picture:
     extras: Extras = field(default_factory=Extras)
     lossless: bool = False
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        return self.pixels.shape[1], self.pixels.shape[0]
+
 
 def read_picture(source: str | Path | Image.Image, max_pixels: int = 0) -> Picture:
     """Read any picture that Pillow reads, as decode() does, with its metadata; of several frames or pages the first.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable
+from numbers import Integral
 from typing import NamedTuple
 
 import numpy as np
@@ -66,11 +67,11 @@ class Upscaler:
         self_ensemble: bool = False,
         say: Callable[[str], None] = print_line,
     ):
-        if tile is not None and not (isinstance(tile, int) and tile >= 0):
+        if tile is not None and not (isinstance(tile, Integral) and tile >= 0):
             raise UserError(
                 f"tile {tile}: give an edge in LR pixels, 0 for no tiles, or None for what suits the device"
             )
-        if tile_pad != "exact" and not (isinstance(tile_pad, int) and tile_pad >= 0):
+        if tile_pad != "exact" and not (isinstance(tile_pad, Integral) and tile_pad >= 0):
             raise UserError(f'tile_pad {tile_pad}: give a number of LR pixels, or "exact"')
         self.model, self.scale = model, model.config.scale
         self._self_ensemble, self._say = self_ensemble, say

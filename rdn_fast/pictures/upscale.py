@@ -13,10 +13,14 @@ from PIL import Image
 from rdn_fast.errors import UserError
 from rdn_fast.model import RDN
 from rdn_fast.pictures.encode import fit, to_image
-from rdn_fast.pictures.enlarge import enlarge
 from rdn_fast.pictures.picture import read_picture
+from rdn_fast.pictures.resize import resize
+from rdn_fast.pictures.sizes import MAX_PIXELS, OutputSize
 from rdn_fast.pictures.tiled import Upscaler
 from rdn_fast.weights.convert import SHIPPED, load_model
+
+# dtype and the shape after [H, W]
+_ARRAYS = [(np.bool_, ()), *((np.uint8, shape) for shape in ((), (2,), (3,), (4,))), (np.uint16, ())]
 
 
 class _LoadedUpscalers:
@@ -51,29 +55,43 @@ def upscale(
     weights: RDN | str | Path | None = None,
     *,
     scale: int | None = None,
+    outscale: float | None = None,
+    width: int | None = None,
+    height: int | None = None,
+    longest: int | None = None,
     device: str = "auto",
     tile: int | None = None,
     tile_pad: int | str = 10,
     fp32: bool = False,
     self_ensemble: bool = False,
 ) -> Image.Image:
-    """Return the picture `scale` times as large, upright, with its ICC profile, EXIF and DPI in its `info`.
+    """Return the picture larger by the weights' scale, or at the wanted size, upright.
+
+    Its ICC profile, EXIF and DPI are in its `info`.
 
     image: a file, a PIL.Image, or an array: uint8 [H, W], [H, W, 3] RGB or [H, W, 4] RGBA, or uint16 [H, W].
     weights: a file of any RDN (None: the shipped small x2 model), kept loaded for the next calls; or an RDN, which
         computes on the device that it is on.
-    scale: checked against the weights' own. device: "auto", "cpu", "cuda[:i]" or "npu[:i]".
+    scale: checked against the weights' own.
+    outscale, width, height, longest: another size: a factor; or pixels of the result, both of width and height exactly,
+        or the longer edge. The model runs as often as needed, 0 times where nothing grows; then follows one resample.
+    device: "auto", "cpu", "cuda[:i]" or "npu[:i]".
     tile, tile_pad, fp32, self_ensemble: as of rdn_fast.pictures.tiled.Upscaler.
 
     Modes of the result: L for 1 bit and grey; LA for grey with alpha; RGBA for other pictures with transparency,
     palettes too; I;16 for 16-bit grey; RGB for everything else, 16-bit colours included, which PIL holds with 8 bits
     only (the command line keeps 16).
 
-    May be called by several threads; they take turns. Raises UserError, in one line: no picture, no RDN, another
-    scale, a device that this machine does not have, a tile or pad that is not a number of pixels.
+    What the result cannot hold, or the file lacked, is a UserWarning: of several pictures the first, 16 bits to 8,
+    damaged EXIF data. May be called by several threads; they take turns. Raises UserError, in one line: no picture, an
+    array of another kind, no RDN, another scale, a size that is none or too large, a device that this machine does not
+    have, a tile or pad that is not a number of pixels.
     """
     name = "the picture" if isinstance(image, (Image.Image, np.ndarray)) else str(image)
     settings = tile, tile_pad, fp32, self_ensemble
+    wanted = OutputSize(outscale, width, height, longest)
+    wanted.check()
+    source = _image(image) if isinstance(image, np.ndarray) else image
     with loaded_upscalers.lock:
         if not isinstance(weights, RDN):
             upscaler = loaded_upscalers.get(SHIPPED if weights is None else weights, device, settings)
@@ -82,17 +100,35 @@ def upscale(
         else:
             remedy = "leave the device out, or give its weights as a file"
             raise UserError(f"device {device}: an RDN computes where it is; {remedy}")
-        check_scale(scale, upscaler.scale, "scale")
+        check_scale(scale, upscaler.scale, "scale", " (outscale takes any factor)")
         try:
-            source = Image.fromarray(image) if isinstance(image, np.ndarray) else image
-            picture = fit(read_picture(source), upscaler.scale, None)
-        except (TypeError, ValueError) as error:  # TypeError: PIL makes no image of the array
+            picture = read_picture(source)
+            steps = wanted.steps(*picture.size, upscaler.scale)
+            steps.check(MAX_PIXELS, "the limit of")
+            picture = fit(picture, steps.size, None)
+        except ValueError as error:
             raise UserError(f"{name}: {error}") from None
-        return to_image(enlarge(picture, upscaler))
+        for note in picture.notes:
+            warnings.warn(f"{name}: {note}", stacklevel=2)
+        return to_image(resize(picture, steps, upscaler))
 
 
-def check_scale(wanted: int | None, scale: int, what: str) -> None:
-    """Raise UserError when a scale is wanted (not None) that is not the weights'. what: the flag or parameter."""
+def _image(array: np.ndarray) -> Image.Image:
+    """Return the array as a PIL.Image. Raises UserError for arrays that are no picture's."""
+    kind = array.dtype, array.shape[2:]
+    if 0 in array.shape or array.ndim not in (2, 3) or kind not in _ARRAYS:
+        given = f"this array is {array.dtype} {list(array.shape)}"
+        remedy = "floats in 0..1: (255 * x).round().clip(0, 255).astype(np.uint8)" if array.dtype.kind == "f" else ""
+        kinds = "uint8 [H, W], [H, W, 3] or [H, W, 4], or uint16 [H, W]"
+        raise UserError(f"the picture: give {kinds}, not empty; {given}" + f"; {remedy}" * bool(remedy))
+    return Image.fromarray(array)
+
+
+def check_scale(wanted: int | None, scale: int, what: str, more: str = "") -> None:
+    """Raise UserError when a scale is wanted (not None) that is not the weights'.
+
+    what: the flag or parameter. more: added to the remedy.
+    """
     if wanted not in (None, scale):
-        remedy = f"give {what} {scale} or none, or other weights"
+        remedy = f"give {what} {scale} or none, or other weights{more}"
         raise UserError(f"{what} {wanted}: these weights are for x{scale}; {remedy}")

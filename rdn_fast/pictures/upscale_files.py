@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from itertools import count
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -17,9 +18,11 @@ from rdn_fast.files import atomic_write
 from rdn_fast.model import describe
 from rdn_fast.ordered_map import ordered_map
 from rdn_fast.pictures.encode import encode, fit
-from rdn_fast.pictures.enlarge import enlarge, model_passes
+from rdn_fast.pictures.enlarge import model_passes
 from rdn_fast.pictures.paths import Job, plan
 from rdn_fast.pictures.picture import Picture, read_picture
+from rdn_fast.pictures.resize import resize
+from rdn_fast.pictures.sizes import OutputSize, Steps
 from rdn_fast.pictures.tiled import Upscaler
 from rdn_fast.pictures.upscale import check_scale
 from rdn_fast.terminal import Bar, print_line
@@ -31,6 +34,10 @@ def upscale_files(
     output: str,
     weights_file: str | None,
     scale: int | None,
+    outscale: float | None,
+    width: int | None,
+    height: int | None,
+    longest: int | None,
     tile: int | None,
     tile_pad: str,
     suffix: str,
@@ -48,9 +55,11 @@ def upscale_files(
     up-scaled. Raises Failure when a picture could not be written (disk full) after others were.
     """
     _check_flags(tile, tile_pad, max_pixels)
+    wanted = OutputSize(outscale, width, height, longest)
+    wanted.check("--")
     jobs, refused = plan(input, output, suffix, ext, recursive, print_line)
     model = load_model(weights_file, device)
-    check_scale(scale, model.config.scale, "--scale")
+    check_scale(scale, model.config.scale, "--scale", " (--outscale takes any factor)")
     todo = [job for job in jobs if overwrite or not job.target.exists()]
     with _pillow_unlimited(), Bar("pictures", len(todo)) as bar:
         pad = tile_pad if tile_pad == "exact" else int(tile_pad)
@@ -61,7 +70,7 @@ def upscale_files(
         for source, reason in refused.items():
             bar.say(f"failed {source}: {reason}")
         only_one = len(jobs) + len(refused) == 1
-        made, failed = _make_pictures(todo, upscaler, max_pixels, bar, only_one, overwrite)
+        made, failed = _make_pictures(todo, upscaler, _Settings(wanted, max_pixels, overwrite), bar, only_one)
     there_already = len(jobs) - made - failed
     failed += len(refused)
     if failed == len(jobs) + len(refused):
@@ -83,8 +92,16 @@ def _check_flags(tile: int | None, tile_pad: str, max_pixels: int) -> None:
         raise UserError(f"--max-pixels {max_pixels}: give a number of pixels, or 0 for no limit")
 
 
+class _Settings(NamedTuple):
+    """What the flags say of every picture."""
+
+    wanted: OutputSize
+    max_pixels: int
+    overwrite: bool
+
+
 def _make_pictures(
-    jobs: list[Job], upscaler: Upscaler, max_pixels: int, bar: Bar, only_one: bool, overwrite: bool
+    jobs: list[Job], upscaler: Upscaler, settings: _Settings, bar: Bar, only_one: bool
 ) -> tuple[int, int]:
     """Make all pictures. Return how many were made, and how many failed, which is said in a line each.
 
@@ -92,8 +109,8 @@ def _make_pictures(
     """
     made = failed = 0
     with (
-        closing(_read_and_enlarge(jobs, upscaler, max_pixels, bar)) as pictures,
-        closing(ordered_map(lambda picture: _encode_and_write(picture, overwrite), pictures, *_encoders())) as written,
+        closing(_read_and_resize(jobs, upscaler, settings, bar)) as pictures,
+        closing(ordered_map(lambda picture: _encode_and_write(picture, settings), pictures, *_encoders())) as written,
     ):
         for job, result in written:
             if isinstance(result, FileExistsError):
@@ -116,45 +133,53 @@ def _make_pictures(
     return made, failed
 
 
-def _read_and_enlarge(
-    jobs: list[Job], upscaler: Upscaler, max_pixels: int, bar: Bar
+def _read_and_resize(
+    jobs: list[Job], upscaler: Upscaler, settings: _Settings, bar: Bar
 ) -> Iterator[tuple[Job, Picture | str]]:
-    """Yield each picture enlarged, or why that failed. Two threads decode up to two pictures ahead.
+    """Yield each picture at its new size, or why that failed. Two threads decode up to two pictures ahead.
 
     The bar shows the share of the present picture that is done: one may take minutes.
     """
 
-    def read(job: Job) -> tuple[Job, Picture | str]:
+    def read(job: Job) -> tuple[Job, Picture | str, Steps | None]:
         try:
-            return job, fit(read_picture(job.source, max_pixels), upscaler.scale, job.format)
+            picture = read_picture(job.source, settings.max_pixels)
+            steps = settings.wanted.steps(*picture.size, upscaler.scale)
+            steps.check(settings.max_pixels, "--max-pixels")
+            return job, fit(picture, steps.size, job.format), steps
         except ValueError as error:
-            return job, str(error)
+            return job, str(error), None
 
     with closing(ordered_map(read, jobs, workers=2, ahead=2)) as decoded:
-        for number, (job, picture) in enumerate(decoded):
+        for number, (job, picture, steps) in enumerate(decoded):
 
             def report(share: float, number: int = number, name: str = job.source.name) -> None:
                 bar.set_done(number + share, f"{name} {share:.0%}" if share < 1 else name)
 
-            yield job, _enlarge(picture, upscaler, report) if isinstance(picture, Picture) else picture
+            yield job, picture if steps is None else _resize(picture, steps, upscaler, report)
             del picture  # frees its memory before the next one is awaited
 
 
-def _enlarge(picture: Picture, upscaler: Upscaler, report: Callable[[float], None]) -> Picture | str:
-    """Return the picture enlarged, or why that failed. report: called with the share that is done."""
-    passes, started = model_passes(picture), count()
+def _resize(picture: Picture, steps: Steps, upscaler: Upscaler, report: Callable[[float], None]) -> Picture | str:
+    """Return the picture at its new size, or why that failed. report: called with the share that is done."""
+    calls = model_passes(picture)
+    work = [steps.scale ** (2 * i) for i in range(steps.passes) for _ in range(calls)]  # of each call of the model
+    started = count()
 
-    def one_pass(image: np.ndarray) -> np.ndarray:
-        finished = next(started)
-        upscaler.progress = lambda share: report((finished + share) / passes)
+    def one_call(image: np.ndarray) -> np.ndarray:
+        call = next(started)
+        upscaler.progress = lambda share: report((sum(work[:call]) + work[call] * share) / sum(work))
         return upscaler(image)
 
     try:
-        return enlarge(picture, one_pass)
+        resized = resize(picture, steps, one_call)
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, RuntimeError) and not devices.is_out_of_memory(error):
             raise
         return "there is not memory enough for it; a smaller --tile may help"
+    if made := steps.describe():
+        resized.notes.insert(0, made)
+    return resized
 
 
 def _encoders() -> tuple[int, int]:
@@ -163,12 +188,12 @@ def _encoders() -> tuple[int, int]:
     return workers, workers
 
 
-def _encode_and_write(enlarged: tuple[Job, Picture | str], overwrite: bool) -> tuple[Job, list[str] | str | OSError]:
-    """Write a picture's file; without overwrite only where there is none.
+def _encode_and_write(resized: tuple[Job, Picture | str], settings: _Settings) -> tuple[Job, list[str] | str | OSError]:
+    """Write a picture's file; without settings.overwrite only where there is none.
 
     Return the picture's notes, or why it failed, or the error of writing.
     """
-    job, picture = enlarged
+    job, picture = resized
     if isinstance(picture, str):
         return job, picture
     try:
@@ -176,7 +201,7 @@ def _encode_and_write(enlarged: tuple[Job, Picture | str], overwrite: bool) -> t
     except Exception as error:  # Pillow raises nearly anything
         return job, f"cannot be encoded ({one_line(error)})"
     try:
-        atomic_write(job.target, lambda file: file.write(content), overwrite)
+        atomic_write(job.target, lambda file: file.write(content), settings.overwrite)
     except OSError as error:
         return job, error
     return job, picture.notes

@@ -30,6 +30,11 @@ def repeated(image: np.ndarray) -> np.ndarray:
     return image.repeat(2, axis=0).repeat(2, axis=1)
 
 
+def twice(picture) -> tuple[int, int]:
+    """Width and height of a Picture through repeated()."""
+    return 2 * picture.size[0], 2 * picture.size[1]
+
+
 def opened(path) -> tuple[str, np.ndarray]:
     with Image.open(path) as image:
         return image.mode, np.asarray(image)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from by_hand import repeated
+from by_hand import repeated, twice
 from PIL import Image
 from stand_in import Nearest
 
@@ -23,7 +23,8 @@ def made(tmp_path):
     def make(source, suffix=None, model=repeated):
         target = tmp_path / f"result{suffix or source.suffix}"
         format = FORMATS[target.suffix]
-        picture = fit(read_picture(source), 2, format)
+        picture = read_picture(source)
+        picture = fit(picture, twice(picture), format)
         target.write_bytes(encode(enlarge(picture, model), format))
         return target, picture.notes
 

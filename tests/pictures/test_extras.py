@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 import pytest
 import tifffile
-from by_hand import GREY, RGB, RGB16, SRGB, chunk, png16, png_of_grey
+from by_hand import GREY, RGB, RGB16, SRGB, chunk, png16, png_of_grey, repeated
 from PIL import Image, ImageCms, IptcImagePlugin
 from PIL.ExifTags import IFD, Base
 from PIL.PngImagePlugin import PngInfo
@@ -15,6 +15,8 @@ from PIL.PngImagePlugin import PngInfo
 from rdn_fast.data.images import read_image
 from rdn_fast.data.png_chunks import read_chunks
 from rdn_fast.pictures.picture import read_picture
+from rdn_fast.pictures.resize import resize
+from rdn_fast.pictures.sizes import OutputSize
 
 SUFFIXES = pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
 SAID = "© 2024 José Müller, 東京"
@@ -208,6 +210,15 @@ def test_pixels_of_10_metres_become_pixels_of_5(tmp_path, made):
     assert tags_of(again)[33550] == (2.5, 5.0, 1.5)
 
 
+def test_a_georeference_is_scaled_by_the_true_factor(tmp_path):
+    source = geo_tiff(tmp_path / "a.tif", scale=(10.0, 20.0, 1.5), points=(3.0, 4.0, 0.0, 5.0, 6.0, 7.0))
+    picture = read_picture(source)
+    made = resize(picture, OutputSize(width=18).steps(*picture.size, 2), repeated)
+    assert made.size == (18, 28)
+    assert made.extras.georeference[33550] == pytest.approx((10 / (18 / 7), 20 / (28 / 11), 1.5))
+    assert made.extras.georeference[33922] == pytest.approx((3 * 18 / 7, 4 * 28 / 11, 0, 5, 6, 7))
+
+
 def test_points_are_counted_from_the_first_pixels_centre_where_a_key_says_so(tmp_path, made):
     # The centre of pixel 0 lies half an old pixel, so a whole new one, from the border: at 0.5 as new centres count.
     places = {
@@ -319,4 +330,4 @@ def test_info_of_an_image_from_python_keeps_xmp(saved):
     from rdn_fast.pictures.encode import fit, to_image
 
     with Image.open(io.BytesIO(saved("a.jpg", RGB, xmp=XMP).read_bytes())) as image:
-        assert b"Jos\xc3\xa9" in to_image(fit(read_picture(image), 2, None)).info["xmp"]
+        assert b"Jos\xc3\xa9" in to_image(fit(read_picture(image), (14, 22), None)).info["xmp"]

@@ -40,7 +40,7 @@ def test_profile_dpi_and_exif_are_kept(tmp_path, suffix, deep):
         Image.fromarray(RGB).save(source, "PNG", exif=exif, icc_profile=SRGB, dpi=(300, 300))
     (tmp_path / "a.png").write_bytes(source.getvalue())
     format = FORMATS[suffix]
-    content = encode(enlarge(fit(read_picture(tmp_path / "a.png"), 2, format), repeated), format)
+    content = encode(enlarge(fit(read_picture(tmp_path / "a.png"), (22, 14), format), repeated), format)
     with Image.open(io.BytesIO(content)) as image:
         assert image.size == (22, 14)  # turned
         assert image.info["icc_profile"] == SRGB
@@ -136,7 +136,7 @@ def test_a_tiff_without_a_resolution_has_none(tmp_path):
 def test_dpi_that_a_format_cannot_hold_are_left_out_and_said(suffix, most, dtype):
     format = FORMATS[suffix]
     for dpi, notes in ((most, []), (2 * most, [f"its DPI are left out: they are more than {format} holds"])):
-        picture = fit(Picture(RGB.astype(dtype), Image.Exif(), None, (dpi, dpi)), 1, format)
+        picture = fit(Picture(RGB.astype(dtype), Image.Exif(), None, (dpi, dpi)), (7, 11), format)
         with Image.open(io.BytesIO(encode(picture, format))) as image:
             none = 1 if format == "TIFF" else 0  # Pillow's word
             assert image.info.get("dpi", (0, 0))[0] == pytest.approx(none if notes else dpi, rel=1e-6)
@@ -157,7 +157,7 @@ def test_profile_of_grey_is_not_said_of_colours(channels, dtype, suffix, left_ou
     format = FORMATS[suffix]
     profile = SRGB[:16] + b"GRAY" + SRGB[20:]
     for icc_profile, kept in ((profile, None if left_out else profile), (SRGB, SRGB)):
-        picture = fit(Picture(np.full((11, 7, channels), 9, dtype), Image.Exif(), icc_profile, None), 1, format)
+        picture = fit(Picture(np.full((11, 7, channels), 9, dtype), Image.Exif(), icc_profile, None), (7, 11), format)
         with Image.open(io.BytesIO(encode(picture, format))) as image:
             assert image.info.get("icc_profile") == kept
         assert picture.notes == (
@@ -168,8 +168,9 @@ def test_profile_of_grey_is_not_said_of_colours(channels, dtype, suffix, left_ou
 @pytest.mark.parametrize(
     "exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x01", b"Exif\0\0II*\0\xff\xff\xff\x7f"]
 )
-def test_damaged_exif_does_not_cost_the_picture(saved, made, exif):
-    _, pixels = opened(made(saved("a.jpg", np.full((8, 8, 3), 77, np.uint8), exif=exif))[0])
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp"])
+def test_damaged_exif_does_not_cost_the_picture(saved, made, exif, name):
+    _, pixels = opened(made(saved(name, np.full((8, 8, 3), 77, np.uint8), exif=exif))[0])
     assert np.abs(pixels.astype(int) - 77).max() <= 1
 
 

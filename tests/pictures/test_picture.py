@@ -212,7 +212,8 @@ def test_any_pixels_in_any_lossless_kind(data):
     pixels = np.random.default_rng(data.draw(st.integers(0, 2**32))).integers(
         0, np.iinfo(dtype).max, shape, dtype, endpoint=True
     )
-    content = encode(fit(Picture(pixels, Image.Exif(), None, None), 1, format), format)
+    picture = Picture(pixels, Image.Exif(), None, None)
+    content = encode(fit(picture, picture.size, format), format)
     path = io.BytesIO(content)
     with Image.open(path) as image:
         assert image.size == shape[1::-1]

@@ -214,7 +214,7 @@ def test_16_bits_into_a_format_of_8(tmp_path, made, suffix, mode):
 
 def test_16_bits_are_reduced_to_the_nearest_of_8():
     every = np.arange(65536, dtype=np.uint16).reshape(256, 256, 1)
-    picture = fit(Picture(every, Image.Exif(), None, None), 2, "JPEG")
+    picture = fit(Picture(every, Image.Exif(), None, None), (512, 512), "JPEG")
     np.testing.assert_array_equal(picture.pixels, np.rint(every / 257))
 
 

@@ -82,19 +82,19 @@ def test_result_larger_than_its_format_holds(format, edge):
     def of(width):
         return Picture(np.zeros((1, width, 3), np.uint8), Image.Exif(), None, None)
 
-    assert fit(of(edge // 2), 2, format).notes == []
+    assert fit(of(edge // 2), (2 * (edge // 2), 2), format).notes == []
     with pytest.raises(
         ValueError,
         match=rf"{2 * (edge // 2 + 1)}x2 pixels of the result are more than {format} files hold; give --ext png",
     ):
-        fit(of(edge // 2 + 1), 2, format)
+        fit(of(edge // 2 + 1), (2 * (edge // 2 + 1), 2), format)
 
 
 def test_result_larger_than_a_tiff_holds():
     wide = np.broadcast_to(np.zeros((1, 1, 3), np.uint16), (20_000, 20_000, 3))
     with pytest.raises(ValueError, match="TIFF"):
-        fit(Picture(wide, Image.Exif(), None, None), 2, "TIFF")
-    assert fit(Picture(wide, Image.Exif(), None, None), 2, "PNG").pixels is wide
+        fit(Picture(wide, Image.Exif(), None, None), (40_000, 40_000), "TIFF")
+    assert fit(Picture(wide, Image.Exif(), None, None), (40_000, 40_000), "PNG").pixels is wide
 
 
 @pytest.mark.parametrize(("format", "edge"), [("JPEG", 65_500), ("WEBP", 16_383)])

@@ -2,9 +2,11 @@
 
 import os
 import threading
+import warnings
 
 import numpy as np
 import pytest
+from by_hand import RGB16, png16
 from PIL import Image
 from runs import photograph
 from stand_in import PATIENCE, Nearest
@@ -133,3 +135,51 @@ def test_several_threads(model):
     for i, array in enumerate(arrays):
         continued = np.pad(array, ((4, 4), (4, 4), (0, 0)), "reflect")
         np.testing.assert_array_equal(results[i], Upscaler(model, fp32=True)(continued)[8:-8, 8:-8])
+
+
+# ---- notes and mistakes ----
+
+
+def test_notes_are_warnings(nearest, weights, tmp_path):
+    frames = [Image.new("L", (6, 5), i) for i in range(3)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    Image.new("RGB", (6, 5)).save(tmp_path / "b.png", exif=b"Exif\0\0garbage")
+    (tmp_path / "c.png").write_bytes(png16(RGB16, "0"))
+    for name, words in {
+        "a.gif": "the first of its 3 pictures",
+        "b.png": "its EXIF data is damaged and left out",
+        "c.png": "16 bits reduced to the 8 that a PIL.Image holds",
+    }.items():
+        with pytest.warns(UserWarning, match=words) as said:
+            rdn_fast.upscale(tmp_path / name, weights, outscale=2.5)
+        assert [str(warning.message) for warning in said] == [f"{tmp_path / name}: {words}"]
+        assert said[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rdn_fast.upscale(Image.new("RGB", (6, 5)), weights)
+
+
+@pytest.mark.parametrize(
+    ("array", "words"),
+    [
+        (np.zeros((4, 5, 3)), r"; this array is float64 \[4, 5, 3\]; floats in 0..1: \(255 \* x\)"),
+        (np.zeros((4, 5), np.float32), r"; this array is float32 \[4, 5\]; floats in 0..1"),
+        (np.zeros((3, 4, 5), np.uint8), r"; this array is uint8 \[3, 4, 5\]$"),
+        (np.zeros((4, 5, 3), np.uint16), r"; this array is uint16 \[4, 5, 3\]$"),
+        (np.zeros((4, 5), np.int64), r"; this array is int64 \[4, 5\]$"),
+        (np.zeros(4, np.uint8), r"; this array is uint8 \[4\]$"),
+    ],
+)
+def test_arrays_of_other_kinds_are_named(nearest, weights, array, words):
+    kinds = r"^the picture: give uint8 \[H, W\], \[H, W, 3\] or \[H, W, 4\], or uint16 \[H, W\], not empty"
+    with pytest.raises(UserError, match=kinds + words):
+        rdn_fast.upscale(array, weights)
+
+
+def test_integers_of_numpy_are_numbers_of_pixels(model):
+    array = photograph(40, 30)
+    given = rdn_fast.upscale(array, model, tile=np.int64(16), tile_pad=np.int32(9), fp32=True)
+    np.testing.assert_array_equal(np.asarray(given), np.asarray(rdn_fast.upscale(array, model, tile=16, tile_pad=9)))
+    for tile in (16.0, "16", np.float64(16)):
+        with pytest.raises(UserError, match=r"^tile 16(\.0)?: give an edge in LR pixels"):
+            rdn_fast.upscale(array, model, tile=tile)
