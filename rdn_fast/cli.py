@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
@@ -26,6 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # names of files may be any bytes
+    warnings.filterwarnings("ignore", module="PIL")  # Pillow's about odd files; those that cannot be read are named
     # torch_npu is imported when a device is picked, where a failure can be reported in one line.
     os.environ.setdefault(ascend.AUTOLOAD, "0")
     try:

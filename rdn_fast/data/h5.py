@@ -22,6 +22,7 @@ import torch
 from rdn_fast.data.heaps import read_heaps
 from rdn_fast.data.pairs import Pair
 from rdn_fast.errors import Failure, UserError, one_line
+from rdn_fast.terminal import printable
 
 LR, HR = range(2)
 _GROUPS = ("lr", "hr")
@@ -89,13 +90,13 @@ class PairedH5(Sequence[Pair]):
         return PairedH5, (self.path, self.scale)  # another process opens the file for itself
 
     def names(self, images: Iterable[int] | None = None) -> list[str]:
-        """Return the names of these images (None: all), which are their numbers where the file has no names.
+        """Return the printable() names of these images (None: all): their numbers where the file has no names.
 
         Reads the file that has the path now. Names of all images are kept for indexing. Raises UserError.
         """
         keys = self._keys if images is None else [self._keys[i] for i in images]
         with self._reading("names") as file:
-            names = [attribute_text(file["hr"][key].attrs.get("name", key)) for key in keys]
+            names = [printable(attribute_text(file["hr"][key].attrs.get("name", key))) for key in keys]
         if images is None:
             self._names = names
         return names

@@ -41,7 +41,7 @@ def open_image(path: str | Path) -> Image.Image:
         image = Image.open(without_large_chunks(path) or path, formats=safe_formats())
     except UnidentifiedImageError:
         if kind := _kind_of_tiff(path):
-            raise ValueError(f"a TIFF that Pillow does not read: {kind}; save it with 8 or 16 bits, deflated") from None
+            raise ValueError(f"a TIFF that Pillow does not read: {kind}; save it as PNG") from None
         raise
     # With a file name Pillow would map an uncompressed TIFF, and confuse width and height if its orientation turns it.
     image.filename = ""

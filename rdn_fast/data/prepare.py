@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -46,8 +45,7 @@ def prepare(
             return f"{path}: {error}"
 
     def pairs() -> Iterator[Pair | None]:
-        with warnings.catch_warnings(), Bar("images", len(paths)) as bar:
-            warnings.simplefilter("ignore")  # Pillow's about odd files; those that cannot be read are named below
+        with Bar("images", len(paths)) as bar:
             for result in ordered_map(load, paths, workers=2, ahead=4):
                 bar.advance()
                 if isinstance(result, str):

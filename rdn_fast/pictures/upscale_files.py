@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from itertools import count
@@ -218,11 +217,9 @@ def _make_folders(jobs: list[Job]) -> None:
 
 @contextmanager
 def _pillow_unlimited() -> Iterator[None]:
-    """Switch off Pillow's limit on pixels, which --max-pixels replaces, and its warnings about odd files."""
+    """Switch off Pillow's limit on pixels, which --max-pixels replaces."""
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
+        yield
     finally:
         Image.MAX_IMAGE_PIXELS = limit

@@ -14,6 +14,7 @@ from rdn_fast.data.h5 import HR, LR, PairedH5
 from rdn_fast.data.h5_writer import write_pairs
 from rdn_fast.data.pairs import Pair
 from rdn_fast.errors import Failure, UserError
+from rdn_fast.terminal import printable
 
 SCALE = 2
 
@@ -109,7 +110,11 @@ def test_names_are_written_without_hdf5s_global_heap(tmp_path, pairs, name):
     write_pairs(path, [Pair(name, *pairs[0])], {"made_from": "images"})
     assert b"GCOL" not in path.read_bytes()
     opened = PairedH5(path, SCALE)
-    assert (opened.names(), opened.attribute("made_from"), opened.attribute("other")) == ([name], "images", None)
+    assert (opened.names(), opened.attribute("made_from"), opened.attribute("other")) == (
+        [printable(name)],
+        "images",
+        None,
+    )
 
 
 def test_names_that_cannot_be_read_are_one_line(tmp_path, make_h5, pairs):
