@@ -92,6 +92,7 @@ class _Slot:
 
     def __init__(self, batch: int, edges: tuple[int, int], device: torch.device, on_host: bool, resident: bool):
         self.share: Share | None = None
+        self._size = batch
         self.floats = _float_buffers(batch, edges, device) if on_host else []
         self.copies: list[torch.Tensor] = []
         self.strides: torch.Tensor | None = None
@@ -105,7 +106,10 @@ class _Slot:
         return [*self.floats, *self.copies, *([] if self.strides is None else [self.strides])]
 
     def batch(self, floats: list[torch.Tensor]) -> Batch:
-        return Batch(*(patches[: len(self.share.images)] for patches in floats), self.share.count, self.share.total)
+        count = len(self.share.images)
+        if count < self._size:
+            floats = [patches[:count] for patches in floats]
+        return Batch(*floats, self.share.count, self.share.total)
 
 
 class _Transfer(NamedTuple):
@@ -207,8 +211,8 @@ class PrefetchLoader:
         return self._next_on_host(step) if self._device_buffers is None else self._next_on_device(step)
 
     def _next_on_host(self, step: int) -> Batch:
-        self._ring.give_back(step - 1)
         slot = self._take(step)
+        self._ring.give_back(step - 1)  # last: it wakes a fill thread, which then competes for Python's lock
         return slot.batch(slot.floats)
 
     def _next_on_device(self, step: int) -> Batch:

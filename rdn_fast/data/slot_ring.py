@@ -33,11 +33,12 @@ class SlotRing:
         if not self._threads:
             self._fill(step, slot)
             return slot
-        with self._changed:
-            self._changed.wait_for(lambda: step in self._filled or self._error is not None)
+        if step not in self._filled or self._error is not None:  # else there is nothing to wait for, nor a lock to take
+            with self._changed:
+                self._changed.wait_for(lambda: step in self._filled or self._error is not None)
             if self._error is not None:
                 raise self._error
-            self._filled.remove(step)
+        self._filled.remove(step)  # by this thread alone
         return slot
 
     def ready(self, step: int) -> bool:
@@ -48,7 +49,7 @@ class SlotRing:
         """Allow the step's slot to be overwritten."""
         with self._changed:
             self._oldest = step + 1
-            self._changed.notify_all()
+            self._changed.notify()  # one slot serves one thread
 
     def close(self) -> None:
         """Stop and join the threads. They finish the slots that they are filling."""
