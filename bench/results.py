@@ -93,6 +93,7 @@ class Row:
 COLUMNS = dataclasses.fields(Row)
 NAMES = [column.name for column in COLUMNS]
 NEWER = {"rounds_run", "vs_other", "peak_share", "gain_db", "unsteady"}  # files older than these are read all the same
+WORK = ("case", "recipe", "dtype", "batch", "shape", "ranks")  # columns that tell what a row measured
 GONE = {"vs_naive"}  # not read
 
 
@@ -151,12 +152,25 @@ class Results:
         self._csv.writeheader()
 
     def add(self, **values) -> Row:
+        """Write and return a row. It replaces an earlier one of the same work, whose rounds it holds too."""
         rounded = {key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in values.items()}
         row = Row(**self._run, **rounded)
+        for i, earlier in enumerate(self.rows):
+            if all(getattr(earlier, name) == getattr(row, name) for name in WORK):
+                self.rows[i] = row
+                self._rewrite()
+                return row
         self.rows.append(row)
         self._csv.writerow(dataclasses.asdict(row))
         self._file.flush()
         return row
+
+    def _rewrite(self) -> None:
+        self._file.seek(0)
+        self._file.truncate()
+        self._csv.writeheader()
+        self._csv.writerows(map(dataclasses.asdict, self.rows))
+        self._file.flush()
 
 
 def conditions(device: torch.device) -> dict[str, str]:

@@ -41,6 +41,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{words}; rows go to {bench.results.path}")
         for case in cases.of_command(command):
             case.run(bench, command)
+        bench.revisit(command)
     except UserError as error:
         print(f"bench: error: {error}", file=sys.stderr)
         return 2

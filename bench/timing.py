@@ -68,10 +68,14 @@ def interleave(
     rounds: int,
     span: float = SPAN,
     settled: Callable[[dict], bool] = steady,
+    times: dict | None = None,
 ) -> dict:
-    """Time {key: Contender} in turn. Return {key: Times}. Each must have been warmed up by once()."""
+    """Time {key: Contender} in turn. Return {key: Times}. Each must have been warmed up by once().
+
+    times: {key: Times} of rounds that count too, to be continued.
+    """
     repeats: dict = {}
-    times = {key: Times([], rounds) for key in contenders}
+    times = times or {key: Times([], rounds) for key in contenders}
 
     def turn() -> None:
         for key, contender in contenders.items():

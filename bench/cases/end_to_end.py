@@ -109,9 +109,15 @@ def in_turn(bench: Bench, loops: tuple[Entry, ...], plans: list[Plan], scale: in
 
     Return {ranks: {entry: (Times of a step, Times of it in the seed window)}} and {Ceiling: Times}.
     """
-    speeds = {plan.ranks: {entry: (Times([], rounds), Times([], rounds)) for entry in loops} for plan in plans}
+    speeds = {
+        plan.ranks: {
+            entry: tuple(bench.times(NAME, plan.ranks, *entry[:2], window, keep=rounds) for window in ("all", "seed"))
+            for entry in loops
+        }
+        for plan in plans
+    }
     plain = ceilings.contenders(bench.device, [entry.dtype for entry in loops])
-    roofs = {ceiling: Times([], rounds) for ceiling in plain}
+    roofs = {ceiling: bench.times(NAME, ceiling, keep=rounds) for ceiling in plain}
 
     def turn() -> None:
         for ceiling, mine in interleave(plain, bench.device, 1).items():

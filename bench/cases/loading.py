@@ -176,7 +176,8 @@ def measure(bench: Bench, folder: Path, rounds: int) -> None:
         print(f"\n{PACED}, batch {BATCH}, {comparison.shape}")
         for entry in timed:
             if entry.ours:
-                waited, times, unsteady = paced(makers[entry.recipe](), device, rounds)
+                kept = [bench.times(PACED, entry.recipe, what, keep=rounds) for what in ("batch", "waited", "asleep")]
+                waited, times, unsteady = paced(makers[entry.recipe](), device, *kept)
                 note = f"{TAKEN} batches a round, one every {1e3 * PERIOD:.0f} ms"
                 figures = {"images_s": BATCH / times.median, "waited": waited, "note": note, "unsteady": unsteady}
                 bench.row(PACED, entry.recipe, entry.dtype, BATCH, comparison.shape, times, **figures)
@@ -194,16 +195,18 @@ def repeat_best(bench: Bench) -> None:
             bench.row(LOADING, name, torch.float32, best.batch, best.shape, **figures)
 
 
-def paced(loader: Loader, device: torch.device, rounds: int) -> tuple[float, Times, str]:
+def paced(loader: Loader, device: torch.device, times: Times, shares: Times, asleep: Times) -> tuple[float, Times, str]:
     """Return (share of its time in which a consumer waited, the Times from batch to batch, why they decide nothing).
 
     In each round it takes TAKEN batches, and after each is busy for PERIOD: it sleeps, as the host does while a device
     computes. It waits from asking for a batch until that is on the device. The share is the median of the rounds that
     count, those in which it waited least. Where sleeps end late, something else had the processor.
+
+    times, shares, asleep: Times to be continued, of the seconds from batch to batch, of the shares, and of the sleeps'
+    lengths over those asked for.
     """
     loader.fresh()
     devices.synchronize(device)
-    times, shares, asleep = (Times([], rounds) for _ in range(3))
 
     def turn() -> None:
         waited, known = 0.0, loader.prefetch.waited
@@ -225,7 +228,7 @@ def paced(loader: Loader, device: torch.device, rounds: int) -> tuple[float, Tim
             return f"rounds spread {times.spread:.2f}x"
         return f"sleeps last {asleep.median:.2f}x as long as asked" if asleep.median > LATE else ""
 
-    repeat(turn, rounds, lambda: not unsteady())
+    repeat(turn, times.keep, lambda: not unsteady())
     return shares.median, times, unsteady()
 
 

@@ -16,6 +16,7 @@ import torch
 from bench import loop, results
 from bench.cases import loading
 from bench.measure import Bench
+from bench.timing import Times
 from rdn_fast.config import TrainConfig
 from rdn_fast.data.h5 import HR, LR, PairedH5
 
@@ -222,7 +223,7 @@ def test_the_steady_consumers_wait_is_the_larger_of_two_clocks(monkeypatch, know
         "time",
         SimpleNamespace(perf_counter=lambda: now[0], sleep=lambda seconds: now.__setitem__(0, now[0] + late * seconds)),
     )
-    waited, times, unsteady = loading.paced(Feeding(), CPU, 3)
+    waited, times, unsteady = loading.paced(Feeding(), CPU, *(Times([], 3) for _ in range(3)))
     assert unsteady == ("" if late == 1 else "sleeps last 1.10x as long as asked")
     assert len(times.every) == (3 if late == 1 else 9)
     assert times.median == pytest.approx(0.005 + late * loading.PERIOD)

@@ -46,6 +46,17 @@ def test_rows_survive_the_file(out):
         results.read(file.path)
 
 
+def test_a_row_of_the_same_work_replaces_the_earlier_one(out):
+    file, work = results.Results("bench-test", CPU), {"dtype": "float32", "precision": "", "batch": 1, "shape": "long"}
+    for case, recipe, seconds in (("a", "x", 1.0), ("a", "y", 2.0), ("a", "x", 0.125)):
+        file.add(case=case, recipe=recipe, seconds=seconds, **work)
+    assert [(row.recipe, row.seconds) for row in file.rows] == [("x", 0.125), ("y", 2)]
+    assert results.read(file.path) == file.rows
+    file.add(case="a", recipe="x", seconds=3.0, ranks=2, **work)
+    assert results.read(file.path) == file.rows
+    assert len(file.rows) == 3
+
+
 def verdict(what: str, rows, place="cpu", command="1p", ranks=1) -> Verdict:
     gate = next(gate for gate in cases.gates(command) if gate.what.startswith(what))
     return gate.judge(rows, place, ranks)
