@@ -38,7 +38,7 @@ test: $(ready)
 
 # What computes, as on other machines: low precision by default, then older processors' instructions for torch, oneDNN
 # and the C files. A processor that has not got the instructions says so.
-numerics := $(bin)/python -m pytest -q -n 2 --dist loadfile tests/rdb/test_rdb.py tests/rdb/test_winograd.py \
+numerics := $(bin)/python -m pytest -q -n 2 --dist loadfile tests/rdb/test_rdb.py tests/rdb/test_in_c.py \
     tests/test_model.py tests/data/test_patches.py tests/training/test_train.py tests/training/test_optimizer_step.py \
     tests/training/test_loss_scale.py tests/profiling tests/bench/test_recipes.py
 on = @if grep -qw $(1) /proc/cpuinfo; then echo "as on $(2), with ATEN_CPU_CAPABILITY=$(3) ONEDNN_MAX_CPU_ISA=$(4)" && \

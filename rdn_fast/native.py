@@ -29,14 +29,15 @@ def compiler() -> str | None:
 
 
 @cache
-def library(source: Path) -> ctypes.CDLL:
+def library(source: Path, *flags: str) -> ctypes.CDLL:
     """Return the C file's library, from the user's cache folder if it was compiled before. Raises CannotBuild.
 
+    `flags`: further ones for the compiler.
     It is compiled anew when the source, the compiler's command or the processor has changed.
     """
     if (program := compiler()) is None:
         raise CannotBuild(NO_COMPILER)
-    command = [program, *_FLAGS, *_openmp(), str(source)]
+    command = [program, *_FLAGS, *flags, *_openmp(), str(source)]
     key = hashlib.sha256("\0".join([*command, source.read_text(), _processor()]).encode()).hexdigest()[:16]
     try:
         file = cache_folder() / f"{source.stem}-{key}.so"

@@ -19,7 +19,7 @@ from bench.models import PATCH, RDN_B, kernel_note, ours, reference_dtype, resol
 from bench.results import Row
 from rdn_fast import devices
 from rdn_fast.precision import dtype_name
-from rdn_fast.rdb import winograd
+from rdn_fast.rdb import amx, winograd
 
 NAME, BATCH = "memory", 16
 
@@ -63,7 +63,8 @@ def measure(recipe: str, dtype: str, batch: int, device: str, options: dict) -> 
 
     step(1)  # optimizer state, code and first-time allocations are resident before the step that counts
     made.model.zero_grad()
-    winograd.scratch.clear()  # scratch that lives on after a step is memory of the step all the same
+    for module in (winograd, amx):
+        module.scratch.clear()  # scratch that lives on after a step is memory of the step all the same
     gc.collect()
     return step(batch)
 

@@ -1,0 +1,115 @@
+"""What only amx has: its two builds, the processors that it is offered on, and values that are not finite.
+
+Where the processor has no tiles, tests/native/tile_trap.c executes the instructions of the build that uses them.
+"""
+
+import ctypes
+import math
+import platform
+from types import SimpleNamespace
+
+import pytest
+import torch
+from runs import ROOT
+from test_in_c import call
+from test_rdb import SHAPES, check_32_steps, problem, solve
+
+from rdn_fast import native
+from rdn_fast.errors import UserError
+from rdn_fast.rdb import able, amx, in_c, naive, select, winograd_chunks
+
+CPU, BF16 = torch.device("cpu"), torch.bfloat16
+TILES = ("-mamx-tile", "-mamx-bf16")
+ROWS = (2, 20, 36, 2, 3, 32)  # rows of whole units, with channels that fill parts of tiles
+
+
+@pytest.fixture
+def plain(monkeypatch):
+    """Use the build in plain C."""
+    monkeypatch.setattr(amx, "build", amx.Build(plain=True))
+    if reason := amx.missing():
+        pytest.skip(f"amx {reason}")
+    monkeypatch.setattr(amx, "scratch", in_c.Scratch())
+    monkeypatch.setattr(amx, "chunks", winograd_chunks.Chunks())
+
+
+@pytest.fixture(scope="module")
+def compiler():
+    """Return the compiler's command for the tile instructions, or skip the test."""
+    if platform.machine() != "x86_64":
+        pytest.skip(f"compiled on x86_64, not on {platform.machine()}")
+    if (compiler := native.compiler()) is None:
+        pytest.skip(native.NO_COMPILER)
+    return [compiler, "-std=gnu11", "-O3", "-Wall", "-Wextra", "-Werror", "-Wno-psabi", "-fopenmp"]
+
+
+@pytest.fixture(scope="module")
+def tiles(compiler, tmp_path_factory):
+    """Return the library of the build that uses tiles, on this processor or with the trap."""
+    file = tmp_path_factory.mktemp("amx") / "amx.so"
+    trap = ROOT / "tests" / "native" / "tile_trap.c"
+    command = [*compiler, "-march=native", *TILES, "-shared", "-fPIC", str(amx.SOURCE), str(trap), "-lm"]
+    native.compile_whole(command, file)
+    library = ctypes.CDLL(str(file))
+    own = torch.cpu.get_capabilities().get("amx_bf16") and library.rdn_tiles() == 1
+    library.trap_tiles(not own)
+    yield SimpleNamespace(library=library, own=own)
+    library.trap_tiles(0)
+
+
+@pytest.mark.parametrize("flags", [["-march=sapphirerapids"], ["-march=sapphirerapids", amx.PLAIN], ["-march=x86-64"]])
+def test_it_compiles_without_warnings(compiler, flags, tmp_path):
+    native.compile_whole([*compiler, *flags, "-O1", "-c", str(amx.SOURCE)], tmp_path / "amx.o")
+
+
+@pytest.mark.parametrize("shape", [*SHAPES[1:], ROWS], ids=str)
+def test_both_builds_give_the_same_bits(plain, tiles, shape, seed):
+    arguments, upstream = problem(shape, BF16, seed)
+    expected = solve(amx.rdb, arguments, upstream)
+    amx.build.kernels._library = tiles.library
+    before = tiles.library.trapped()
+    for name, result in solve(amx.rdb, arguments, upstream).items():
+        assert torch.equal(result, expected[name]), f"{name} (seed {seed})"
+    assert tiles.own or tiles.library.trapped() > before + 100  # it was the other build
+
+
+def test_32_steps_end_where_naive_ends(plain):
+    check_32_steps("amx", BF16)
+
+
+@pytest.mark.parametrize("shape", [SHAPES[2], ROWS], ids=str)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_stays_where_naive_has_it(plain, value, shape, seed):
+    """A pixel reaches its neighbours, but no other channel, image or row by way of what fills up tiles."""
+    arguments, upstream = problem(shape, BF16, seed)
+    arguments["x"][0, 3, 1, 2] = value
+    results = [solve(function, arguments, upstream) for function in (amx.rdb, naive.rdb)]
+    own, plain = [{name: result.isnan() for name, result in found.items()} for found in results]
+    assert own["y"].any()
+    assert torch.equal(own["y"], plain["y"])
+    if math.isnan(value):
+        for name in own:
+            assert own[name].any() == plain[name].any(), name
+
+
+def test_a_processor_without_tiles_is_said_and_amx_is_not_offered(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": False})
+    reason = r"--rdb amx needs a processor with AMX bf16 tiles \(Intel Xeon since 2023\)"
+    with pytest.raises(UserError, match=f"^{reason}; on cpu in bfloat16 can run: .*naive"):
+        select("amx", CPU, BF16, True)
+    assert "amx" not in [impl.name for impl in able(CPU, BF16, True)]
+    with pytest.raises(UserError, match=f"^{reason}; choose another --rdb$"):
+        call(amx.rdb, problem(SHAPES[0], BF16, 0)[0])
+
+
+@pytest.mark.parametrize(
+    ("tiles", "reason"), [(1, None), (0, "a compiler that knows AMX"), (-1, "a kernel that grants")]
+)
+def test_a_compiler_or_a_kernel_without_tiles_is_said(monkeypatch, tiles, reason):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    build = amx.Build()
+    build.kernels._library = SimpleNamespace(rdn_tiles=lambda: tiles)
+    monkeypatch.setattr(amx, "build", build)
+    assert reason is None if amx.missing() is None else reason in amx.missing()
+    assert ("amx" in [impl.name for impl in able(CPU, BF16, True)]) == (tiles == 1)
+    assert "amx" not in [impl.name for impl in able(CPU, torch.float32, True)]
