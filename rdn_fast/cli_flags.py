@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import difflib
+import itertools
 import types
 import typing
 from collections.abc import Iterable
@@ -26,6 +28,23 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
 class _Parser(argparse.ArgumentParser):
     def __init__(self, **options):
         super().__init__(allow_abbrev=False, formatter_class=_Help, **options)
+
+    def parse_known_args(self, args=None, namespace=None):
+        """Parse, but raise UserError here, where the command and so its --help is known, for what is not understood."""
+        if self._subparsers is None:
+            self._check_names(args)  # first: argparse would call a mistyped required flag missing
+        options, rest = super().parse_known_args(args, namespace)
+        if rest:
+            self.error(f"unrecognized arguments: {' '.join(rest)}")
+        return options, rest
+
+    def _check_names(self, words: list[str]) -> None:
+        known = self._option_string_actions
+        for word in itertools.takewhile(lambda word: word != "--", words):
+            name = word.partition("=")[0]
+            if name.startswith("--") and " " not in name and name not in known:
+                nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+                self.error(f"{name}: no such flag" + "".join(f" (did you mean {flag}?)" for flag in nearest))
 
     def error(self, message: str):
         raise UserError(f"{message}; `{self.prog} --help` lists the flags")

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rdn_fast.errors import UserError
+from rdn_fast.errors import UserError, no_folder
 
 
 def _flag(default, help_text: str, *aliases: str, choices: tuple | None = None, parse: Callable | None = None):
@@ -210,7 +210,8 @@ class TrainConfig:
         """
         folder = Path(self.data_path) if self.data_path else None
         if folder and not folder.is_dir():
-            raise UserError(f"--data-path {folder}: no such folder")
+            remedy = "--train-file takes h5 files" if folder.exists() else "give that of DIV2K_x2.h5 and Set5_x2.h5"
+            raise UserError(f"--data-path {folder}: {no_folder(folder)}; {remedy}")
         if self.train_file and self.train_dir:
             raise UserError(f"--train-file {self.train_file} and --train-dir {self.train_dir}: give one of them")
         given = self.train_file or self.train_dir

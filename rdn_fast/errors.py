@@ -1,5 +1,6 @@
 """Exceptions that end a command in order, each with an exit code. Any other is a bug and keeps its traceback."""
 
+import errno
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,6 +46,25 @@ def naming_flag(flag: str, path: str | Path | None = None) -> Iterator[None]:
         if path is None or str(error).startswith((f"{path}: ", f"{Path(path)}: ")):
             raise UserError(f"{flag} {error}") from None
         raise
+
+
+def no_file(path: str | Path) -> str:
+    """Return why there is no file to read at the path."""
+    if Path(path).is_dir():
+        return "is a folder"
+    return "is a device or a pipe" if Path(path).exists() else "no such file"
+
+
+def no_folder(path: str | Path) -> str:
+    """Return why there is no folder at the path."""
+    return "is a file" if Path(path).exists() else "no such folder"
+
+
+def cannot_write(error: OSError, what: str = "place") -> str:
+    """Return why a file or a folder cannot be written, and the remedy. what: to be chosen instead."""
+    reason = "a file has that name" if isinstance(error, FileExistsError) else error.strerror or one_line(error)
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return f"cannot be written ({reason}); {'free some space or ' if full else ''}choose another {what}"
 
 
 def one_line(error: BaseException) -> str:

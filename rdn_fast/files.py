@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 
-from rdn_fast.errors import UserError
+from rdn_fast.errors import UserError, cannot_write
 
 _HEAD = 65_536  # bytes of a file that tell its kind
 
@@ -26,19 +26,23 @@ class Kind(NamedTuple):
 
 
 def check_replaceable(path: str | Path, kind: Kind, name: str) -> None:
-    """Raise UserError, beginning with `name`, when a file at `path` is not of the kind. An empty file counts as none.
+    """Raise UserError, beginning with `name`, for a folder or a file at `path` that is not of the kind.
+
+    An empty file counts as none.
 
     An output replaces earlier outputs of its kind, never a picture, weights or notes that a mistyped name hits.
     """
     path = Path(path)
     try:
-        if not path.exists() or path.is_dir():
+        if path.is_dir():
+            raise UserError(f"{name}: is a folder; give a file")
+        if not path.exists():
             return
         head = None
         if path.is_file():  # to open a pipe would wait for its writer
             with path.open("rb") as file:
                 head = file.read(_HEAD)
-    except OSError:  # a folder, a name that is too long: writing raises the error with its reason
+    except OSError:  # a name that is too long: writing raises the error with its reason
         return
     if head is None or (head and not kind.matches(head)):
         raise UserError(f"{name}: is there already, and is not {kind.words}; give another name")
@@ -83,8 +87,7 @@ def write_result(path: str | Path, content: bytes, name: str, kind: Kind) -> Non
     try:
         atomic_write(path, lambda file: file.write(content))
     except OSError as error:
-        remedy = "free some space or choose another place"
-        raise UserError(f"{name}: cannot be written ({error.strerror}); {remedy}") from None
+        raise UserError(f"{name}: {cannot_write(error)}") from None
 
 
 def lock(path: str | Path, patience: float = -1, waiting: Callable[[], None] | None = None) -> FileLock:

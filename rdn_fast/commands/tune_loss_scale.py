@@ -12,7 +12,7 @@ import torch
 
 from rdn_fast import __version__, devices
 from rdn_fast.config import ModelConfig, TrainConfig
-from rdn_fast.errors import UserError
+from rdn_fast.errors import UserError, cannot_write
 from rdn_fast.files import atomic_write
 from rdn_fast.rdb.auto_level import resolve_precision
 from rdn_fast.terminal import print_line
@@ -42,9 +42,7 @@ def tune_loss_scale(model_config: ModelConfig, train_config: TrainConfig) -> Non
         folder.mkdir(parents=True, exist_ok=True)
         _calibrate(model_config, train_config, folder)
     except OSError as error:
-        raise UserError(
-            f"--outputs-dir {folder}: cannot be written ({error.strerror}); choose another folder"
-        ) from None
+        raise UserError(f"--outputs-dir {folder}: {cannot_write(error, 'folder')}") from None
 
 
 def _calibrate(model_config: ModelConfig, train_config: TrainConfig, folder: Path) -> None:

@@ -31,6 +31,8 @@ def training_pairs(folder: str | Path, scale: int) -> PairedH5:
     Of several processes one makes the file and the others wait. An old file is replaced, not changed: processes that
     have mapped it keep it. Raises UserError when no image can be used, or no file can be written.
     """
+    if os.path.isfile(folder):
+        raise UserError(f"{folder}: is a file; give a folder of images (--train-file takes h5 files)")
     key = _key(folder, scale)
     for path in _places(folder, scale):
         pairs, _ = _open(path, key, scale)

@@ -21,7 +21,7 @@ import torch
 
 from rdn_fast.data.heaps import read_heaps
 from rdn_fast.data.pairs import Pair
-from rdn_fast.errors import Failure, UserError, one_line
+from rdn_fast.errors import Failure, UserError, no_file, one_line
 from rdn_fast.terminal import printable
 
 LR, HR = range(2)
@@ -42,8 +42,10 @@ class PairedH5(Sequence[Pair]):
         """Open and check `path`. Raises UserError naming the file, the dataset and the remedy."""
         self.path, self.scale = Path(path), scale
         if not self.path.is_file():
-            command = f"rdn-fast prepare --images-dir FOLDER --output-path {path} --scale {scale}"
-            raise UserError(f"{path}: no such file; make it with: {command}")
+            images, file = (path, "FILE.h5") if self.path.is_dir() else ("FOLDER", path)
+            remedy = "give it to --train-dir, or make an h5 file of it" if self.path.is_dir() else "make it"
+            command = f"rdn-fast prepare --images-dir {images} --output-path {file} --scale {scale}"
+            raise UserError(f"{path}: {no_file(path)}; {remedy} with: {command}")
         try:
             self._file = os.open(self.path, os.O_RDONLY)
             weakref.finalize(self, os.close, self._file)

@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 
 from rdn_fast.data.pairs import Pair
-from rdn_fast.errors import UserError
+from rdn_fast.errors import UserError, cannot_write
 from rdn_fast.files import Kind, atomic_path, check_replaceable
 
 _KIND = Kind("an HDF5 file", lambda head: head.startswith(b"\x89HDF\r\n\x1a\n"))
@@ -65,7 +65,7 @@ def new_file(path: str | Path) -> Iterator[tuple[h5py.File, Callable[[], None]]]
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"{path}: cannot be written ({error.strerror}); choose another place") from None
+            raise UserError(f"{path}: {cannot_write(error)}") from None
         try:
             with atomic_path(path) as temporary, _HeldErrors(temporary) as raw:
 
@@ -78,8 +78,7 @@ def new_file(path: str | Path) -> Iterator[tuple[h5py.File, Callable[[], None]]]
                 raw.check()
                 check_replaceable(path, _KIND, str(path))  # it may have appeared since
         except OSError as error:
-            remedy = "free some space or choose another place"
-            raise UserError(f"{path}: cannot be written ({error.strerror or error}); {remedy}") from None
+            raise UserError(f"{path}: {cannot_write(error)}") from None
 
 
 @contextmanager

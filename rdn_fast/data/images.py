@@ -9,7 +9,7 @@ import numpy as np
 
 from rdn_fast.data.decode import decode, one_line_errors, to_8_bits
 from rdn_fast.data.image_formats import open_image
-from rdn_fast.errors import UserError
+from rdn_fast.errors import UserError, no_folder
 
 
 def image_files(folder: str | Path, recursive: bool = False) -> list[Path]:
@@ -19,7 +19,7 @@ def image_files(folder: str | Path, recursive: bool = False) -> list[Path]:
     """
     folder, paths = Path(folder), []
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; give a folder of images")
+        raise UserError(f"{folder}: {no_folder(folder)}; give a folder of images")
     for root, folders, names in os.walk(folder, onerror=_raise):
         folders[:] = [name for name in folders if recursive and not name.startswith(".")]
         paths += [Path(root, name) for name in names if not name.startswith(".")]

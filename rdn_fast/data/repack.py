@@ -13,7 +13,7 @@ from rdn_fast.config import SCALES
 from rdn_fast.data.h5 import attribute_text
 from rdn_fast.data.h5_writer import new_file, set_text
 from rdn_fast.data.heaps import read_heaps
-from rdn_fast.errors import UserError, one_line
+from rdn_fast.errors import UserError, no_file, one_line
 from rdn_fast.terminal import Bar, print_line
 
 _MEND = "make it again from its source, or from the images with `rdn-fast prepare`"
@@ -28,7 +28,7 @@ def repack(old: str | Path, new: str | Path) -> None:
     """
     old, new = Path(old), Path(new)
     if not old.is_file():
-        raise UserError(f"{old}: no such file; give the h5 file to rewrite, and then the one to write")
+        raise UserError(f"{old}: {no_file(old)}; give the h5 file to rewrite, and then the one to write")
     if new.exists() and new.samefile(old):
         raise UserError(f"{old} {new}: both are one file; give NEW.h5 another name, and rename it when it is done")
     with _readable(f"{old}: not a readable HDF5 file"):

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from rdn_fast.data.h5 import PairedH5
 from rdn_fast.data.images import image_files, read_image
 from rdn_fast.data.pairs import Pair, degrade
-from rdn_fast.errors import UserError
+from rdn_fast.errors import UserError, no_folder
 from rdn_fast.evaluation import metrics
 from rdn_fast.ordered_map import ordered_map
 from rdn_fast.terminal import print_line, printable
@@ -125,7 +125,8 @@ def _find_inside(data: Path, scale: int) -> list[Path]:
     with images in others. A file that a folder has the name of is left out.
     """
     if not data.is_dir():
-        raise UserError(f"--data {data}: no such folder; give the one that Set5, Set14, ... lie in")
+        remedy = "--eval-file takes files" if data.exists() else "give the one that Set5, Set14, ... lie in"
+        raise UserError(f"--data {data}: {no_folder(data)}; {remedy}")
     if _has_images(data):
         return [data]
     paths = sorted(path for path in data.iterdir() if not path.name.startswith("."))

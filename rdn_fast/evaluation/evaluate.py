@@ -18,7 +18,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from rdn_fast import __version__, devices
 from rdn_fast.data.pairs import Pair
-from rdn_fast.errors import UserError
+from rdn_fast.errors import UserError, cannot_write
 from rdn_fast.evaluation import metrics, tables
 from rdn_fast.evaluation.crops import Crop, draw_figure, worst_and_best
 from rdn_fast.evaluation.datasets import EvalDataset, open_datasets, unique_name
@@ -198,10 +198,10 @@ def _files_to_write(json: str | None, csv: str | None, markdown: str | None, fig
     given = zip((*_TABLES, "--figure"), (json, csv, markdown, figure), strict=True)
     files = {flag: file for flag, file in given if file is not None}
     for flag, file in files.items():
-        if Path(file).is_dir() or not Path(file).parent.is_dir() or not os.access(Path(file).parent, os.W_OK):
-            raise UserError(
-                f"{flag} {file}: is a folder, or in one that is not there or cannot be written; give a file that can be"
-            )
+        if Path(file).is_dir():
+            raise UserError(f"{flag} {file}: is a folder; give a file")
+        if not Path(file).parent.is_dir() or not os.access(Path(file).parent, os.W_OK):
+            raise UserError(f"{flag} {file}: there is no such folder, or it cannot be written; give another file")
     if figure is not None and Path(figure).suffix.lower() != ".png":
         raise UserError(f"--figure {figure}: its name must end in .png")
     return files
@@ -231,9 +231,7 @@ def _make_image_folders(save_images: str, datasets: list[EvalDataset]) -> list[P
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(
-                f"--save-images {save_images}: cannot be written ({error.strerror}); choose another folder"
-            ) from None
+            raise UserError(f"--save-images {save_images}: {cannot_write(error, 'folder')}") from None
         if not os.access(folder, os.W_OK) or any(folder.samefile(dataset.path) for dataset in datasets):
             raise UserError(
                 f"--save-images {save_images}: {folder} cannot be written, or holds HR images; choose another folder"

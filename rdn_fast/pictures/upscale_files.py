@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from rdn_fast import devices
-from rdn_fast.errors import Failure, UserError, one_line
+from rdn_fast.errors import Failure, UserError, cannot_write, one_line
 from rdn_fast.files import atomic_write
 from rdn_fast.model import describe
 from rdn_fast.ordered_map import ordered_map
@@ -115,8 +115,7 @@ def _make_pictures(
             if isinstance(result, FileExistsError):
                 bar.say(f"kept {job.target}: it appeared during the work; --overwrite makes it anew")
             elif isinstance(result, OSError):
-                remedy = "free some space, or choose another -o"
-                line = f"{job.target}: cannot be written ({result.strerror or result}); {remedy}"
+                line = f"{job.target}: {cannot_write(result, '-o')}"
                 if not made:
                     raise UserError(line)
                 raise Failure(f"{line}; those before it are whole, and the same command goes on behind them")
@@ -212,7 +211,7 @@ def _make_folders(jobs: list[Job]) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=folder).close()
         except OSError as error:
-            raise UserError(f"-o {folder}: cannot be written ({error.strerror}); choose another folder") from None
+            raise UserError(f"-o {folder}: {cannot_write(error, 'folder')}") from None
 
 
 @contextmanager

@@ -101,6 +101,9 @@ def load_checkpoint(resume: str, outputs: Path, say: Callable[[str], None]) -> d
     when there is no checkpoint at all. Raises UserError when none can be read.
     """
     if resume != "auto":
+        if Path(resume).is_dir():
+            remedy = "give one of the checkpoints in it, or --resume auto and the run's --outputs-dir"
+            raise UserError(f"--resume {resume}: is a folder; {remedy}")
         return _load_state(Path(resume))
     damaged = []
     for path in list_checkpoints(outputs / "checkpoints"):

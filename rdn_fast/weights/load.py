@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 
 from rdn_fast import ascend
-from rdn_fast.errors import UserError
+from rdn_fast.errors import UserError, no_file
 from rdn_fast.terminal import bytes_in_words
 from rdn_fast.weights import keras, other_files, pickled, torch7
 
@@ -44,7 +44,7 @@ def _file(path: Path) -> Path:
     if path.is_dir():
         raise UserError(f"{path}: is a folder without model.json; name a file")
     if not path.is_file():
-        raise UserError(f"{path}: no such file")
+        raise UserError(f"{path}: {no_file(path)}")
     return path
 
 

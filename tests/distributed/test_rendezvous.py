@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from runs import ROOT, TINY, cli, command, events, make_data, ranks_of
+from runs import ROOT, TINY, assert_same_run, cli, command, events, make_data, ranks_of
 
 from rdn_fast.cli import main
 from rdn_fast.training.run_folder import claim, resumable_batch
@@ -98,11 +98,6 @@ def ends(processes: list[subprocess.Popen], seconds: float = 60) -> list[tuple[i
     ended = [(*process.communicate(timeout=seconds), process.returncode) for process in processes]
     assert not any(Path(f"/proc/{pid}").exists() for pid in ranks)
     return [(code, out, err) for out, err, code in ended]
-
-
-def assert_same_run(ours: Path, theirs: Path) -> None:
-    assert (ours / "last.pth").read_bytes() == (theirs / "last.pth").read_bytes()
-    assert events(ours, "step") == events(theirs, "step")
 
 
 def assert_steps(outputs: Path, last: int) -> None:

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from runs import TINY, assert_user_error, cli, events, make_data
+from runs import TINY, assert_same_run, assert_user_error, cli, events, make_data
 
 from rdn_fast.training import apex as apex_module
 from rdn_fast.training.apex import missing_apex
@@ -85,12 +85,6 @@ def folders(environment, data, tmp_path_factory):
     return folders
 
 
-def assert_same_run(ours: Path, theirs: Path) -> None:
-    for kind in ("step", "loss_scale"):
-        assert events(ours, kind) == events(theirs, kind)
-    assert (ours / "last.pth").read_bytes() == (theirs / "last.pth").read_bytes()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("combines", "10")
 @pytest.mark.parametrize("name", RUNS)
@@ -114,7 +108,8 @@ def test_resuming_is_exact(folders, combines, name):
     resumed = folders[combines] / "resumed" / name
     stops = [stop[1] for run, stop in STOPS if run == name and stop]
     assert [record["step"] for record in events(resumed, "resume")] == stops
-    assert_same_run(resumed, folders[combines] / name)
+    # The epochs in which --max-steps ended it were validated twice.
+    assert_same_run(resumed, folders[combines] / name, kinds=("step", "loss_scale"))
 
 
 @pytest.mark.slow

@@ -47,7 +47,8 @@ def test_prints_what_tools_grep(data, tmp_path, name):
 def test_keeps_exit_codes_and_errors(tmp_path, name):
     result = launch(name, f"--data_path={tmp_path}/none", "--nproc", 1)
     assert result.returncode == 2
-    assert result.stderr == f"rdn-fast: error: --data-path {tmp_path}/none: no such folder\n"
+    remedy = "give that of DIV2K_x2.h5 and Set5_x2.h5"
+    assert result.stderr == f"rdn-fast: error: --data-path {tmp_path}/none: no such folder; {remedy}\n"
 
 
 @pytest.mark.skipif(

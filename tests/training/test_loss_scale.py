@@ -237,7 +237,7 @@ def test_what_tune_cannot_read_or_write_is_a_user_error(cli, data, tmp_path):
     assert "--train-file" in cli("tune", "--loss-scale", *TINY, *FP16).user_error()
     (tmp_path / "file").touch()
     ended = cli("tune", "--loss-scale", "--data-path", data, *TINY, *FP16, "--outputs-dir", tmp_path / "file")
-    remedy = "cannot be written (File exists); choose another folder"
+    remedy = "cannot be written (a file has that name); choose another folder"
     assert ended.user_error() == f"--outputs-dir {tmp_path / 'file'}: {remedy}"
 
 

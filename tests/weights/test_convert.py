@@ -237,7 +237,7 @@ BAD_USE = {
     "no ending": (["out"], "its name must end in"),
     "no such folder": (["none/out.pth"], "none/out.pth: cannot be written (No such file or directory)"),
     "a file for a folder": (["reference.pth/out.pth"], "cannot be written (Not a directory)"),
-    "a folder": (["folder.pth"], "folder.pth: cannot be written (Is a directory)"),
+    "a folder": (["folder.pth"], "folder.pth: is a folder; give a file"),
     "no =": (["out.safetensors", "--metadata", "MIT"], "--metadata MIT: give KEY=VALUE"),
     "no key": (["out.safetensors", "--metadata", "=MIT"], "--metadata =MIT: give KEY=VALUE"),
     "another scale": (["out.safetensors", "--metadata", "scale=3"], "--metadata scale=3: scale is 2"),
