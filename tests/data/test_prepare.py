@@ -395,14 +395,14 @@ def test_interrupted_writing_leaves_nothing(tmp_path, error):
     assert (tmp_path / "out.h5").read_bytes() == b"\x89HDF\r\n\x1a\nas it was"
 
 
-@pytest.mark.parametrize("output", ["file/out.h5", "folder"], ids=["below a file", "a folder"])
-def test_output_that_cannot_be_written(image_folder, cli, tmp_path, output):
+@pytest.mark.parametrize(("output", "reason"), [("file/out.h5", "cannot be written"), ("folder", "is a folder")])
+def test_output_that_cannot_be_written(image_folder, cli, tmp_path, output, reason):
     folder = image_folder(1)
     (tmp_path / "file").write_text("x")
     (tmp_path / "folder").mkdir()
     before = sorted(tmp_path.rglob("*"))
     message = cli("prepare", "--images-dir", folder, "--output-path", tmp_path / output).user_error()
-    assert message.startswith(f"--output-path {tmp_path / output}: cannot be written")
+    assert message.startswith(f"--output-path {tmp_path / output}: {reason}")
     assert sorted(tmp_path.rglob("*")) == before
 
 

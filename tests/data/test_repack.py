@@ -376,8 +376,8 @@ def test_damaged_file(tmp_path, make_h5, pairs, refused, damage):
 
 
 def test_missing_file_and_folder(tmp_path, run):
-    for old in (tmp_path / "none.h5", tmp_path):
-        assert run(old).user_error().startswith(f"--repack {old}: no such file")
+    for old, reason in ((tmp_path / "none.h5", "no such file"), (tmp_path, "is a folder")):
+        assert run(old).user_error().startswith(f"--repack {old}: {reason}")
 
 
 # ---- the two files ----
