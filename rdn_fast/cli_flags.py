@@ -132,8 +132,12 @@ def _upscale(commands) -> None:
     )
     flag("--tile-pad", default="10", metavar="N|exact", help=pad_help)
     flag("--suffix", default="out", help="added to names as _SUFFIX; an empty one adds nothing")
-    formats = ("auto", "png", "jpg", "webp", "tif")
+    formats = ("auto", "png", "jpg", "webp", "tif", "avif", "heic", "jxl")
     flag("--ext", default="auto", choices=formats, help="format to write; auto: the picture's own")
+    quality_help = "of JPEG, WebP, AVIF, HEIC and JPEG XL, 1 to 100 (default: 95, whose losses are hardly seen)"
+    flag("--quality", type=int, metavar="N", help=quality_help)
+    lossless_help = "WebP and JPEG XL without loss, or with (default: as the picture itself)"
+    flag("--lossless", action=argparse.BooleanOptionalAction, help=lossless_help)
     flag("--fp32", action="store_true", help="compute in float32 throughout")
     ensemble_help = "mean over the eight turns and mirror images: a little better, eight times the work"
     flag("--self-ensemble", action="store_true", help=ensemble_help)

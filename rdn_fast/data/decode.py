@@ -56,8 +56,11 @@ def decode(image: Image.Image, path: str | Path | None = None) -> Decoded:
     if 0 in pixels.shape:
         raise ValueError("it has no pixels")
     notes = []
-    if image.format == "TIFF" and pixels.dtype == np.uint8 and 16 in image.tag_v2.get(Base.BitsPerSample, ()):
-        notes.append("16 bits read as 8: Pillow keeps no more of such a TIFF")
+    bits = _bits(image, path)
+    if bits > 8 and pixels.dtype == np.uint8:
+        notes.append(f"{bits} bits read as 8: Pillow keeps no more of such {image.format} files")
+    elif image.format == "HEIF" and bits > 8:
+        pixels = np.rint(pixels / (65536 - 2 ** (16 - bits)) * 65535).astype(np.uint16)  # the lowest bits are zero
     icc_profile = None if image.mode == "CMYK" else image.info.get("icc_profile")
     if image.format == "PNG" and path is not None and not icc_profile:
         icc_profile = read_profile(path)  # Pillow takes no large one
@@ -87,11 +90,31 @@ def to_8_bits(pixels: np.ndarray) -> np.ndarray:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Return a loaded image turned as its EXIF orientation says; as it is where the EXIF data is damaged."""
+    """Return a loaded image turned as its EXIF orientation says; as it is where the EXIF data is damaged.
+
+    That of a JPEG XL does not count: an orientation of its own does, which is applied already. It counts again where
+    the plug-in has made the JPEG of which the file was made.
+    """
+    if image.format == "JXL" and not getattr(image, "jpeg", False):
+        return image
     try:
         return ImageOps.exif_transpose(image)
     except Exception:  # Pillow raises nearly anything
         return image
+
+
+def _bits(image: Image.Image, path: str | Path | None) -> int:
+    """Return the bits of a sample of a TIFF with 16, an AVIF or HEIF; 0 for others."""
+    if image.format == "TIFF":
+        return 16 if 16 in image.tag_v2.get(Base.BitsPerSample, ()) else 0
+    if image.format == "HEIF":
+        return image.info.get("bit_depth", 0)
+    if image.format == "AVIF" and path is not None:
+        with open(path, "rb") as file:
+            _, _, configuration = file.read(65_536).partition(b"av1C")
+        if len(configuration) > 2 and configuration[2] & 0x40:
+            return 12 if configuration[2] & 0x20 else 10
+    return 0
 
 
 def _pixels(image: Image.Image) -> np.ndarray:

@@ -10,16 +10,17 @@ from PIL.ExifTags import Base
 from PIL.ImageFile import StubImageFile
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
+from rdn_fast.data.plugins import missing_plugins, remedy_for_file
 from rdn_fast.data.png_chunks import without_large_chunks
 
 
 def safe_formats() -> list[str]:
-    """Return the formats that Pillow decodes by itself. Without this list it takes any that matches a file's content.
+    """Return the formats that Pillow, or an installed plug-in, decodes. Without this list it takes any that matches.
 
     Left out: EPS, for which it starts a program; stubs, which need code from elsewhere; IPTC, which wraps any format;
     MPEG, which it identifies but does not decode.
     """
-    Image.init()
+    missing_plugins()
     stubs = {
         name
         for name, (factory, _) in Image.OPEN.items()
@@ -36,10 +37,12 @@ def picture_extensions() -> set[str]:
 
 
 def open_image(path: str | Path) -> Image.Image:
-    """Open a file of one of safe_formats() as Image.open() does; ValueError for a TIFF of a kind it cannot read."""
+    """Open a file of one of safe_formats() as Image.open() does; ValueError with the reason where it could."""
     try:
         image = Image.open(without_large_chunks(path) or path, formats=safe_formats())
     except UnidentifiedImageError:
+        if remedy := remedy_for_file(path):
+            raise ValueError(remedy) from None
         if kind := _kind_of_tiff(path):
             raise ValueError(f"a TIFF that Pillow does not read: {kind}; save it as PNG") from None
         raise

@@ -4,29 +4,19 @@ from __future__ import annotations
 
 import io
 import struct
+from dataclasses import replace
 from math import inf
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
 from rdn_fast.data.decode import to_8_bits
 from rdn_fast.pictures import png_tiff16
+from rdn_fast.pictures.formats import LONGEST_EDGE, LOSSY
 from rdn_fast.pictures.metadata import IPTC_TAG, XMP_KEYWORD, XMP_TAG, Extras, fit_extras
 from rdn_fast.pictures.picture import Picture
 
-# The formats that are written, as Pillow names them, by a file's extension.
-FORMATS = {
-    ".png": "PNG",
-    ".jpg": "JPEG",
-    ".jpeg": "JPEG",
-    ".jpe": "JPEG",
-    ".jfif": "JPEG",
-    ".webp": "WEBP",
-    ".tif": "TIFF",
-    ".tiff": "TIFF",
-}
-_LONGEST_EDGE = {"JPEG": 65_500, "WEBP": 16_383}  # pixels
 _TIFF_BYTES = 2**32 - 2**20  # of pixels: offsets have 32 bits, and a MiB is left for the rest of the file
 _EXIF_BYTES = 65_500  # of a JPEG, whose segments have 65,533
 _LARGEST_DPI = {"JPEG": 2**16 - 1, "PNG": 10**8, "TIFF": 2**32 - 1}  # limits of the integers that the files hold
@@ -42,10 +32,9 @@ def fit(picture: Picture, size: tuple[int, int], format: str | None) -> Picture:
     _check_size(picture.pixels, size, format)
     pixels, notes = picture.pixels, [*picture.notes]
     channels = pixels.shape[2]
-    grey_as_rgb = _writes_grey_as_rgb(pixels, format)
-    if pixels.dtype == np.uint16 and (format in _LONGEST_EDGE or (format is None and channels > 1)):
+    if pixels.dtype == np.uint16 and (format in LOSSY or (format is None and channels > 1)):
         pixels = to_8_bits(pixels)
-        notes.append(f"16 bits reduced to the 8 that {format or 'a PIL.Image'} holds")
+        notes.append(f"16 bits reduced to the 8 that {format or 'a PIL.Image'} {_holds(format)}")
     if format == "JPEG" and channels in (2, 4):
         colours, alpha = pixels[..., :-1].astype(np.uint32), pixels[..., -1:].astype(np.uint32)
         pixels = ((colours * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
@@ -54,30 +43,56 @@ def fit(picture: Picture, size: tuple[int, int], format: str | None) -> Picture:
     if format == "JPEG" and len(exif.tobytes()) > _EXIF_BYTES:
         exif = Image.Exif()
         notes.append("its EXIF data is left out: it is larger than a JPEG holds")
-    if icc_profile and icc_profile[16:20] == b"GRAY" and (grey_as_rgb or format == "WEBP"):
+    if icc_profile and icc_profile[16:20] == b"GRAY" and _writes_grey_as_rgb(pixels, format):
         icc_profile = None
         notes.append(f"its ICC profile is left out: it is of grey, which {format} holds as colours")
+    if icc_profile and format == "JXL":
+        if not _is_srgb(icc_profile):
+            notes.append("its ICC profile is left out: pillow-jxl-plugin writes none, and readers take sRGB")
+        icc_profile = None
     if dpi and max(dpi) > _LARGEST_DPI.get(format, inf):
         dpi = None
         notes.append(f"its DPI are left out: they are more than {format} holds")
     extras, extra_notes = fit_extras(picture.extras, format, bool(icc_profile))
-    return Picture(pixels, exif, icc_profile, dpi, [*notes, *extra_notes], extras, picture.lossless)
+    notes += extra_notes
+    return replace(picture, pixels=pixels, exif=exif, icc_profile=icc_profile, dpi=dpi, notes=notes, extras=extras)
 
 
 def _check_size(pixels: np.ndarray, size: tuple[int, int], format: str | None) -> None:
     width, height = size
     if format == "TIFF":
-        bytes_per_pixel = pixels[0, 0].nbytes * (1 + _writes_grey_as_rgb(pixels, format))
+        bytes_per_pixel = pixels[0, 0].nbytes * (2 if _writes_grey_as_rgb(pixels, format) else 1)
         too_large = width * height * bytes_per_pixel > _TIFF_BYTES
     else:
-        too_large = max(height, width) > _LONGEST_EDGE.get(format, 2**31 - 1)
+        too_large = max(height, width) > LONGEST_EDGE.get(format, 2**31 - 1)
     if too_large:
         raise ValueError(f"{width}x{height} pixels of the result are more than {format} files hold; give --ext png")
 
 
 def _writes_grey_as_rgb(pixels: np.ndarray, format: str | None) -> bool:
-    """Return whether grey is written three times: Pillow cannot read a TIFF of 16-bit grey and alpha."""
-    return format == "TIFF" and pixels.dtype == np.uint16 and pixels.shape[2] == 2
+    """Return whether grey is written three times.
+
+    Pillow cannot read a TIFF of 16-bit grey and alpha; WebP has no grey; AVIF and HEIF are written without grey with
+    alpha.
+    """
+    if pixels.shape[2] == 1:
+        return format == "WEBP"
+    deep = pixels.dtype == np.uint16
+    return pixels.shape[2] == 2 and (format == "TIFF" if deep else format in ("WEBP", "AVIF", "HEIF"))
+
+
+def _holds(format: str | None) -> str:
+    """AVIF, HEIF and JPEG XL hold more bits; what writes them here does not."""
+    return "is written with" if format in ("AVIF", "HEIF", "JXL") else "holds"
+
+
+def _is_srgb(icc_profile: bytes) -> bool:
+    """Return whether a profile calls itself sRGB, or is what libjxl makes for sRGB."""
+    try:
+        name = ImageCms.getProfileDescription(io.BytesIO(icc_profile))
+    except ImageCms.PyCMSError:  # damaged
+        return False
+    return "sRGB" in name or "Rel_SRG" in name
 
 
 def to_image(picture: Picture) -> Image.Image:
@@ -96,8 +111,8 @@ def to_image(picture: Picture) -> Image.Image:
 def encode(picture: Picture, format: str) -> bytes:
     """Return the content of a file; the picture must fit() the format.
 
-    JPEG has quality 95 without chroma subsampling. WebP has quality 95, or is lossless as its source. PNG and TIFF are
-    lossless.
+    PNG and TIFF are lossless, WebP and JPEG XL where the picture says so. Others have its quality, and chroma as fine
+    as luma where the format has that.
     """
     metadata = _metadata(picture)
     if format == "TIFF":
@@ -108,15 +123,19 @@ def encode(picture: Picture, format: str) -> bytes:
         metadata["exif"] = metadata["exif"].tobytes()
     if format == "PNG" and picture.pixels.dtype == np.uint16:
         return png_tiff16.encode_png(picture.pixels, _ZLIB_LEVEL, **metadata, chunks=_png_chunks(picture.extras))
+    quality = {"quality": picture.quality}
     options = {
-        "JPEG": {"quality": 95, "subsampling": 0},
-        "WEBP": {"lossless": True} if picture.lossless else {"quality": 95},
+        "JPEG": {**quality, "subsampling": 0},
+        "WEBP": {"lossless": True} if picture.lossless else quality,
         "PNG": {"compress_level": _ZLIB_LEVEL, "pnginfo": _png_info(picture.extras)},
+        "AVIF": quality if picture.pixels.shape[2] == 1 else {**quality, "subsampling": "4:4:4"},
+        "HEIF": {**quality, "chroma": 444},
+        "JXL": {"lossless": True} if picture.lossless or picture.quality == 100 else quality,
     }[format]
     if format == "JPEG":
         options["comment"] = picture.extras.comment
         options["extra"] = _iptc_segment(picture.extras.iptc)
-    if format in ("JPEG", "WEBP") and picture.extras.xmp:
+    if format != "PNG" and picture.extras.xmp:
         options["xmp"] = picture.extras.xmp
     file = io.BytesIO()
     Image.fromarray(_squeezed(picture.pixels)).save(file, format, **options, **metadata)

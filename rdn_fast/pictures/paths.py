@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rdn_fast.data.image_formats import picture_extensions
+from rdn_fast.data.plugins import remedy_for_extension
 from rdn_fast.errors import UserError
-from rdn_fast.pictures.encode import FORMATS
+from rdn_fast.pictures.formats import FORMATS, why_not_written
 
 _LONGEST = 240  # bytes of a result's name: file systems take 255, and the temporary file's name is longer
 
@@ -40,13 +41,15 @@ def plan(inputs: list[str], output: str, suffix: str, ext: str, recursive: bool,
     """Return the pictures of files, folders and glob patterns, each once, with the name of each result.
 
     output: a folder, or a file for a single picture. suffix: added to names as _SUFFIX; "" adds nothing.
-    ext: png, jpg, webp, tif, or auto for the picture's own format, png where that is not written.
+    ext: png, jpg, webp, tif, avif, heic, jxl, or auto for the picture's own format, png where that is not written.
     recursive: look into subfolders; their structure is kept below `output`. say: called with one line when earlier
     results among the inputs are left out, and for the files of a folder that have no picture's extension.
     Raises UserError, in one line, for names that cannot be used, also when no picture's result can be written.
     """
     if "/" in suffix or os.sep in suffix:
         raise UserError(f"--suffix {suffix}: becomes part of a file's name; leave out the {os.sep}")
+    if ext != "auto" and (reason := why_not_written(FORMATS[f".{ext}"])):
+        raise UserError(f"--ext {ext}: cannot be written here; {reason}")
     out = Path(output)
     by_location: dict[Path, _Found] = {}
     for text in inputs:
@@ -74,7 +77,7 @@ def _find(text: str, recursive: bool, out: Path, say: Callable[[str], None]) -> 
     if path.is_dir():
         others: Counter[str] = Counter()
         pictures = list(_pictures_of_folder(path, recursive, out.resolve(), others))
-        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(others.items()))
+        kinds = ", ".join(f"{count} {_with_remedy(kind)}" for kind, count in sorted(others.items()))
         if not pictures:
             deeper = "" if recursive else " itself; --recursive looks into those in it"
             raise UserError(f"-i {text}: no pictures in this folder{deeper}" + (f" ({kinds})" if kinds else ""))
@@ -122,6 +125,12 @@ def _pictures_of_folder(top: Path, recursive: bool, out: Path, others: Counter[s
                 others[extension or "without extension"] += 1
 
 
+def _with_remedy(kind: str) -> str:
+    """Return the extension of files that are left out, with what to install to read them."""
+    remedy = remedy_for_extension(kind)
+    return f"{kind} ({remedy})" if remedy else kind
+
+
 def _location(path: Path) -> Path:
     """Return the path with only its folder resolved: a symbolic link to a picture is one more picture."""
     return path.parent.resolve() / path.name
@@ -134,14 +143,19 @@ def _extension(path: Path) -> str:
 def _target_extension(path: Path, ext: str) -> str:
     if ext != "auto":
         return f".{ext}"
-    return path.suffix if _extension(path) in FORMATS else ".png"
+    format = FORMATS.get(_extension(path))
+    return path.suffix if format and not why_not_written(format) else ".png"
 
 
 def _single_job(found: list[_Found], out: Path, ext: str) -> Job:
     if _extension(out) not in FORMATS:
-        raise UserError(f"-o {out}: we write png, jpg, webp and tif; give one of these names, or a folder")
+        raise UserError(
+            f"-o {out}: we write png, jpg, webp, tif, avif, heic and jxl; give one of these names, or a folder"
+        )
     if ext != "auto" and FORMATS[f".{ext}"] != FORMATS[_extension(out)]:
         raise UserError(f"-o {out} and --ext {ext} contradict each other; leave out --ext")
+    if reason := why_not_written(FORMATS[_extension(out)]):
+        raise UserError(f"-o {out}: cannot be written here; {reason}")
     if len(found) > 1:
         raise UserError(f"-o {out}: is one file, and there are {len(found)} pictures; give a folder")
     job = Job(found[0].path, out)

@@ -10,8 +10,11 @@ from PIL import Image
 
 from rdn_fast.data.decode import decode, one_line_errors
 from rdn_fast.data.image_formats import open_image
+from rdn_fast.data.jxl_header import read_jxl_header
 from rdn_fast.pictures import metadata
 from rdn_fast.pictures.metadata import Extras
+
+QUALITY = 95  # of lossy results: what compression changes is hardly seen, even where a picture is up-scaled again
 
 
 @dataclass
@@ -19,7 +22,7 @@ class Picture:
     """pixels: uint8 or uint16 [H, W, C], upright; C: 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGB, alpha).
 
     dpi: horizontal, vertical. notes: in words, what of the file could not be kept. lossless: the file was a lossless
-    WebP, which the result then is, too.
+    WebP or JPEG XL, which the result then is, too. quality: of a lossy result, 1 to 100.
     """
 
     pixels: np.ndarray
@@ -29,6 +32,7 @@ class Picture:
     notes: list[str] = field(default_factory=list)
     extras: Extras = field(default_factory=Extras)
     lossless: bool = False
+    quality: int = QUALITY
 
     @property
     def size(self) -> tuple[int, int]:
@@ -45,11 +49,10 @@ def read_picture(source: str | Path | Image.Image, max_pixels: int = 0) -> Pictu
     with one_line_errors():
         if isinstance(source, Image.Image):
             return _picture(source, None)
+        if header := read_jxl_header(source):  # opening decodes it
+            _check_pixels(header.width, header.height, max_pixels)
         with open_image(source) as image:
-            if max_pixels and image.width * image.height > max_pixels:
-                size, limit = f"{image.width}x{image.height} pixels", f"--max-pixels {max_pixels}"
-                reason = "as files made to exhaust the memory have; give a larger one if you trust it"
-                raise ValueError(f"{size} are more than {limit}, {reason}")
+            _check_pixels(image.width, image.height, max_pixels)
             # An MPO file holds a photograph and its previews.
             frames = getattr(image, "n_frames", 1) if image.format != "MPO" else 1
             picture = _picture(image, source)
@@ -58,13 +61,26 @@ def read_picture(source: str | Path | Image.Image, max_pixels: int = 0) -> Pictu
             return picture
 
 
+def _check_pixels(width: int, height: int, max_pixels: int) -> None:
+    if max_pixels and width * height > max_pixels:
+        reason = "as files made to exhaust the memory have; give a larger one if you trust it"
+        raise ValueError(f"{width}x{height} pixels are more than --max-pixels {max_pixels}, {reason}")
+
+
 def _picture(image: Image.Image, path: str | Path | None) -> Picture:
     turned = metadata.is_turned(image)
     pixels, icc_profile, notes = decode(image, path)  # first: after a failed load, getexif() would hide the failure
     exif, exif_notes = metadata.kept_exif(image)
-    lossless = image.format == "WEBP" and path is not None and _is_lossless_webp(path)
+    lossless = path is not None and _is_lossless(image, path)
     extras = metadata.extras(image, path, turned)
     return Picture(pixels, exif, icc_profile, metadata.dpi(image), [*exif_notes, *notes], extras, lossless)
+
+
+def _is_lossless(image: Image.Image, path: str | Path) -> bool:
+    if image.format == "JXL":
+        header = read_jxl_header(path)
+        return bool(header and header.keeps_colours and not image.jpeg)
+    return image.format == "WEBP" and _is_lossless_webp(path)
 
 
 def _is_lossless_webp(path: str | Path) -> bool:

@@ -18,6 +18,7 @@ from rdn_fast.model import describe
 from rdn_fast.ordered_map import ordered_map
 from rdn_fast.pictures.encode import encode, fit
 from rdn_fast.pictures.enlarge import model_passes
+from rdn_fast.pictures.formats import check_quality, with_quality
 from rdn_fast.pictures.paths import Job, plan
 from rdn_fast.pictures.picture import Picture, read_picture
 from rdn_fast.pictures.resize import resize
@@ -41,6 +42,8 @@ def upscale_files(
     tile_pad: str,
     suffix: str,
     ext: str,
+    quality: int | None,
+    lossless: bool | None,
     fp32: bool,
     self_ensemble: bool,
     recursive: bool,
@@ -57,6 +60,7 @@ def upscale_files(
     wanted = OutputSize(outscale, width, height, longest)
     wanted.check("--")
     jobs, refused = plan(input, output, suffix, ext, recursive, print_line)
+    check_quality(quality, lossless, (job.format for job in jobs))
     model = load_model(weights_file, device)
     check_scale(scale, model.config.scale, "--scale", " (--outscale takes any factor)")
     todo = [job for job in jobs if overwrite or not job.target.exists()]
@@ -69,7 +73,9 @@ def upscale_files(
         for source, reason in refused.items():
             bar.say(f"failed {source}: {reason}")
         only_one = len(jobs) + len(refused) == 1
-        made, failed = _make_pictures(todo, upscaler, _Settings(wanted, max_pixels, overwrite), bar, only_one)
+        made, failed = _make_pictures(
+            todo, upscaler, _Settings(wanted, max_pixels, quality, lossless, overwrite), bar, only_one
+        )
     there_already = len(jobs) - made - failed
     failed += len(refused)
     if failed == len(jobs) + len(refused):
@@ -96,6 +102,8 @@ class _Settings(NamedTuple):
 
     wanted: OutputSize
     max_pixels: int
+    quality: int | None
+    lossless: bool | None
     overwrite: bool
 
 
@@ -144,6 +152,7 @@ def _read_and_resize(
             picture = read_picture(job.source, settings.max_pixels)
             steps = settings.wanted.steps(*picture.size, upscaler.scale)
             steps.check(settings.max_pixels, "--max-pixels")
+            picture = with_quality(picture, job.format, settings.quality, settings.lossless)
             return job, fit(picture, steps.size, job.format), steps
         except ValueError as error:
             return job, str(error), None

@@ -11,8 +11,9 @@ import rdn_fast
 from rdn_fast.config import ModelConfig
 from rdn_fast.model import RDN
 from rdn_fast.pictures import upscale_files
-from rdn_fast.pictures.encode import FORMATS, encode, fit
+from rdn_fast.pictures.encode import encode, fit
 from rdn_fast.pictures.enlarge import enlarge
+from rdn_fast.pictures.formats import FORMATS
 from rdn_fast.pictures.picture import read_picture
 
 

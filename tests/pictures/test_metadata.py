@@ -11,8 +11,9 @@ from by_hand import RGB, RGB16, SRGB, opened, png16, repeated
 from PIL import Image
 from PIL.ExifTags import IFD, Base
 
-from rdn_fast.pictures.encode import FORMATS, encode, fit
+from rdn_fast.pictures.encode import encode, fit
 from rdn_fast.pictures.enlarge import enlarge
+from rdn_fast.pictures.formats import FORMATS
 from rdn_fast.pictures.picture import Picture, read_picture
 
 

@@ -13,7 +13,7 @@ from stand_in import Nearest, files
 import rdn_fast
 from rdn_fast.errors import UserError
 from rdn_fast.pictures import upscale_files
-from rdn_fast.pictures.encode import FORMATS
+from rdn_fast.pictures.formats import FORMATS
 
 pytestmark = pytest.mark.usefixtures("untimed")
 
@@ -364,15 +364,15 @@ def test_a_bad_name_costs_only_itself(run, tree, arguments, failed, made):
 
 def test_files_without_a_pictures_extension_are_counted_by_kind(run, tree):
     folder = tree("in/a.jpg")
-    for name in ("b.heic", "c.jxl", "d.CR2", "e.cr2", "noext", ".hidden.cr2"):
+    for name in ("b.nef", "c.svg", "d.CR2", "e.cr2", "noext", ".hidden.cr2"):
         (folder / "in" / name).write_bytes(b"x")
     ended = run("-i", "in", "-o", "out")
     assert ended.code == 0
-    assert "left out of in: 2 .cr2, 1 .heic, 1 .jxl, 1 without extension; a file that is named is tried" in ended.out
+    assert "left out of in: 2 .cr2, 1 .nef, 1 .svg, 1 without extension; a file that is named is tried" in ended.out
     (folder / "in/a.jpg").unlink()
     message = run("-i", "in", "-o", "out").user_error()
     assert "no pictures in this folder" in message
-    assert "(2 .cr2, 1 .heic, 1 .jxl, 1 without extension)" in message
+    assert "(2 .cr2, 1 .nef, 1 .svg, 1 without extension)" in message
 
 
 @pytest.mark.parametrize(

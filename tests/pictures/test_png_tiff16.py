@@ -147,7 +147,7 @@ def test_16_bits_that_pillow_reads_as_8_are_said(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", DEEP["RGBA"], photometric="separated", metadata=None)
     picture = read_picture(tmp_path / "a.tif")
     assert (picture.pixels.dtype, picture.pixels.shape) == (np.uint8, (11, 7, 3))
-    assert picture.notes == ["16 bits read as 8: Pillow keeps no more of such a TIFF"]
+    assert picture.notes == ["16 bits read as 8: Pillow keeps no more of such TIFF files"]
 
 
 def test_planes_mean_nothing_to_one_channel(tmp_path):
