@@ -27,9 +27,9 @@ typedef uint32_t bits __attribute__((vector_size(64), aligned(4)));
 typedef uint16_t half __attribute__((vector_size(32), aligned(2)));
 #define INLINE static inline __attribute__((always_inline))
 
-enum { N = 16, K = 32, TILE = N * K }; /* columns of c, depth of a product, elements of a or b */
-enum { UNIT = 32, STRIP = 8 };         /* pixels of two a; units of which a thread keeps the sums */
-enum { DEEP = 8 };                     /* blocks of K channels that a convolution of one tap sums at a time */
+enum { N = 16, K = 32, TILE = N * K, PANEL = 2 * N }; /* columns of c, depth of a product, elements of a and b */
+enum { UNIT = 32, STRIP = 8 };                        /* pixels of two a; units of which a thread keeps the sums */
+enum { DEEP = 8 }; /* blocks of K channels that a convolution of one tap sums at a time */
 
 /* The tile operations. Sums are tiles 0 to 3, a: 4 and 5, b: 6 and 7. */
 #if defined(__AMX_BF16__) && !defined(PLAIN_TILES)
@@ -114,10 +114,19 @@ INLINE long pixels(const shape *s) { return s->batch * area(s) + 2 * lead(s); }
 INLINE int by_rows(const shape *s) { return s->w % UNIT == 0; }
 INLINE long units(const shape *s) { return s->batch * (by_rows(s) ? s->h * s->w : area(s)) / UNIT; }
 
-INLINE long first_pixel(const shape *s, long unit) {
-    if (!by_rows(s)) return unit * UNIT;
-    long row = unit / (s->w / UNIT), x = unit % (s->w / UNIT) * UNIT;
-    return row / s->h * area(s) + row % s->h * pitch(s) + x;
+typedef struct {
+    long n, pixel[STRIP]; /* first pixels of n units */
+} strip;
+
+INLINE strip strip_at(const shape *s, long unit) {
+    strip t = {min(STRIP, units(s) - unit), {0}};
+    long row = unit * UNIT / s->w, x = unit * UNIT % s->w, image = row / s->h, y = row % s->h;
+    for (long i = 0; i < t.n; i++) {
+        t.pixel[i] = by_rows(s) ? image * area(s) + y * pitch(s) + x : (unit + i) * UNIT;
+        if ((x += UNIT) == s->w) x = 0, y++;
+        if (y == s->h) y = 0, image++;
+    }
+    return t;
 }
 
 typedef struct {
@@ -156,7 +165,7 @@ INLINE void store(bf16 *to, vec v, long n) { /* rounds to nearest even; NaN stay
 INLINE long packed_size(long columns, long depth, int taps) { return up(columns, N) * blocks(depth) * taps * K; }
 
 INLINE bf16 *packed_tile(bf16 *u, long columns, long depth, int taps, long column, long block, int tap) {
-    long panel = column / (2 * N) * 2 * N, wide = columns - panel > N ? 2 : 1;
+    long panel = column / PANEL * PANEL, wide = columns - panel > N ? 2 : 1;
     return u + (panel * blocks(depth) * K + (block * wide * TILE)) * taps + tap * wide * TILE + (column - panel) * K;
 }
 
@@ -182,89 +191,98 @@ typedef struct {
     int bare;
 } epilogue;
 
-/* c[32][32] (+)= 32 pixels @ u, n blocks of K channels. wide: 1 or 2 tiles of columns. */
-INLINE void block(int wide, const shape *s, const bf16 *a, long ld, int taps, const bf16 *u, long n, float *c,
-                  int add) {
-    const long row = 2 * N * sizeof(float), bytes = ld * sizeof(bf16);
+/* Load the sums, tiles 0 to 3, from c [16 high][ld], [16 wide]; high, wide: 1 or 2 tiles. Or begin with zeros. */
+INLINE void begin_sums(int high, int wide, const float *c, long ld, int add) {
+    const long row = ld * sizeof(float);
     FENCE();
     if (add) {
-        LOAD(0, c, row), LOAD(2, c + 2 * N * N, row);
-        if (wide > 1) LOAD(1, c + N, row), LOAD(3, c + 2 * N * N + N, row);
+        LOAD(0, c, row);
+        if (wide > 1) LOAD(1, c + N, row);
+        if (high > 1) LOAD(2, c + N * ld, row);
+        if (high > 1 && wide > 1) LOAD(3, c + N * ld + N, row);
     } else {
         ZERO(0), ZERO(1), ZERO(2), ZERO(3);
     }
-    for (long k = 0; k < n; k++)
-        for (int tap = 0; tap < taps; tap++, u += wide * TILE) {
-            const bf16 *from = a + k * K + shift(s, taps, tap) * ld;
-            LOAD(6, u, 64), LOAD(4, from, bytes), ADD_PRODUCT(0, 4, 6);
-            LOAD(5, from + N * ld, bytes), ADD_PRODUCT(2, 5, 6);
-            if (wide > 1) LOAD(7, u + TILE, 64), ADD_PRODUCT(1, 4, 7), ADD_PRODUCT(3, 5, 7);
-        }
-    STORE(0, c, row), STORE(2, c + 2 * N * N, row);
-    if (wide > 1) STORE(1, c + N, row), STORE(3, c + 2 * N * N + N, row);
+}
+
+INLINE void end_sums(int high, int wide, float *c, long ld) {
+    const long row = ld * sizeof(float);
+    STORE(0, c, row);
+    if (wide > 1) STORE(1, c + N, row);
+    if (high > 1) STORE(2, c + N * ld, row);
+    if (high > 1 && wide > 1) STORE(3, c + N * ld + N, row);
     FENCE();
 }
 
-/* Sums for units first..last of columns column..column + 16 * wide: c [unit][32][32] (+)= */
-static void sum_strip(const shape *s, const operand *o, long columns, long column, long first, long last, float *c,
-                      int add) {
+/* Sums += a: 16 high rows of a_bytes, @ b: 1 or 2 tiles, `next` after each other. */
+INLINE void add_products(int high, int wide, const bf16 *a, long a_bytes, const bf16 *b, long b_bytes, long next) {
+    LOAD(6, b, b_bytes), LOAD(4, a, a_bytes), ADD_PRODUCT(0, 4, 6);
+    if (wide > 1) LOAD(7, b + next, b_bytes), ADD_PRODUCT(1, 4, 7);
+    if (high > 1) LOAD(5, (const bf16 *)((const char *)a + N * a_bytes), a_bytes), ADD_PRODUCT(2, 5, 6);
+    if (high > 1 && wide > 1) ADD_PRODUCT(3, 5, 7);
+}
+
+/* c[32][32] (+)= 32 pixels of a [pixel][ld] @ u, n blocks of K channels. wide: 1 or 2 tiles of columns. */
+INLINE void block(int wide, const shape *s, const bf16 *a, long ld, int taps, const bf16 *u, long n, float *c,
+                  int add) {
+    begin_sums(2, wide, c, PANEL, add);
+    for (long k = 0; k < n; k++)
+        for (int tap = 0; tap < taps; tap++, u += wide * TILE)
+            add_products(2, wide, a + k * K + shift(s, taps, tap) * ld, ld * sizeof(bf16), u, 2 * K, TILE);
+    end_sums(2, wide, c, PANEL);
+}
+
+/* Sums of a strip for the panel of columns at `column`: c [unit][32][32] (+)= */
+static void sum_strip(const shape *s, const operand *o, long columns, long column, const strip *t, float *c, int add) {
     long whole = o->channels / K, group = o->taps == 1 ? DEEP : 1;
-    int wide = columns - column > N ? 2 : 1;
     for (long k = 0, n; k < blocks(o->channels); k += n, add = 1) {
         const bf16 *a = k < whole ? o->maps + k * K : o->tail;
         const bf16 *u = packed_tile((bf16 *)o->u, columns, o->channels, o->taps, column, k, 0);
         long ld = k < whole ? o->ld : K;
         n = k < whole ? min(group, whole - k) : 1;
-        for (long unit = first; unit < last; unit++) {
-            const bf16 *from = a + first_pixel(s, unit) * ld;
-            float *sums = c + (unit - first) * UNIT * 2 * N;
-            if (wide > 1) block(2, s, from, ld, o->taps, u, n, sums, add);
-            else block(1, s, from, ld, o->taps, u, n, sums, add);
+        for (long i = 0; i < t->n; i++) {
+            const bf16 *from = a + t->pixel[i] * ld;
+            if (columns - column > N) block(2, s, from, ld, o->taps, u, n, c + i * UNIT * PANEL, add);
+            else block(1, s, from, ld, o->taps, u, n, c + i * UNIT * PANEL, add);
         }
     }
 }
 
-/* c [32][32]: a unit's sums -> n of its channels, from `column` on */
-static void finish(const shape *s, const epilogue *e, long unit, long column, long n, const float *c) {
-    long pixel = first_pixel(s, unit);
+/* c [32][32]: the sums of the unit at `pixel` -> n of its channels, from `column` on */
+static void finish(const shape *s, const epilogue *e, long pixel, long column, long n, const float *c) {
     place at = where(s, pixel);
-    for (long i = 0; i < UNIT; i++, next(s, &at)) {
+    for (long i = pixel; i < pixel + UNIT; i++, c += PANEL, next(s, &at)) {
         if (!inside(s, at)) continue;
-        bf16 *to = e->to + (e->bare ? packed(s, at) : pixel + i) * e->ld + column;
+        bf16 *to = e->to + (e->bare ? packed(s, at) : i) * e->ld + column;
         for (long k = 0; k < n; k += N) {
-            vec v = *(const vec *)(c + i * 2 * N + k);
+            vec v = *(const vec *)(c + k);
             if (e->bias) v += load(e->bias + column + k, n - k);
-            if (e->residual) v += load(e->residual + (pixel + i) * e->residual_ld + column + k, n - k);
+            if (e->residual) v += load(e->residual + i * e->residual_ld + column + k, n - k);
             if (e->relu) v = (vec)((bits)v & ~(bits)(v < 0)); /* keeps NaN, as torch's relu does */
-            if (e->gate) v = (vec)((bits)v & (bits)(load(e->gate + (pixel + i) * e->gate_ld + column + k, n - k) != 0));
+            if (e->gate) v = (vec)((bits)v & (bits)(load(e->gate + i * e->gate_ld + column + k, n - k) != 0));
             store(to + k, v, n - k);
         }
     }
 }
 
-/* Copy the last channels % K of maps [pixel][ld] to tail [pixel][K], zeros after them. */
-static void write_tail(const shape *s, const bf16 *maps, long ld, long channels, bf16 *tail, long first, long last) {
-    long n = channels % K;
-    for (long unit = first; n && unit < last; unit++) {
-        long pixel = first_pixel(s, unit);
-        place at = where(s, pixel);
-        for (long i = pixel; i < pixel + UNIT; i++, next(s, &at))
-            if (inside(s, at)) {
-                memcpy(tail + i * K, maps + i * ld + channels - n, n * sizeof(bf16));
-                memset(tail + i * K + n, 0, (K - n) * sizeof(bf16));
-            }
+static void convolve(const shape *s, const operand *operands, int n, const epilogue *e, long columns, const strip *t) {
+    float c[STRIP * UNIT * PANEL] __attribute__((aligned(64)));
+    for (long column = 0; column < columns; column += PANEL) {
+        for (int i = 0; i < n; i++)
+            if (operands[i].channels) sum_strip(s, operands + i, columns, column, t, c, i);
+        for (long i = 0; i < t->n; i++)
+            finish(s, e, t->pixel[i], column, min(PANEL, columns - column), c + i * UNIT * PANEL);
     }
 }
 
-static void convolve(const shape *s, const operand *operands, int n, const epilogue *e, long columns, long first,
-                     long last) {
-    float c[STRIP * UNIT * 2 * N] __attribute__((aligned(64)));
-    for (long column = 0; column < columns; column += 2 * N) {
-        for (int i = 0; i < n; i++)
-            if (operands[i].channels) sum_strip(s, operands + i, columns, column, first, last, c, i);
-        for (long unit = first; unit < last; unit++)
-            finish(s, e, unit, column, min(2 * N, columns - column), c + (unit - first) * UNIT * 2 * N);
-    }
+/* Copy the last channels % K of maps [pixel][ld] to tail [pixel][K], zeros after them. */
+static void write_tail(const bf16 *maps, long ld, long channels, bf16 *tail, const strip *t) {
+    long n = channels % K;
+    for (long unit = 0; n && unit < t->n; unit++)
+        for (long i = t->pixel[unit]; i < t->pixel[unit] + UNIT; i++) {
+            memcpy(tail + i * K, maps + i * ld + channels - n, n * sizeof(bf16));
+            memset(tail + i * K + n, 0, (K - n) * sizeof(bf16));
+        }
 }
 
 /* Zero the pixels around the images of a buffer [pixel][ld]. Called by all threads together, as what follows. */
@@ -349,26 +367,22 @@ void rdn_forward(const shape *s, const bf16 *x, bf16 *f, long image, const bf16 
         tiles_begin();
         clear_borders(s, f, ld), clear_borders(s, tail[0], K), clear_borders(s, tail[1], K);
         enter(s, x, s->g0, f, ld);
-        for (long layer = -1; layer <= s->layers; layer++) { /* -1: the tail for the first; the last is the fusion */
-            long c = reads(s, layer);
+#pragma omp for schedule(static)
+        for (long unit = 0; unit < n; unit += STRIP) {
+            strip t = strip_at(s, unit);
+            write_tail(f, ld, s->g0, tail[0], &t);
+        }
+        for (long layer = 0; layer <= s->layers; layer++) { /* the last is the fusion */
             int fusion = layer == s->layers;
+            long c = reads(s, layer);
             operand in = {f, ld, c, tail[layer & 1], fusion ? 1 : 9, u + of_layer(s, layer)};
-            epilogue out = {fusion      ? fuse_bias
-                            : layer < 0 ? 0
-                                        : bias[layer],
-                            fusion ? f : 0,
-                            ld,
-                            !fusion,
-                            0,
-                            0,
-                            fusion ? y : f + c,
-                            fusion ? s->g0 : ld,
-                            fusion};
+            epilogue out = {.bias = fuse_bias, .residual = f, .residual_ld = ld, .to = y, .ld = s->g0, .bare = 1};
+            if (!fusion) out = (epilogue){.bias = bias[layer], .relu = 1, .to = f + c, .ld = ld};
 #pragma omp for schedule(static)
             for (long unit = 0; unit < n; unit += STRIP) {
-                long end = min(unit + STRIP, n);
-                if (layer >= 0) convolve(s, &in, 1, &out, fusion ? s->g0 : s->g, unit, end);
-                if (!fusion) write_tail(s, f, ld, reads(s, layer + 1), tail[(layer + 1) & 1], unit, end);
+                strip t = strip_at(s, unit);
+                convolve(s, &in, 1, &out, fusion ? s->g0 : s->g, &t);
+                if (!fusion) write_tail(f, ld, c + s->g, tail[(layer + 1) & 1], &t);
             }
         }
         tiles_end();
@@ -434,20 +448,20 @@ void rdn_pack_backward(const shape *s, const bf16 *const *w, const bf16 *fuse, b
     }
 }
 
-/* A unit of maps [pixel][ld], n channels -> turned [channel][ldt] */
-static void turn(const shape *s, const bf16 *maps, long ld, long n, long unit, bf16 *turned, long ldt) {
-    long pixel = first_pixel(s, unit);
-    for (long c = 0; c < n; c += N) {
-        uint32_t rows[UNIT / 2][N] = {{0}}, column[UNIT / 2];
-        for (long i = 0; i < UNIT / 2; i++) {
-            const bf16 *from = maps + (pixel + 2 * i) * ld + c;
-            pair_up(from, from + ld, min(N, n - c), rows[i]);
+/* A strip of maps [pixel][ld], n channels -> turned [channel][ldt] */
+static void turn(const bf16 *maps, long ld, long n, const strip *t, bf16 *turned, long ldt) {
+    for (long unit = 0; unit < t->n; unit++)
+        for (long c = 0; c < n; c += N) {
+            uint32_t rows[UNIT / 2][N] = {{0}}, column[UNIT / 2];
+            for (long i = 0; i < UNIT / 2; i++) {
+                const bf16 *from = maps + (t->pixel[unit] + 2 * i) * ld + c;
+                pair_up(from, from + ld, min(N, n - c), rows[i]);
+            }
+            for (long k = 0; k < min(N, n - c); k++) {
+                for (long i = 0; i < UNIT / 2; i++) column[i] = rows[i][k];
+                memcpy(turned + (c + k) * ldt + t->pixel[unit], column, sizeof column);
+            }
         }
-        for (long k = 0; k < min(N, n - c); k++) {
-            for (long i = 0; i < UNIT / 2; i++) column[i] = rows[i][k];
-            memcpy(turned + (c + k) * ldt + pixel, column, sizeof column);
-        }
-    }
 }
 
 /* f -> pairs [block of K channels][pixel pair][K][2] */
@@ -459,54 +473,41 @@ static void pair_pixels(const shape *s, const bf16 *f, bf16 *pairs) {
             pair_up(f + pixel * ld + k * K, f + (pixel + 1) * ld + k * K, K, (uint32_t *)(pairs + (k * n + pixel) * K));
 }
 
-/* Sums over the pixels of units first..last: du [16 high][ldu], [16 wide] (+)= a, [row][lda] offset by -shift, @ b,
- * [pixel pair][K][2], or the same tile for all pixels if `constant`. high, wide: 1 or 2 tiles. */
-INLINE void gradient(int high, int wide, const shape *s, const bf16 *a, long lda, const bf16 *b, int constant,
-                     long first, long last, float *du, long ldu, int add) {
-    const long bytes = lda * sizeof(bf16), pair = (constant ? N : K) * 2 * sizeof(bf16), row = ldu * sizeof(float);
-    FENCE();
-    if (add) {
-        LOAD(0, du, row);
-        if (wide > 1) LOAD(1, du + N, row);
-        if (high > 1) LOAD(2, du + N * ldu, row);
-        if (high > 1 && wide > 1) LOAD(3, du + N * ldu + N, row);
-    } else {
-        ZERO(0), ZERO(1), ZERO(2), ZERO(3);
+static const bf16 ones[TILE] = {[0 ... TILE - 1] = 0x3f80};
+
+/* Sums over a strip's pixels: du [16 high][ldu], [16 wide] (+)= a [row][lda] @ b [pixel pair][K][2], NULL: ones. */
+INLINE void gradient(int high, int wide, const strip *t, const bf16 *a, long lda, const bf16 *b, float *du, long ldu,
+                     int add) {
+    begin_sums(high, wide, du, ldu, add);
+    for (long i = 0; i < t->n; i++) {
+        const bf16 *from = a + t->pixel[i];
+        if (b) add_products(high, wide, from, lda * sizeof(bf16), b + t->pixel[i] * K, 4 * K, 2 * N);
+        else add_products(high, wide, from, lda * sizeof(bf16), ones, 2 * K, 0);
     }
-    for (long unit = first; unit < last; unit++) {
-        long pixel = first_pixel(s, unit);
-        const bf16 *from = b + (constant ? 0 : pixel * K);
-        LOAD(6, from, pair), LOAD(4, a + pixel, bytes), ADD_PRODUCT(0, 4, 6);
-        if (high > 1) LOAD(5, a + N * lda + pixel, bytes), ADD_PRODUCT(2, 5, 6);
-        if (wide > 1) LOAD(7, from + 2 * N, pair), ADD_PRODUCT(1, 4, 7);
-        if (high > 1 && wide > 1) ADD_PRODUCT(3, 5, 7);
-    }
-    STORE(0, du, row);
-    if (wide > 1) STORE(1, du + N, row);
-    if (high > 1) STORE(2, du + N * ldu, row);
-    if (high > 1 && wide > 1) STORE(3, du + N * ldu + N, row);
-    FENCE();
+    end_sums(high, wide, du, ldu);
 }
 
 /* Gradients of a convolution's weights, du [rows][taps][up(columns, N)] (+)=, from d transposed [row][lda] and f in
  * pairs of pixels. Called by all threads together. */
 static void weight_gradients(const shape *s, const bf16 *a, long lda, const bf16 *pairs, long rows, long columns,
                              int taps, float *du, int add) {
-    long ld = up(columns, N), n = units(s), plane = s->batch * area(s) * K;
+    long ld = up(columns, N), plane = s->batch * area(s) * K;
 #pragma omp for schedule(dynamic, 1) collapse(2) nowait
     for (long row = 0; row < rows; row += 2 * N)
-        for (long column = 0; column < columns; column += 2 * N)
-            for (long first = 0; first < n; first += STRIP)
+        for (long column = 0; column < columns; column += PANEL)
+            for (long unit = 0; unit < units(s); unit += STRIP) {
+                const strip t = strip_at(s, unit);
+                const bf16 *b = pairs + column / K * plane;
+                int more = add || unit, high = rows - row > N, wide = columns - column > N;
                 for (int tap = 0; tap < taps; tap++) {
-                    const bf16 *from = a + row * lda - shift(s, taps, tap), *b = pairs + column / K * plane;
+                    const bf16 *from = a + row * lda - shift(s, taps, tap);
                     float *to = du + (row * taps + tap) * ld + column;
-                    long last = min(first + STRIP, n), ldu = taps * ld;
-                    int more = add || first, high = rows - row > N, wide = columns - column > N;
-                    if (high && wide) gradient(2, 2, s, from, lda, b, 0, first, last, to, ldu, more);
-                    else if (high) gradient(2, 1, s, from, lda, b, 0, first, last, to, ldu, more);
-                    else if (wide) gradient(1, 2, s, from, lda, b, 0, first, last, to, ldu, more);
-                    else gradient(1, 1, s, from, lda, b, 0, first, last, to, ldu, more);
+                    if (high && wide) gradient(2, 2, &t, from, lda, b, to, taps * ld, more);
+                    else if (high) gradient(2, 1, &t, from, lda, b, to, taps * ld, more);
+                    else if (wide) gradient(1, 2, &t, from, lda, b, to, taps * ld, more);
+                    else gradient(1, 1, &t, from, lda, b, to, taps * ld, more);
                 }
+            }
 }
 
 /* f: from rdn_forward, this call's maps beginning at `image`. gy: [pixel][g0]. u: from rdn_pack_backward -> dx:
@@ -517,8 +518,6 @@ void rdn_backward(const shape *s, const bf16 *f, long image, const bf16 *gy, con
     bf16 *tail[2] = {work + lead(s) * K, work + (lead(s) + pixels(s)) * K};
     bf16 *d = work + pixels(s) * 2 * K + lead(s) * ld, *a = work + pixels(s) * (2 * K + ld) + lead(s);
     bf16 *pairs = work + pixels(s) * (2 * K + ld + turned_rows(s) + N);
-    bf16 ones[TILE];
-    for (int i = 0; i < TILE; i++) ones[i] = 0x3f80;
     f += (lead(s) + image * area(s)) * ldf;
 #pragma omp parallel
     {
@@ -532,15 +531,15 @@ void rdn_backward(const shape *s, const bf16 *f, long image, const bf16 *gy, con
             long layer = map - 1, c = width(s, map), depth = (s->layers - map) * s->g;
             operand in[2] = {{d, ld, up(s->g0, K), 0, 1, u + of_map(s, map)},
                              {d + base, ld, depth, tail[map & 1], 9, u + of_map(s, map) + packed_size(c, s->g0, 1)}};
-            bf16 *to = map ? d + slot(s, layer) : dx;
-            epilogue out = {0, map ? 0 : d, ld, 0, map ? f + start(s, map) : 0, ldf, to, map ? ld : c, !map};
+            bf16 *own = d + (map ? slot(s, layer) : 0);
+            epilogue out = {.residual = d, .residual_ld = ld, .to = dx, .ld = c, .bare = 1};
+            if (map) out = (epilogue){.gate = f + start(s, map), .gate_ld = ldf, .to = own, .ld = ld};
 #pragma omp for schedule(static)
             for (long unit = 0; unit < n; unit += STRIP) {
-                long end = min(unit + STRIP, n);
-                convolve(s, in, 2, &out, c, unit, end);
-                for (long i = unit; map && i < end; i++) turn(s, to, ld, c, i, a + turned_row(s, layer) * lda, lda);
-                for (long i = unit; !map && i < end; i++) turn(s, d, ld, c, i, a, lda);
-                if (map) write_tail(s, d + base, ld, depth + c, tail[layer & 1], unit, end);
+                strip t = strip_at(s, unit);
+                convolve(s, in, 2, &out, c, &t);
+                turn(own, ld, c, &t, a + (map ? turned_row(s, layer) : 0) * lda, lda);
+                if (map) write_tail(d + base, ld, depth + c, tail[layer & 1], &t);
             }
         }
         for (long layer = s->layers - 1; layer >= 0; layer--)
@@ -549,7 +548,10 @@ void rdn_backward(const shape *s, const bf16 *f, long image, const bf16 *gy, con
         weight_gradients(s, a, lda, pairs, s->g0, reads(s, s->layers), 1, du + of_gradient(s, s->layers), add);
 #pragma omp for schedule(dynamic, 1)
         for (long row = 0; row < turned_rows(s); row += N)
-            gradient(1, 1, s, a + row * lda, lda, ones, 1, 0, n, du + of_biases(s) + row * N, N, add);
+            for (long unit = 0; unit < n; unit += STRIP) {
+                const strip t = strip_at(s, unit);
+                gradient(1, 1, &t, a + row * lda, lda, 0, du + of_biases(s) + row * N, N, add || unit);
+            }
         tiles_end();
     }
 }

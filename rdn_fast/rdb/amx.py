@@ -7,63 +7,51 @@ whether they have changed: optimizers change them without counting (profiling/LO
 
 from __future__ import annotations
 
+import ctypes
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch.autograd.function import once_differentiable
 
-from rdn_fast.errors import UserError
+from rdn_fast import native
 from rdn_fast.rdb.in_c import Kernels, Scratch, Shape, in_crops
 from rdn_fast.rdb.winograd_chunks import Chunks
 
 SOURCE = Path(__file__).with_name("amx.c")
-PLAIN = "-DPLAIN_TILES"  # builds the tile operations in plain C, for any processor
+PLAIN = "-DPLAIN_TILES"  # builds the tile operations in plain C, slow, to test the rest on any processor
 _BF16 = torch.bfloat16
 
 
-class Build:
-    """amx.c with the processor's tiles, or with tiles in plain C, which is slow and only for tests."""
+class TileKernels(Kernels):
+    """amx.c with the processor's tiles."""
 
-    def __init__(self, plain: bool = False):
-        self._plain = plain
-        self.kernels = Kernels(SOURCE, *[PLAIN] * plain)
-
-    @property
-    def missing(self) -> str | None:
-        """Why this build cannot run here, or None."""
-        if self._plain:
-            return self.kernels.missing
+    def _load(self) -> ctypes.CDLL:
         if not torch.cpu.get_capabilities().get("amx_bf16"):
-            return "needs a processor with AMX bf16 tiles (Intel Xeon since 2023)"
-        if (reason := self.kernels.missing) is not None:
-            return reason
-        return {
-            1: None,
-            0: "needs a compiler that knows AMX (gcc 11, clang 12 or newer)",
-            -1: "needs a kernel that grants AMX tiles (Linux 5.16 or newer)",
-        }[self.kernels.library.rdn_tiles()]
+            raise native.CannotBuild("needs a processor with AMX bf16 tiles (Intel Xeon since 2023)")
+        library = super()._load()
+        if (tiles := library.rdn_tiles()) == 0:
+            raise native.CannotBuild("needs a compiler that knows AMX (gcc 11, clang 12 or newer)")
+        if tiles < 0:
+            raise native.CannotBuild("needs a kernel that grants AMX tiles (Linux 5.16 or newer)")
+        return library
 
 
-build = Build()
+kernels = TileKernels(SOURCE)
 scratch = Scratch()
 chunks = Chunks()
 
 
 def missing() -> str | None:
     """Return why this impl cannot run here, or None when it can."""
-    return build.missing
+    return kernels.missing
 
 
 def rdb(x, conv_w, conv_b, fuse_w, fuse_b):
     """x: [B, G0, H, W], bf16 on a CPU -> y: [B, G0, H, W], channels_last. Impl.rdb checks: C gets mere pointers.
 
-    Raise UserError on a processor without the tiles.
-
     Without gradients, large images are computed in crops, so memory does not grow with them.
     """
-    if (reason := missing()) is not None:
-        raise UserError(f"--rdb amx {reason}; choose another --rdb")
     w = [w.contiguous(memory_format=torch.channels_last) for w in conv_w]
     b, fuse_b = [b.contiguous() for b in conv_b], fuse_b.contiguous()
     if torch.is_grad_enabled() and any(t.requires_grad for t in (x, fuse_w, fuse_b, *w, *b)):
@@ -77,7 +65,7 @@ class _Block(torch.autograd.Function):
     def forward(ctx, x, fuse_w, fuse_b, *wb):
         w, b = wb[: len(wb) // 2], wb[len(wb) // 2 :]
         shape = Shape.of(x, w)
-        f = torch.empty(build.kernels.count("rdn_maps", shape), dtype=_BF16)
+        f = torch.empty(kernels.count("rdn_maps", shape), dtype=_BF16)
         y = _forward(x, w, b, fuse_b, _pack(shape, w, fuse_w, backward=False), f)
         ctx.save_for_backward(f, fuse_w, *w)
         return y
@@ -89,19 +77,19 @@ class _Block(torch.autograd.Function):
         gy = gy.permute(0, 2, 3, 1).contiguous()  # [B, H, W, G0]
         shape = Shape(*gy.shape, w[0].shape[0], len(w))
         u = _pack(shape, w, fuse_w, backward=True)
-        du = scratch.get("du", build.kernels.count("rdn_gradients", shape))
+        du = scratch.get("du", kernels.count("rdn_gradients", shape))
         dx = torch.empty_like(gy)
         with _chunks(shape, backward=True) as parts:
             for images in parts:
                 work, add = _work(shape.part(images), backward=True), images.start > 0
-                build.kernels.call(
+                kernels.call(
                     "rdn_backward", shape.part(images), f, images.start, gy[images], u, dx[images], du, add, work
                 )
         if not shape.batch:
             du.zero_()
         dw, db = [torch.empty_like(layer) for layer in w], [gy.new_empty(shape.g) for _ in w]
         dfuse_w, dfuse_b = gy.new_empty(fuse_w.shape), gy.new_empty(shape.g0)
-        build.kernels.call("rdn_unpack", shape, du, dw, db, dfuse_w, dfuse_b)
+        kernels.call("rdn_unpack", shape, du, dw, db, dfuse_w, dfuse_b)
         return dx.permute(0, 3, 1, 2), dfuse_w, dfuse_b, *dw, *db
 
 
@@ -115,14 +103,14 @@ def _forward(x, w, b, fuse_b, u, maps=None):
             part, first = shape.part(images), images.start
             f = maps
             if maps is None:
-                f, first = scratch.get("f", build.kernels.count("rdn_maps", part), dtype=_BF16), 0
+                f, first = scratch.get("f", kernels.count("rdn_maps", part), dtype=_BF16), 0
             work = _work(part, backward=False)
-            build.kernels.call("rdn_forward", part, x[images], f, first, u, b, fuse_b, y[images], work)
+            kernels.call("rdn_forward", part, x[images], f, first, u, b, fuse_b, y[images], work)
     return y.permute(0, 3, 1, 2)
 
 
 def _work(shape: Shape, backward: bool):
-    return scratch.get("work", build.kernels.count("rdn_workspace", shape, backward), dtype=_BF16)
+    return scratch.get("work", kernels.count("rdn_workspace", shape, backward), dtype=_BF16)
 
 
 def _chunks(shape: Shape, backward: bool):
@@ -132,6 +120,6 @@ def _chunks(shape: Shape, backward: bool):
 
 def _pack(shape: Shape, w, fuse_w, backward: bool):
     """Return all weights in the order in which the kernels read them."""
-    u = scratch.get("u", build.kernels.count("rdn_packed", shape, backward), dtype=_BF16)
-    build.kernels.call("rdn_pack_backward" if backward else "rdn_pack_forward", shape, w, fuse_w.contiguous(), u)
+    u = scratch.get("u", kernels.count("rdn_packed", shape, backward), dtype=_BF16)
+    kernels.call("rdn_pack_backward" if backward else "rdn_pack_forward", shape, w, fuse_w.contiguous(), u)
     return u

@@ -56,8 +56,11 @@ class Kernels:
     def library(self) -> ctypes.CDLL:
         """The loaded library. Raises native.CannotBuild."""
         if self._library is None:
-            self._library = native.library(self._source, *self._flags)
+            self._library = self._load()
         return self._library
+
+    def _load(self) -> ctypes.CDLL:
+        return native.library(self._source, *self._flags)
 
     @property
     def missing(self) -> str | None:

@@ -16,7 +16,7 @@ from test_rdb import SHAPES, check_32_steps, problem, solve
 
 from rdn_fast import native
 from rdn_fast.errors import UserError
-from rdn_fast.rdb import able, amx, in_c, naive, select, winograd_chunks
+from rdn_fast.rdb import IMPLS, able, amx, in_c, naive, refusal, select, winograd_chunks
 
 CPU, BF16 = torch.device("cpu"), torch.bfloat16
 TILES = ("-mamx-tile", "-mamx-bf16")
@@ -26,7 +26,7 @@ ROWS = (2, 20, 36, 2, 3, 32)  # rows of whole units, with channels that fill par
 @pytest.fixture
 def plain(monkeypatch):
     """Use the build in plain C."""
-    monkeypatch.setattr(amx, "build", amx.Build(plain=True))
+    monkeypatch.setattr(amx, "kernels", in_c.Kernels(amx.SOURCE, amx.PLAIN))
     if reason := amx.missing():
         pytest.skip(f"amx {reason}")
     monkeypatch.setattr(amx, "scratch", in_c.Scratch())
@@ -66,7 +66,7 @@ def test_it_compiles_without_warnings(compiler, flags, tmp_path):
 def test_both_builds_give_the_same_bits(plain, tiles, shape, seed):
     arguments, upstream = problem(shape, BF16, seed)
     expected = solve(amx.rdb, arguments, upstream)
-    amx.build.kernels._library = tiles.library
+    amx.kernels._library = tiles.library
     before = tiles.library.trapped()
     for name, result in solve(amx.rdb, arguments, upstream).items():
         assert torch.equal(result, expected[name]), f"{name} (seed {seed})"
@@ -94,22 +94,22 @@ def test_what_is_not_finite_stays_where_naive_has_it(plain, value, shape, seed):
 
 def test_a_processor_without_tiles_is_said_and_amx_is_not_offered(monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": False})
-    reason = r"--rdb amx needs a processor with AMX bf16 tiles \(Intel Xeon since 2023\)"
-    with pytest.raises(UserError, match=f"^{reason}; on cpu in bfloat16 can run: .*naive"):
+    monkeypatch.setattr(amx, "kernels", amx.TileKernels(amx.SOURCE))
+    reason = r"needs a processor with AMX bf16 tiles \(Intel Xeon since 2023\)"
+    with pytest.raises(UserError, match=f"^--rdb amx {reason}; on cpu in bfloat16 can run: .*naive"):
         select("amx", CPU, BF16, True)
     assert "amx" not in [impl.name for impl in able(CPU, BF16, True)]
-    with pytest.raises(UserError, match=f"^{reason}; choose another --rdb$"):
+    with pytest.raises(native.CannotBuild, match=f"^{reason}$"):
         call(amx.rdb, problem(SHAPES[0], BF16, 0)[0])
 
 
 @pytest.mark.parametrize(
-    ("tiles", "reason"), [(1, None), (0, "a compiler that knows AMX"), (-1, "a kernel that grants")]
+    ("tiles", "reason"), [(1, None), (0, "needs a compiler that knows AMX"), (-1, "needs a kernel that grants AMX")]
 )
 def test_a_compiler_or_a_kernel_without_tiles_is_said(monkeypatch, tiles, reason):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
-    build = amx.Build()
-    build.kernels._library = SimpleNamespace(rdn_tiles=lambda: tiles)
-    monkeypatch.setattr(amx, "build", build)
-    assert reason is None if amx.missing() is None else reason in amx.missing()
-    assert ("amx" in [impl.name for impl in able(CPU, BF16, True)]) == (tiles == 1)
-    assert "amx" not in [impl.name for impl in able(CPU, torch.float32, True)]
+    monkeypatch.setattr(native, "library", lambda *_: SimpleNamespace(rdn_tiles=lambda: tiles))
+    monkeypatch.setattr(amx, "kernels", amx.TileKernels(amx.SOURCE))
+    found = refusal(IMPLS["amx"], CPU, BF16, True)
+    assert found is None if reason is None else found.startswith(reason)
+    assert "float32" in refusal(IMPLS["amx"], CPU, torch.float32, True)

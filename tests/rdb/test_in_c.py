@@ -26,7 +26,7 @@ def impl(request, monkeypatch):
     """Return each of them with scratch memory of its own; amx with tiles in plain C, which any processor computes."""
     module, dtype = {"winograd": (winograd, torch.float32), "amx": (amx, torch.bfloat16)}[request.param]
     if module is amx:
-        monkeypatch.setattr(amx, "build", amx.Build(plain=True))
+        monkeypatch.setattr(amx, "kernels", in_c.Kernels(amx.SOURCE, amx.PLAIN))
     if reason := module.missing():
         pytest.skip(f"{request.param} {reason}")
     monkeypatch.setattr(module, "scratch", in_c.Scratch())
