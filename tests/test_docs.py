@@ -75,6 +75,12 @@ def test_the_two_readmes_have_the_same_parts():
     assert targets[0] == targets[1]
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_tests_that_are_named_are_there(page):
+    for file, name in re.findall(r"`(?:tests/)?([\w/]+\.py)::(\w+)`", text(page)):
+        assert re.search(rf"^def {name}\(", text(ROOT / "tests" / file), re.MULTILINE), f"{file}::{name}"
+
+
 def test_every_page_is_linked_from_readme():
     linked = {(ROOT / link.partition("#")[0]).resolve() for link in LINK.findall(text(READMES[0]))}
     assert set((ROOT / "docs").glob("*.md")) <= linked

@@ -124,7 +124,7 @@ def _pixels(image: Image.Image) -> np.ndarray:
     if image.mode.startswith("I"):
         grey = np.array(image)[..., None]
         if grey.min(initial=0) < 0 or grey.max(initial=0) > 65535:
-            raise ValueError("32-bit pixels outside 0..65535 have no defined range; save it with 8 or 16 bits")
+            raise ValueError("integers outside 0..65535 have no defined range; save it with 8 or 16 bits")
         return grey.astype(np.uint16)
     mode = ("L" if image.mode in ("1", "L", "LA", "La") else "RGB") + "A" * image.has_transparency_data
     pixels = np.array(image.convert(mode))
@@ -134,7 +134,7 @@ def _pixels(image: Image.Image) -> np.ndarray:
 def _by_tags(pixels: np.ndarray, image: Image.Image) -> np.ndarray:
     """Apply what a TIFF's tags say of its grey values and Pillow leaves undone: 12 bits, signs, white as zero."""
     bits = image.tag_v2.get(Base.BitsPerSample, (1,))[0]
-    if bits == 8 and _SIGNED in image.tag_v2.get(Base.SampleFormat, ()):
+    if bits in (8, 16) and _SIGNED in image.tag_v2.get(Base.SampleFormat, ()):
         raise ValueError("signed pixels have no defined range; save it with 8 or 16 bits, unsigned")
     if image.mode.startswith("I;16"):
         if bits < 16:

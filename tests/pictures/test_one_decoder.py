@@ -166,6 +166,7 @@ REFUSED = {
     "uint32": (tiff(np.arange(77, dtype=np.uint32).reshape(11, 7) * 50_000_000), "no defined range"),
     "int32": (tiff(GREY16.astype(np.int32) - 40_000), "no defined range"),
     "int16": (tiff(GREY16.astype(np.int16)), "no defined range"),
+    "int16 that is not negative": (tiff((GREY16 // 2).astype(np.int16)), "signed pixels have no defined range"),
     "int8": (tiff(GREY.astype(np.int8)), "signed pixels have no defined range"),
     "float": (tiff(np.zeros((3, 4), np.float32)), "no defined range"),
     "10 bits": (tiff_of_grey([[0, 1023]], 10), r"a TIFF that Pillow does not read: BitsPerSample \(10,\), "),
