@@ -9,16 +9,20 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
+from typing import NoReturn
 
 from rdn_fast import ascend
 from rdn_fast.cli_flags import make_parser, with_dashes
 from rdn_fast.config import ModelConfig, TrainConfig, make_configs
-from rdn_fast.errors import Failure, Stopped, UserError, naming_flag
+from rdn_fast.errors import Failure, Stopped, Terminated, UserError, naming_flag
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -32,7 +36,8 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault(ascend.AUTOLOAD, "0")
     try:
         options = make_parser().parse_args(arguments)
-        return _COMMANDS[options.command](options, arguments) or 0
+        with _terminable():
+            return _COMMANDS[options.command](options, arguments) or 0
     except UserError as error:
         return _report(f"error: {error}", 2)
     except Failure as error:
@@ -50,8 +55,30 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     except Stopped as stopped:
         return 128 + stopped.number
-    except KeyboardInterrupt:
-        return 130
+    except KeyboardInterrupt as error:
+        stopped = Stopped(signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT)
+        return _report(str(stopped), 128 + stopped.number)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end the block as Ctrl-C does, so that temporary files are removed.
+
+    Not on a rank: its launcher understands the signal itself. What a caller of main() does on SIGTERM stays.
+    """
+    ours = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL and "RANK" not in os.environ
+    if not ours or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def terminate(*_) -> NoReturn:
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _report(words: str, code: int) -> int:

@@ -22,6 +22,10 @@ class Stopped(Exception):
         self.number = number
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, raised where Ctrl-C would raise KeyboardInterrupt."""
+
+
 class Failure(Exception):
     """Work that cannot go on: diverged, disk full, a wrong result. The text is one line. Exit code 1.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from rdn_fast.config import make_configs
 from rdn_fast.data.h5_writer import write_pairs
 from rdn_fast.data.images import read_image
 from rdn_fast.data.pairs import Pair, degrade
-from rdn_fast.errors import UserError, naming_flag
+from rdn_fast.errors import Failure, Stopped, UserError, naming_flag
 from rdn_fast.evaluation.evaluate import evaluate
 from rdn_fast.terminal import print_line
 from rdn_fast.training.run import train
@@ -31,9 +32,15 @@ def demo(outputs_dir: str, device: str) -> None:
     outputs = Path(outputs_dir)
     train_file, eval_file = prepare(outputs)
     given = {"outputs_dir": str(outputs), "train_file": str(train_file), "eval_file": str(eval_file), "device": device}
-    configs = make_configs(given, "demo")
+    model_config, train_config = make_configs(given, "demo")
     print_line(f"training on {', '.join(_TRAIN)}; held out: {', '.join(_HELD_OUT)}")
-    train(*configs)
+    try:
+        train(model_config, train_config)
+    except (Stopped, Failure):
+        flags = {"preset": "demo", **given, "resume": "auto"}
+        words = (word for name, value in flags.items() for word in (f"--{name.replace('_', '-')}", value))
+        print_line(f"go on with: rdn-fast train {shlex.join(words)}")
+        raise
 
     weights, figure = str(outputs / "best.pth"), outputs / "compare.png"
     report = evaluate(weights, [str(eval_file)], device=device, figure=str(figure))
@@ -43,11 +50,8 @@ def demo(outputs_dir: str, device: str) -> None:
     print_line(f"RDN is {gain:+.2f} dB from bicubic on photographs that it has never seen.")
     print_line(f"look at:   {figure}")
     print_line(f"weights:   {weights}")
-    print_line("your own:  rdn-fast prepare --images-dir PICTURES --output-path train.h5 --scale 2")
-    print_line(
-        "           rdn-fast train --train-file train.h5 --eval-file FOLDER_OF_HR_IMAGES "
-        "--preset rdn-b --outputs-dir outputs/mine"
-    )
+    print_line(f"use it:    rdn-fast upscale -i PICTURES -o larger -w {shlex.quote(weights)}")
+    print_line("your own:  rdn-fast train --preset demo --train-dir PICTURES --eval-file OTHER_PICTURES")
 
 
 def prepare(outputs: Path) -> tuple[Path, Path]:

@@ -26,7 +26,8 @@ def write_pairs(
 ) -> int:
     """Write pairs to an h5 file whose root has these attributes. Return how many.
 
-    None in `pairs` stands for one that was skipped: it only gives Ctrl-C a chance. Raises UserError as new_file().
+    None in `pairs` stands for one that was skipped: it only gives Ctrl-C and SIGTERM a chance.
+    Raises UserError as new_file().
     """
     n = 0
     with new_file(path) as (file, check):
@@ -56,12 +57,12 @@ def set_text(data: h5py.Group | h5py.Dataset, name: str, text: str) -> None:
 def new_file(path: str | Path) -> Iterator[tuple[h5py.File, Callable[[], None]]]:
     """Yield an empty h5 file to fill, and check(), to be called after each image. Then move it to `path` atomically.
 
-    check() raises when the disk is full, and after Ctrl-C. After any error `path` is unchanged.
+    check() raises when the disk is full, and after Ctrl-C or SIGTERM. After any error `path` is unchanged.
     Raises UserError for every OSError of the block, and for a file at `path` that is no HDF5 file.
     """
     path = Path(path)
     check_replaceable(path, _KIND, str(path))
-    with _deferred_interrupts() as raise_interrupt:
+    with _deferred_interrupts() as handle_interrupt:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -70,7 +71,7 @@ def new_file(path: str | Path) -> Iterator[tuple[h5py.File, Callable[[], None]]]
             with atomic_path(path) as temporary, _HeldErrors(temporary) as raw:
 
                 def check() -> None:
-                    raise_interrupt()
+                    handle_interrupt()
                     raw.check()
 
                 with h5py.File(raw, "w") as file:
@@ -83,31 +84,33 @@ def new_file(path: str | Path) -> Iterator[tuple[h5py.File, Callable[[], None]]]
 
 @contextmanager
 def _deferred_interrupts() -> Iterator[Callable[[], None]]:
-    """Yield a function that raises KeyboardInterrupt if Ctrl-C was pressed before. The end of the block does so, too.
+    """Defer what Ctrl-C and SIGTERM do until the yielded function is called, or until the end of the block.
 
-    Raised within HDF5 it would keep the file from being closed.
+    An exception that is raised within HDF5 keeps the file from being closed.
     """
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    deferred = in_main_thread and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    interrupted = False
+    received: list[int] = []
+    handlers = {}
+    if threading.current_thread() is threading.main_thread():
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    deferred = {number: handler for number, handler in handlers.items() if callable(handler)}
 
-    def raise_interrupt() -> None:
-        if interrupted:
-            raise KeyboardInterrupt
+    def note(number: int, _) -> None:
+        received.append(number)
+        signal.signal(number, deferred[number])  # a second one acts as usual
 
-    def note(*_) -> None:
-        nonlocal interrupted
-        interrupted = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a second one acts as usual
+    def handle() -> None:
+        while received:
+            number = received.pop()
+            deferred[number](number, None)
 
-    if deferred:
-        signal.signal(signal.SIGINT, note)
+    for number in deferred:
+        signal.signal(number, note)
     try:
-        yield raise_interrupt
+        yield handle
     finally:
-        if deferred:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-    raise_interrupt()
+        for number, handler in deferred.items():
+            signal.signal(number, handler)
+    handle()
 
 
 class _HeldErrors(io.FileIO):

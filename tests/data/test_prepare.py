@@ -435,7 +435,8 @@ def test_full_disk(image_folder, run_cli, photograph, tmp_path, room):
     assert list(tmp_path.iterdir()) == [folder]
 
 
-def test_ctrl_c_is_heard_while_images_are_skipped(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_heard_while_images_are_skipped(tmp_path, number):
     folder = tmp_path / "images"
     folder.mkdir()
     for i in range(3000):
@@ -447,10 +448,10 @@ def test_ctrl_c_is_heard_while_images_are_skipped(tmp_path):
     )
     for _ in range(20):
         assert b"skipped" in process.stdout.readline()
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert err == b""
+    assert process.returncode == 128 + number
+    assert err == f"rdn-fast: stopped by {number.name}\n".encode()
     assert out.count(b"skipped") < 2900
     assert list(tmp_path.iterdir()) == [folder]
 

@@ -438,7 +438,8 @@ def test_full_disk(tmp_path, make_h5, photograph, run_cli):
     assert list(tmp_path.iterdir()) == [old]
 
 
-def test_ctrl_c_leaves_no_file_behind(tmp_path, make_h5, photograph):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_no_file_behind(tmp_path, make_h5, photograph, number):
     hr = photograph(300, 300).astype(np.int64)
     old = make_h5(tmp_path / "old.h5", [(hr[::2, ::2], hr)] * 60, compression="lzf")
     process = subprocess.Popen(
@@ -451,9 +452,9 @@ def test_ctrl_c_leaves_no_file_behind(tmp_path, make_h5, photograph):
     while not list(tmp_path.glob(".new.h5.*")):
         assert process.poll() is None, process.communicate()
         time.sleep(0.002)
-    process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=60) == ("", "")
-    assert process.returncode == 130
+    process.send_signal(number)
+    assert process.communicate(timeout=60) == ("", f"rdn-fast: stopped by {number.name}\n")
+    assert process.returncode == 128 + number
     assert list(tmp_path.iterdir()) == [old]
 
 

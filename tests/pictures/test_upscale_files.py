@@ -279,7 +279,8 @@ def test_no_thread_is_left_behind(run, tree, monkeypatch, error):
     assert files("out") == ["a_out.png", "b_out.png"]
 
 
-def test_ctrl_c(tmp_path, weights):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals(tmp_path, weights, number):
     folder = tmp_path / "in"
     folder.mkdir()
     Image.fromarray(photograph(16, 16)).save(folder / "000.png")
@@ -295,9 +296,9 @@ def test_ctrl_c(tmp_path, weights):
     while len(list(out.glob("*.png"))) < 3:
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, err = process.communicate(timeout=PATIENCE)
-    assert (process.returncode, err) == (130, b"")
+    assert (process.returncode, err) == (128 + number, f"rdn-fast: stopped by {number.name}\n".encode())
     made = list(out.iterdir())
     assert 3 <= len(made) < 400
     for path in made:
