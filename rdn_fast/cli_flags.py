@@ -122,7 +122,7 @@ def _upscale(commands) -> None:
     flag("-i", "--input", required=True, action="extend", nargs="+", metavar="IN", help=input_help)
     output_help = "folder to write to; for a single picture also a file"
     flag("-o", "--output", required=True, metavar="OUT", help=output_help)
-    _add_weights(parser)
+    _add_weights(parser, or_onnx=", or an ONNX file of any network for super-resolution")
     flag("-s", "--scale", type=int, help="checked against the weights, which know it; for other sizes see --outscale")
     _add_sizes(parser)
     tile_help = "edge of the tiles in LR pixels, 0: none (default: what suits the device)"
@@ -163,7 +163,7 @@ def _add_sizes(parser: argparse.ArgumentParser) -> None:
 
 def _eval(commands) -> None:
     parser = commands.add_parser("eval", help="PSNR and SSIM of weights over sets of pictures, bicubic beside them")
-    _add_weights(parser)
+    _add_weights(parser, or_onnx=", or an ONNX file of any network for super-resolution")
     flag = parser.add_argument
     sets_help = "evaluation h5 files, or folders of HR images"
     flag("--eval-file", action="extend", nargs="+", default=[], metavar="SET", help=sets_help)
@@ -244,8 +244,8 @@ def _demo(commands) -> None:
     parser.add_argument("--device", default="auto", help=_DEVICES)
 
 
-def _add_weights(parser: argparse.ArgumentParser) -> None:
-    help_text = "weights of any RDN (default: the small x2 model that comes with rdn_fast)"
+def _add_weights(parser: argparse.ArgumentParser, or_onnx: str = "") -> None:
+    help_text = f"weights of any RDN{or_onnx} (default: the small x2 model that comes with rdn_fast)"
     parser.add_argument("-w", "--weights-file", metavar="WEIGHTS", help=help_text)
 
 

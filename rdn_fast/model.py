@@ -73,7 +73,10 @@ class RDN(nn.Module):
     compute_dtype: of all convolutions but the last (None: the input's dtype).
     output_dtype: of the last convolution (None: the same as the others).
     rdb: an impl of rdn_fast.rdb.IMPLS, or "auto": the fastest here, timed at the first call (rdb/autotune.py).
+    window: the only LR size (H, W) that it takes; None, any, for every RDN.
     """
+
+    window: tuple[int, int] | None = None
 
     def __init__(self, model_config: ModelConfig | None = None, rdb: str = "auto"):
         super().__init__()
@@ -111,6 +114,40 @@ class RDN(nn.Module):
             yield
         finally:
             self.compute_dtype, self.output_dtype, self.rdb = before
+
+    @property
+    def device(self) -> torch.device:
+        return self.sfe1.weight.device
+
+    @property
+    def in_words(self) -> str:
+        return describe(self.config)
+
+    @property
+    def receptive_radius(self) -> int:
+        """How many LR pixels around its own place a pixel of the result depends on.
+
+        Each 3x3 convolution adds one pixel of its own resolution: two for shallow features, C in each of D blocks, one
+        of the global fusion, one before the first pixel shuffle. The last is at the output's resolution, 1/s of an LR
+        pixel, and x4 and x8 have some between, 1/2 + 1/4 (+ 1/8): one LR pixel when rounded up. Tail "espcn" has all on
+        LR: one of 5x5 and three of 3x3.
+        """
+        tail = 5 if self.config.tail == "espcn" else 2
+        return self.config.num_blocks * self.config.num_layers + 3 + tail
+
+    def bytes_per_pixel(self, dtype: torch.dtype) -> int:
+        """Return an upper bound of the memory for each LR pixel of the input, computed in `dtype` without gradients.
+
+        It counts the outputs of all blocks and their concatenation, the maps of one block twice, and those of the
+        up-sampling twice in `dtype` and once in float32; of tail "espcn" the first two twice, the result's three times
+        in float32. They do not all exist at one time, which leaves room for workspaces.
+        """
+        c = self.config
+        trunk = 2 * c.num_blocks * c.num_features + 2 * (c.num_features + c.num_layers * c.growth_rate)
+        tail = c.scale**2 * c.tail_channels
+        if c.tail == "espcn":
+            return dtype.itemsize * (trunk + 2 * sum(ESPCN)) + 4 * 3 * tail
+        return dtype.itemsize * (trunk + 2 * tail) + 4 * tail
 
     def forward(self, x):  # x: [B, 3, H, W]
         if 0 in x.shape[2:]:

@@ -23,13 +23,15 @@ from rdn_fast.evaluation import metrics, tables
 from rdn_fast.evaluation.crops import Crop, draw_figure, worst_and_best
 from rdn_fast.evaluation.datasets import EvalDataset, open_datasets, unique_name
 from rdn_fast.files import Kind, check_replaceable, write_result
-from rdn_fast.model import RDN, describe
+from rdn_fast.model import RDN
 from rdn_fast.ordered_map import ordered_map
 from rdn_fast.pictures.tiled import Upscaler
 from rdn_fast.pictures.upscale import check_scale
+from rdn_fast.precision import dtype_name
 from rdn_fast.terminal import Bar, print_line
 from rdn_fast.weights import convert
 from rdn_fast.weights.load import sha256
+from rdn_fast.weights.onnx_model import OnnxModel, load_any_model
 
 _TABLES = {"--json": tables.as_json, "--csv": tables.as_csv, "--markdown": tables.as_markdown}
 _MARK = "rdn-fast eval"  # in every PNG that is written
@@ -58,7 +60,8 @@ def evaluate(
 ) -> dict:
     """Evaluate a weights file over sets of images, print the tables, write the files asked for, return the report.
 
-    weights_file: None for the small x2 model of the package. eval_file: evaluation h5 files and folders of HR images.
+    weights_file: or an ONNX file; None for the small x2 model of the package.
+    eval_file: evaluation h5 files and folders of HR images.
     data: a folder; every set inside it. scale: checked against the weights. self_ensemble: as of Upscaler.
     strict: raise UserError for a file of a folder that cannot be evaluated, instead of printing and skipping it.
     json, csv, markdown: files for the tables. save_images: a folder for the model's outputs, as <set>/<image>.png.
@@ -77,7 +80,7 @@ def evaluate(
             "or the folder that they lie in"
         )
     files = _files_to_write(json, csv, markdown, figure)
-    model = convert.load_model(weights_file, device)
+    model = load_any_model(weights_file, device)
     weights = str(convert.SHIPPED if weights_file is None else weights_file)
     check_scale(scale, model.config.scale, "--scale")
     datasets = open_datasets(eval_file, data, model.config.scale, strict)
@@ -94,7 +97,9 @@ def evaluate(
     return report
 
 
-def exact_upscaler(model: RDN, self_ensemble: bool = False, say: Callable[[str], None] = print_line) -> Upscaler:
+def exact_upscaler(
+    model: RDN | OnnxModel, self_ensemble: bool = False, say: Callable[[str], None] = print_line
+) -> Upscaler:
     """Return an Upscaler for measuring: call its exactly(lr), then compare the result with the HR image.
 
     It computes in float32 without TF32 or HF32. The whole image goes through the model at once, or in tiles padded by
@@ -106,7 +111,7 @@ def exact_upscaler(model: RDN, self_ensemble: bool = False, say: Callable[[str],
 
 class _ExactUpscaler(Upscaler):
     def exactly(self, image: np.ndarray) -> np.ndarray:
-        with devices.exact_float32(next(self.model.parameters()).device):
+        with devices.exact_float32(self.model.device):
             return super().exactly(image)
 
 
@@ -136,7 +141,11 @@ class _Prediction(NamedTuple):
 
 
 def _score_all(
-    model: RDN, datasets: list[EvalDataset], self_ensemble: bool, folders: list[Path] | None, with_crops: bool
+    model: RDN | OnnxModel,
+    datasets: list[EvalDataset],
+    self_ensemble: bool,
+    folders: list[Path] | None,
+    with_crops: bool,
 ) -> tuple[list[dict], list[tuple[Crop, Crop]]]:
     """Return the report's sets, and with_crops the worst_and_best() of each image. Save images if there are folders."""
     scale = model.config.scale
@@ -172,18 +181,18 @@ def _predict(upscaler: Upscaler, datasets: list[EvalDataset]) -> Iterator[_Predi
             yield _Prediction(i, unique_name(_path_part(pair.name), taken), pair, upscaler.exactly(pair.lr))
 
 
-def _describe_run(model: RDN, weights: str, self_ensemble: bool) -> dict:
+def _describe_run(model: RDN | OnnxModel, weights: str, self_ensemble: bool) -> dict:
     """Return the report without its sets."""
     return {
         "weights": weights,
         "weights_sha256": sha256(weights),
-        "model": describe(model.config),
+        "model": model.in_words,
         "config": dataclasses.asdict(model.config),
         "parameters": sum(p.numel() for p in model.parameters()),
         "scale": model.config.scale,
         "self_ensemble": self_ensemble,
-        "precision": "float32",
-        "device": devices.describe(next(model.parameters()).device),
+        "precision": " and ".join(sorted({dtype_name(p.dtype) for p in model.parameters()})),
+        "device": devices.describe(model.device),
         "versions": {
             "rdn_fast": __version__,
             "torch": torch.__version__,

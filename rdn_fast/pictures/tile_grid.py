@@ -13,10 +13,6 @@ from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 from typing import NamedTuple
 
-import torch
-
-from rdn_fast.config import ESPCN, ModelConfig
-
 SMALLEST = 16  # tile edge. Where there is not memory enough for this one, smaller ones would not help.
 
 
@@ -67,6 +63,7 @@ class TileGrid:
     A window is at most tile + 2*pad on a side. With tile 0 a picture of at most `whole_pixels` is one window, and a
     larger one is cut with `tile_of_larger`. The windows of a batch have at most `batch_pixels` together, but a batch
     has at least one window.
+    window: height and width that all windows have, where the picture has as many; their tile is what the pad leaves.
     """
 
     tile: int
@@ -74,6 +71,7 @@ class TileGrid:
     batch_pixels: int
     whole_pixels: float
     tile_of_larger: int
+    window: tuple[int, int] | None = None
 
     def windows(self, height: int, width: int) -> list[Window]:
         """Return the windows of a picture, row by row."""
@@ -85,10 +83,11 @@ class TileGrid:
         tile = self.tile
         if not tile:
             tile = max(height, width) if height * width <= self.whole_pixels else self.tile_of_larger
+        down, across = self.window or (None, None)
         cut = []
         for rows, columns in windows:
-            column_spans = spans(columns.keep_start, columns.keep_stop, width, tile, self.pad)
-            for row_span in spans(rows.keep_start, rows.keep_stop, height, tile, self.pad):
+            column_spans = spans(columns.keep_start, columns.keep_stop, width, tile, self.pad, across)
+            for row_span in spans(rows.keep_start, rows.keep_stop, height, tile, self.pad, down):
                 cut += [Window(row_span, column_span) for column_span in column_spans]
         return cut
 
@@ -108,52 +107,30 @@ class TileGrid:
         return replace(self, batch_pixels=len(batch) // 2 * height * width)
 
     def halve_tile(self, window: Window) -> TileGrid | None:
-        """Return the grid with half the tile that `window` has; None when that would be smaller than SMALLEST."""
+        """Return the grid with half the tile that `window` has; None when that would be smaller than SMALLEST.
+
+        None too where windows have one size only.
+        """
         edge = max(window.shape)
         half = min(self.tile or edge, edge) // 2
-        return replace(self, tile=half) if half >= SMALLEST else None
+        return replace(self, tile=half) if half >= SMALLEST and self.window is None else None
 
 
-def spans(keep_start: int, keep_stop: int, side: int, tile: int, pad: int) -> list[Span]:
+def spans(keep_start: int, keep_stop: int, side: int, tile: int, pad: int, window: int | None = None) -> list[Span]:
     """Return the spans that together keep keep_start..keep_stop of an axis of `side` pixels.
 
     They are evenly spaced and of one length, at most tile + 2*pad. Neighbours overlap by 2*pad or more. The cut
     between what they keep lies in the middle of the overlap.
+    window: the only length that there can be, but for axes that are shorter; it replaces `tile`.
     """
+    tile = tile if window is None else window - 2 * pad
     low, high = max(0, keep_start - pad), min(side, keep_stop + pad)
     inner = high - low - 2 * pad  # what tiles inside the picture make up: the outermost need no pad on the outside
     count = max(1, _ceil_div(inner, tile))
-    length = _ceil_div(inner, count) + 2 * pad
+    length = _ceil_div(inner, count) + 2 * pad if window is None else min(window, high - low)
     starts = [low + i * (high - low - length) // max(1, count - 1) for i in range(count)]
     cuts = [keep_start, *((a + length + b) // 2 for a, b in pairwise(starts)), keep_stop]
     return [Span(start, start + length, a, b) for start, (a, b) in zip(starts, pairwise(cuts), strict=True)]
-
-
-def receptive_radius(model_config: ModelConfig) -> int:
-    """Return how many LR pixels around its own place a pixel of the result depends on.
-
-    Each 3x3 convolution adds one pixel of its own resolution: two for shallow features, C in each of D blocks, one of
-    the global fusion, one before the first pixel shuffle. The last is at the output's resolution, 1/s of an LR pixel,
-    and x4 and x8 have some between, 1/2 + 1/4 (+ 1/8): one LR pixel when rounded up. Tail "espcn" has all on LR: one of
-    5x5 and three of 3x3.
-    """
-    tail = 5 if model_config.tail == "espcn" else 2
-    return model_config.num_blocks * model_config.num_layers + 3 + tail
-
-
-def bytes_per_pixel(model_config: ModelConfig, dtype: torch.dtype) -> int:
-    """Return an upper bound of the device memory for each LR pixel of a window, computed in `dtype`.
-
-    It counts the outputs of all blocks and their concatenation, the maps of one block twice, and those of the
-    up-sampling twice in `dtype` and once in float32; of tail "espcn" the first two twice, the result's three times in
-    float32. They do not all exist at one time, which leaves room for workspaces.
-    """
-    c = model_config
-    trunk = 2 * c.num_blocks * c.num_features + 2 * (c.num_features + c.num_layers * c.growth_rate)
-    tail = c.scale**2 * c.tail_channels
-    if c.tail == "espcn":
-        return dtype.itemsize * (trunk + 2 * sum(ESPCN)) + 4 * 3 * tail
-    return dtype.itemsize * (trunk + 2 * tail) + 4 * tail
 
 
 def _ceil_div(a: int, b: int) -> int:

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 
 from rdn_fast import devices
-from rdn_fast.config import ModelConfig
 from rdn_fast.errors import UserError
 from rdn_fast.model import RDN
-from rdn_fast.pictures.tile_grid import SMALLEST, TileGrid, Window, bytes_per_pixel, receptive_radius
+from rdn_fast.pictures.tile_grid import SMALLEST, TileGrid, Window
 from rdn_fast.precision import Precision
 from rdn_fast.terminal import print_line
+from rdn_fast.weights.onnx_model import OnnxModel
 
 _HOST_TILE = 192  # LR pixels: two cores are no faster with other sizes (profiling/tiles.csv)
 _TILE = 1024  # LR pixels: fills any accelerator, with little overlap
@@ -38,7 +38,8 @@ class NotFinite(UserError):
 class Upscaler:
     """A model made ready for pictures: upscaler(image) for stored pixels, upscaler.exactly(image) for measuring.
 
-    model: computed on the device that it is on. Its precision is set while a picture is computed, and restored.
+    model: computed on the device that it is on. Tiles of an OnnxModel for one LR size have this size, and are padded by
+        a quarter of it at most. Its precision is set while a picture is computed, and restored.
     tile: edge in LR pixels of what a window adds to the result; less where that divides a picture evenly. 0: the whole
         picture at once; with tile_pad "exact" only when it fits in the free memory, since tiles give the same result.
         None: by the device, its free memory and the pad.
@@ -60,7 +61,7 @@ class Upscaler:
 
     def __init__(
         self,
-        model: RDN,
+        model: RDN | OnnxModel,
         tile: int | None = None,
         tile_pad: int | str = 10,
         fp32: bool = False,
@@ -75,10 +76,14 @@ class Upscaler:
             raise UserError(f'tile_pad {tile_pad}: give a number of LR pixels, or "exact"')
         self.model, self.scale = model, model.config.scale
         self._self_ensemble, self._say = self_ensemble, say
-        self._device = device = next(model.parameters()).device
+        self._device = device = model.device
         self._precision_of_8_bits = _FP16 if not fp32 and _takes_fp16(device) else _FLOAT32
         self.precision = self._precision_of_8_bits  # of the latest picture
-        self.grid = _grid(model.config, device, self.precision.compute, tile, tile_pad)
+        self.grid = _grid(model, self.precision.compute, tile, tile_pad)
+        wanted = model.receptive_radius if tile_pad == "exact" else tile_pad
+        if (pad := self.grid.pad) < wanted:
+            size = "{} x {}".format(*model.window)
+            say(f"tiles of {size} LR pixels see {pad} beyond their edge, not {wanted}: results differ a little there")
         self._side_stream = devices.side_stream(device)
         self._max_in_flight = 1 if self._side_stream is None else 2  # batches: one computed, one copied back
 
@@ -212,13 +217,15 @@ def _takes_fp16(device: torch.device) -> bool:
     return devices.low_precision(device) == torch.float16
 
 
-def _grid(
-    model_config: ModelConfig, device: torch.device, dtype: torch.dtype, tile: int | None, tile_pad: int | str
-) -> TileGrid:
+def _grid(model: RDN | OnnxModel, dtype: torch.dtype, tile: int | None, tile_pad: int | str) -> TileGrid:
     """Return the TileGrid for the Upscaler's parameters; half of the device's free memory is counted on."""
-    exact, host = tile_pad == "exact", devices.is_host(device)
-    pad = receptive_radius(model_config) if exact else tile_pad
-    fitting = devices.free_memory(device) // 2 // bytes_per_pixel(model_config, dtype)  # LR pixels
+    exact, host, window = tile_pad == "exact", devices.is_host(model.device), model.window
+    pad = model.receptive_radius if exact else tile_pad
+    if window:
+        if tile:
+            raise UserError(f"tile {tile}: this file takes {window[0]} x {window[1]} LR pixels alone; leave it out")
+        pad = min(pad, min(window) // 4)
+    fitting = devices.free_memory(model.device) // 2 // model.bytes_per_pixel(dtype)  # LR pixels
     wanted = max(_HOST_TILE if host else _TILE, _PADS * pad)
     default = max(SMALLEST, min(wanted, math.isqrt(fitting) - 2 * pad))
     return TileGrid(
@@ -227,10 +234,11 @@ def _grid(
         batch_pixels=0 if host else (default + 2 * pad) ** 2,  # one window is enough for a CPU
         whole_pixels=fitting if exact else math.inf,
         tile_of_larger=default,
+        window=window,
     )
 
 
-def _mean_of_eight(model: RDN, x: torch.Tensor) -> torch.Tensor:
+def _mean_of_eight(model: RDN | OnnxModel, x: torch.Tensor) -> torch.Tensor:
     """Return the mean of the model's results over the eight rotations and reflections of x [B, 3, h, w]."""
     memory_format, total = devices.memory_format(x.device), 0
     for quarter_turns in range(4):

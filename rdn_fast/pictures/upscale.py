@@ -17,7 +17,8 @@ from rdn_fast.pictures.picture import read_picture
 from rdn_fast.pictures.resize import resize
 from rdn_fast.pictures.sizes import MAX_PIXELS, OutputSize
 from rdn_fast.pictures.tiled import Upscaler
-from rdn_fast.weights.convert import SHIPPED, load_model
+from rdn_fast.weights.convert import SHIPPED
+from rdn_fast.weights.onnx_model import load_any_model
 
 # dtype and the shape after [H, W]
 _ARRAYS = [(np.bool_, ()), *((np.uint8, shape) for shape in ((), (2,), (3,), (4,))), (np.uint16, ())]
@@ -37,7 +38,7 @@ class _LoadedUpscalers:
         path = os.path.abspath(path) if path else path  # abspath("") is the current folder; "" must stay no file
         written = os.path.getmtime(path) if os.path.exists(path) else 0.0
         key = path, written, device, settings
-        upscaler = self._by_key.pop(key, None) or Upscaler(load_model(path, device), *settings, say=warnings.warn)
+        upscaler = self._by_key.pop(key, None) or Upscaler(load_any_model(path, device), *settings, say=warnings.warn)
         self._by_key[key] = upscaler
         if len(self._by_key) > self._KEPT:
             del self._by_key[next(iter(self._by_key))]
@@ -70,7 +71,7 @@ def upscale(
     Its ICC profile, EXIF and DPI are in its `info`.
 
     image: a file, a PIL.Image, or an array: uint8 [H, W], [H, W, 3] RGB or [H, W, 4] RGBA, or uint16 [H, W].
-    weights: a file of any RDN (None: the shipped small x2 model), kept loaded for the next calls; or an RDN, which
+    weights: a file of any RDN (None: the shipped small x2 model) or an ONNX file, kept loaded; or an RDN, which
         computes on the device that it is on.
     scale: checked against the weights' own.
     outscale, width, height, longest: another size: a factor; or pixels of the result, both of width and height exactly,

@@ -14,7 +14,6 @@ from PIL import Image
 from rdn_fast import devices
 from rdn_fast.errors import Failure, UserError, cannot_write, one_line
 from rdn_fast.files import atomic_write
-from rdn_fast.model import describe
 from rdn_fast.ordered_map import ordered_map
 from rdn_fast.pictures.encode import encode, fit
 from rdn_fast.pictures.enlarge import model_passes
@@ -26,7 +25,8 @@ from rdn_fast.pictures.sizes import OutputSize, Steps
 from rdn_fast.pictures.tiled import Upscaler
 from rdn_fast.pictures.upscale import check_scale
 from rdn_fast.terminal import Bar, print_line
-from rdn_fast.weights.convert import SHIPPED, load_model
+from rdn_fast.weights.convert import SHIPPED
+from rdn_fast.weights.onnx_model import load_any_model
 
 
 def upscale_files(
@@ -61,15 +61,15 @@ def upscale_files(
     wanted.check("--")
     jobs, refused = plan(input, output, suffix, ext, recursive, print_line)
     check_quality(quality, lossless, (job.format for job in jobs))
-    model = load_model(weights_file, device)
+    model = load_any_model(weights_file, device)
     check_scale(scale, model.config.scale, "--scale", " (--outscale takes any factor)")
     todo = [job for job in jobs if overwrite or not job.target.exists()]
     with _pillow_unlimited(), Bar("pictures", len(todo)) as bar:
         pad = tile_pad if tile_pad == "exact" else int(tile_pad)
         upscaler = Upscaler(model, tile, pad, fp32, self_ensemble, bar.say)
         _make_folders(todo)
-        where = devices.describe(next(model.parameters()).device)
-        bar.say(f"{SHIPPED.name if weights_file is None else weights_file}: {describe(model.config)}, on {where}")
+        where = devices.describe(model.device)
+        bar.say(f"{SHIPPED.name if weights_file is None else weights_file}: {model.in_words}, on {where}")
         for source, reason in refused.items():
             bar.say(f"failed {source}: {reason}")
         only_one = len(jobs) + len(refused) == 1

@@ -17,7 +17,7 @@ from torch import nn
 from rdn_fast import __version__, devices
 from rdn_fast.errors import Failure, UserError, one_line
 from rdn_fast.files import Kind, check_replaceable, write_result
-from rdn_fast.model import RDN
+from rdn_fast.model import RDN, describe
 from rdn_fast.precision import Precision
 from rdn_fast.terminal import print_line
 from rdn_fast.weights.convert import load_model
@@ -159,7 +159,16 @@ def build(model: RDN, shape: Sequence[int | str], opset: int, fp16: bool = False
     graph = helper.make_graph(nodes, "RDN", inputs, outputs, weights)
     # make_model_gen_version takes the oldest file format that has the opset.
     versions = {"opset_imports": [helper.make_opsetid("", opset)], "producer_version": __version__}
-    return helper.make_model_gen_version(graph, producer_name="rdn_fast", **versions)
+    made = helper.make_model_gen_version(graph, producer_name="rdn_fast", **versions)
+    said = {
+        "architecture": describe(model.config),
+        "scale": str(scale),
+        "value_range": "0..1",
+        "colours": "RGB",
+        "receptive_radius": str(model.receptive_radius),  # LR pixels
+    }
+    helper.set_model_props(made, said)
+    return made
 
 
 @torch.inference_mode()

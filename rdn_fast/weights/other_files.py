@@ -35,8 +35,8 @@ def describe(path: Path, head: bytes) -> str | None:
         return "a web page, not the file behind it; open the link in a browser and download the file itself"
     if head[4:8] == b"TFL3":
         return f"a TensorFlow Lite model; {_PROGRAM}"
-    if _is_onnx(head):
-        return f"an ONNX model; {_PROGRAM}"
+    if is_onnx(head):
+        return f"an ONNX model, which only upscale and eval take; {_PROGRAM}"
     if head.startswith(b"PK") and zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             return _archive([name.rpartition("/")[2] for name in archive.namelist()])
@@ -58,7 +58,7 @@ def _archive(names: list[str]) -> str | None:
     return "a zip archive; unpack it, and give the weights in it"
 
 
-def _is_onnx(head: bytes) -> bool:
+def is_onnx(head: bytes) -> bool:
     """Return whether a file begins like a protobuf message ModelProto: a small version number, then a text field."""
     # Field 1, varint: ir_version. Fields 2 to 6: texts and a number about the producer; 7: the graph; 8: opsets.
     return (

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import model
 
-from rdn_fast.pictures.tile_grid import SMALLEST, TileGrid, Window, receptive_radius, spans
+from rdn_fast.pictures.tile_grid import SMALLEST, TileGrid, Window, spans
 
 
 @st.composite
@@ -53,7 +53,7 @@ def test_receptive_radius_is_how_far_the_model_sees(scale, tail, blocks, layers)
     made = made.double()
     for parameter in made.parameters():
         parameter.data.abs_()  # nothing cancels out, and no ReLU hides anything
-    radius = receptive_radius(made.config)
+    radius = made.receptive_radius
     side = 2 * radius + 5
     middle = side // 2
     black = torch.zeros(1, 3, side, side, dtype=torch.float64)

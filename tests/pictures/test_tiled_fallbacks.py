@@ -16,7 +16,7 @@ from rdn_fast.config import ModelConfig
 from rdn_fast.errors import UserError
 from rdn_fast.model import RDN
 from rdn_fast.pictures import tiled
-from rdn_fast.pictures.tile_grid import SMALLEST, bytes_per_pixel, receptive_radius
+from rdn_fast.pictures.tile_grid import SMALLEST
 from rdn_fast.pictures.tiled import Upscaler
 
 CPU = torch.device("cpu")
@@ -79,7 +79,7 @@ def test_bytes_per_pixel_are_enough_and_not_far_too_many(options, rdb, dtype):
     x = torch.rand(1, 3, 64, 64)
     with torch.inference_mode():
         measured = peak(lambda: made(x)) - sum(2 * parameter.numel() for parameter in made.parameters())
-    estimate = bytes_per_pixel(made.config, dtype) * 64 * 64
+    estimate = made.bytes_per_pixel(dtype) * 64 * 64
     assert measured <= estimate <= 3 * measured
 
 
@@ -103,9 +103,9 @@ def test_default_tile_suits_the_device_and_the_pad(monkeypatch, host, pad, gigab
     smaller = windows()
     assert smaller < window
     if pad == "exact":
-        assert smaller == SMALLEST + 2 * receptive_radius(made.config)
+        assert smaller == SMALLEST + 2 * made.receptive_radius
     else:
-        assert smaller**2 * bytes_per_pixel(made.config, torch.float32) <= free // 2
+        assert smaller**2 * made.bytes_per_pixel(torch.float32) <= free // 2
 
 
 @pytest.fixture
@@ -136,7 +136,7 @@ def test_exact_without_tiles_is_in_tiles_where_the_whole_does_not_fit(monkeypatc
     watched = Watched(made)
     expected = Upscaler(made, 0, "exact").exactly(image)
     assert watched.shapes[-1][2:] == (90, 70)
-    free = 2 * 60 * 60 * bytes_per_pixel(made.config, torch.float32)
+    free = 2 * 60 * 60 * made.bytes_per_pixel(torch.float32)
     monkeypatch.setattr(devices, "free_memory", lambda device: free)
     result = Upscaler(made, 0, "exact").exactly(image)
     assert watched.shapes[-1][2] * watched.shapes[-1][3] <= 60 * 60

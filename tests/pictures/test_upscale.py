@@ -88,8 +88,10 @@ def test_what_is_computed_is_the_model(model, weights):
 
 
 def test_weights_are_loaded_once_and_again_when_written_anew(nearest, weights, tmp_path, monkeypatch):
-    loaded, load_model = [], upscale.load_model
-    monkeypatch.setattr(upscale, "load_model", lambda path, device: loaded.append(path) or load_model(path, device))
+    loaded, load_any_model = [], upscale.load_any_model
+    monkeypatch.setattr(
+        upscale, "load_any_model", lambda path, device: loaded.append(path) or load_any_model(path, device)
+    )
     path = tmp_path / "w.pth"
     path.write_bytes(weights.read_bytes())
     array = photograph(4, 4)

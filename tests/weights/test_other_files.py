@@ -44,7 +44,7 @@ KINDS = {
     "a web page": (lambda: b"\n  <!DOCTYPE html><html><title>Sign in</title>", "is a web page, not the file behind it"),
     "an XML error": (lambda: b'\xef\xbb\xbf<?xml version="1.0"?><Error>NoSuchKey</Error>', "is a web page"),
     "TorchScript": (_script, "is a TorchScript program; where it comes from, save model.state_dict()"),
-    "ONNX": (_onnx, "is an ONNX model; give the weights that it was made of"),
+    "ONNX": (_onnx, "is an ONNX model, which only upscale and eval take; give the weights that it was made of"),
     "TensorFlow Lite": (lambda: b"\x1c\0\0\0TFL3" + bytes(100), "is a TensorFlow Lite model"),
     "Keras 3": (lambda: _zip("metadata.json", "config.json", "model.weights.h5"), "is an archive of Keras 3"),
     "NumPy": (lambda: _written(lambda file: np.savez(file, a=np.zeros(3))), "is an archive of NumPy arrays"),
