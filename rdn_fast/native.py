@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import os
 import platform
 import shutil
 import subprocess
+import tempfile
 from functools import cache
 from pathlib import Path
 
@@ -33,23 +35,41 @@ def library(source: Path, *flags: str) -> ctypes.CDLL:
     """Return the C file's library, from the user's cache folder if it was compiled before. Raises CannotBuild.
 
     `flags`: further ones for the compiler.
-    It is compiled anew when the source, the compiler's command or the processor has changed.
+    It is compiled anew when the source, the compiler's command or the processor has changed, or the file is damaged.
     """
     if (program := compiler()) is None:
         raise CannotBuild(NO_COMPILER)
     command = [program, *_FLAGS, *flags, *_openmp(), str(source)]
-    key = hashlib.sha256("\0".join([*command, source.read_text(), _processor()]).encode()).hexdigest()[:16]
+    built_from = b"\0".join([*map(os.fsencode, command), source.read_bytes(), _processor().encode()])
+    name = f"{source.stem}-{hashlib.sha256(built_from).hexdigest()[:16]}"
     try:
-        file = cache_folder() / f"{source.stem}-{key}.so"
-        if file.exists() and _written_by_user_alone(file):
-            try:
-                return ctypes.CDLL(str(file))
-            except OSError:  # damaged: compile it anew
-                pass
-        compile_whole(command, file)
-        return ctypes.CDLL(str(file))
+        for file in cache_folder().glob(f"{name}-*.so"):
+            if _written_by_user_alone(file) and file.stem == f"{name}-{_digest(file.read_bytes())}":
+                with contextlib.suppress(OSError):
+                    return ctypes.CDLL(str(file))
+        return ctypes.CDLL(str(_build(command, name)))
     except OSError as error:
         raise CannotBuild(f"could not be built or loaded: {error}") from None
+
+
+def _build(command: list[str], name: str) -> Path:
+    """Compile to the cache folder. The file's name ends in its content's digest: to load a part of it is a bus error.
+
+    Other processes may build the same file.
+    """
+    with tempfile.TemporaryDirectory(dir=cache_folder()) as folder:
+        compiled = Path(folder) / "library.so"
+        _compile(command, compiled)
+        content = compiled.read_bytes()
+    file = cache_folder() / f"{name}-{_digest(content)}.so"
+    with atomic_path(file) as temporary:
+        temporary.write_bytes(content)
+        temporary.chmod(0o700)
+    return file
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def _written_by_user_alone(file: Path) -> bool:
@@ -62,21 +82,28 @@ def _written_by_user_alone(file: Path) -> bool:
 
 def compile_whole(command: list[str], file: Path) -> None:
     """Run the compiler's command and put its output at `file` atomically. Raises CannotBuild."""
-    with atomic_path(file) as temporary:  # other processes may build the same file
-        done = subprocess.run([*command, "-o", str(temporary)], capture_output=True, text=True, check=False)
-        if done.returncode:
-            ended = f"{command[0]} ended with {done.returncode}"
-            problem = next((line for line in done.stderr.splitlines() if "error" in line), ended)
-            raise CannotBuild(f"could not be compiled: {problem}")
+    with atomic_path(file) as temporary:
+        _compile(command, temporary)
         temporary.chmod(0o700)
+
+
+def _compile(command: list[str], output: Path) -> None:
+    done = subprocess.run(
+        [*command, "-o", str(output)], capture_output=True, text=True, errors="backslashreplace", check=False
+    )
+    if done.returncode:
+        ended = f"{command[0]} ended with {done.returncode}"
+        problem = next((line for line in done.stderr.splitlines() if "error" in line), ended)
+        raise CannotBuild(f"could not be compiled: {problem}")
 
 
 def _openmp() -> list[str]:
     """Return flags that link torch's own OpenMP runtime, if it is loaded. A second one would compete for the cores."""
     try:
-        mapped = [line.split(maxsplit=5)[-1] for line in Path("/proc/self/maps").read_text().splitlines()]
+        lines = Path("/proc/self/maps").read_bytes().splitlines()  # names of files may be any bytes
     except OSError:
         return []
+    mapped = (os.fsdecode(line.split(maxsplit=5)[-1]) for line in lines)
     runtime = next((file for file in mapped if "libgomp" in file or "libiomp5" in file), None)
     return ["-Wl,--no-as-needed", runtime, "-Wl,--as-needed"] if runtime else []
 

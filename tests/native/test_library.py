@@ -1,5 +1,6 @@
 """native.library: C files are compiled at first use, once, and loaded."""
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -34,10 +35,13 @@ def test_a_library_that_others_may_write_is_not_loaded(fresh):
     source.write_text("int answer(void) { return 42; }\n")
     native.library(source)
     (built,) = fresh.glob("answer-*.so")
-    source.with_name("other.c").write_text("int answer(void) { return 13; }\n")
+    other = source.with_name("other.c")
+    other.write_text("int answer(void) { return 13; }\n")
     built.unlink()
-    subprocess.run(["gcc", "-shared", "-fPIC", str(source.with_name("other.c")), "-o", str(built)], check=True)
-    built.chmod(0o777)
+    subprocess.run(["gcc", "-shared", "-fPIC", str(other), "-o", str(other.with_suffix(".so"))], check=True)
+    digest = hashlib.sha256(other.with_suffix(".so").read_bytes()).hexdigest()[:16]
+    theirs = other.with_suffix(".so").rename(built.with_name(f"{built.stem.rpartition('-')[0]}-{digest}.so"))
+    theirs.chmod(0o777)
     native.library.cache_clear()
     assert native.library(source).answer() == 42
 
@@ -65,25 +69,55 @@ def test_a_library_is_built_once_and_again_when_its_source_changes(fresh):
     assert len(list(fresh.glob("answer-*.so"))) == 2
 
 
-def test_a_damaged_library_is_built_anew(fresh):
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: b"not a library",
+        lambda content: content[: len(content) // 2],  # a copy that was killed; a full disk
+        lambda content: content[:4096],
+        lambda content: content[:4096] + bytes(len(content) - 4096),  # a machine that went down
+        lambda content: b"",
+    ],
+    ids=["other", "half", "a page", "zeros", "empty"],
+)
+def test_a_damaged_library_is_built_anew(fresh, damage):
     source = fresh / "answer.c"
-    source.write_text("int answer(void) { return 42; }\n")
-    subprocess.run(
-        [sys.executable, "-c", f"from rdn_fast import native; native.library(native.Path({str(source)!r}))"],
-        check=True,
-        env=_environment(fresh),
-    )
+    source.write_text("static char much[50000] = {1}; int answer(void) { return 41 + much[0]; }\n")
+    (first,) = _answers(fresh, source, processes=1)
     (built,) = (fresh / "rdn_fast").glob("answer-*.so")
-    built.write_bytes(b"not a library")
-    again = f"print(native.library(native.Path({str(source)!r})).answer())"
-    done = subprocess.run(
-        [sys.executable, "-c", f"from rdn_fast import native; {again}"],
-        check=True,
-        env=_environment(fresh),
-        capture_output=True,
-        text=True,
-    )
-    assert done.stdout == "42\n"
+    whole = built.read_bytes()
+    built.write_bytes(damage(whole))
+    assert [first, *_answers(fresh, source, processes=3)] == ["42\n"] * 4
+    assert built.read_bytes() == whole
+    assert list(built.parent.iterdir()) == [built]
+
+
+def _answers(cache: Path, source: Path, processes: int) -> list[str]:
+    """Return what that many processes print that call the source's function at the same time."""
+    code = f"from rdn_fast import native; print(native.library(native.Path({str(source)!r})).answer())"
+    words, environment = [sys.executable, "-c", code], _environment(cache)
+    started = [subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(processes)]
+    return [process.communicate(timeout=60)[0] for process in started]
+
+
+@pytest.mark.parametrize("encoding", [{}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}])
+def test_folders_whose_names_are_not_text(fresh, encoding):
+    # The name of a mapped file is in /proc/self/maps, where torch's OpenMP runtime is looked up.
+    folder = fresh / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    source = folder / "answer.c"
+    source.write_text("int answer(void) { return 42; }  // \N{GREEK SMALL LETTER ALPHA}\n", encoding="utf-8")
+    code = """
+import mmap, pathlib, sys, torch
+from rdn_fast import native
+source = pathlib.Path(sys.argv[1])
+with source.open("rb") as file:
+    mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    print(native.library(source).answer())
+"""
+    words = [sys.executable, "-c", code, str(source)]
+    done = subprocess.run(words, env=_environment(folder) | encoding, capture_output=True, check=False)
+    assert (done.stdout, done.stderr) == (b"42\n", b"")
 
 
 def _environment(cache: Path) -> dict[str, str]:
