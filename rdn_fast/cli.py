@@ -53,6 +53,10 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of stdout has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        if (flag := _flag_of_path(error.filename, options)) is None:
+            raise
+        return _report(f"error: {flag}{error.filename}: {error.strerror}; mend that, or give another", 2)
     except Stopped as stopped:
         return 128 + stopped.number
     except KeyboardInterrupt as error:
@@ -89,6 +93,21 @@ def _report(words: str, code: int) -> int:
 
     sys.stderr.write(f"{program}: {printable(words)}\n")  # one write: ranks share stderr
     return code
+
+
+def _flag_of_path(path: object, options: argparse.Namespace) -> str | None:
+    """Return the flag, with a space, that gave this path or a folder above it; "" for an argument without a flag.
+
+    None when the path is not the user's.
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        return None
+    found = os.path.abspath(path)
+    for name, values in vars(options).items():
+        for value in values if isinstance(values, list) else [values]:
+            if isinstance(value, str) and f"{found}{os.sep}".startswith(f"{os.path.abspath(value)}{os.sep}"):
+                return "" if name in ("source", "target") else f"--{name.replace('_', '-')} "
+    return None
 
 
 def _less_memory(command: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rdn_fast.errors import UserError, no_folder
+from rdn_fast.errors import UserError, why_no_folder
 
 
 def _flag(default, help_text: str, *aliases: str, choices: tuple | None = None, parse: Callable | None = None):
@@ -209,9 +209,9 @@ class TrainConfig:
         Raises UserError when there is no training data, or too much.
         """
         folder = Path(self.data_path) if self.data_path else None
-        if folder and not folder.is_dir():
-            remedy = "--train-file takes h5 files" if folder.exists() else "give that of DIV2K_x2.h5 and Set5_x2.h5"
-            raise UserError(f"--data-path {folder}: {no_folder(folder)}; {remedy}")
+        if folder and (flaw := why_no_folder(folder)):
+            remedy = "--train-file takes h5 files" if flaw == "is a file" else "give that of DIV2K_x2.h5 and Set5_x2.h5"
+            raise UserError(f"--data-path {folder}: {flaw}; {remedy}")
         if self.train_file and self.train_dir:
             raise UserError(f"--train-file {self.train_file} and --train-dir {self.train_dir}: give one of them")
         given = self.train_file or self.train_dir

@@ -1,7 +1,9 @@
 """Exceptions that end a command in order, each with an exit code. Any other is a bug and keeps its traceback."""
 
 import errno
+import os
 import signal
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,16 +54,38 @@ def naming_flag(flag: str, path: str | Path | None = None) -> Iterator[None]:
         raise
 
 
-def no_file(path: str | Path) -> str:
-    """Return why there is no file to read at the path."""
-    if Path(path).is_dir():
-        return "is a folder"
-    return "is a device or a pipe" if Path(path).exists() else "no such file"
+def why_no_file(path: str | Path) -> str | None:
+    """Return why there is no regular file to open at the path: "no such file", "is a pipe", ...; None when there is.
+
+    Others are not to be opened: a pipe waits for its writer. What may be opened can still be unreadable.
+    """
+    mode, flaw = _mode(path)
+    if mode is None or stat.S_ISREG(mode):
+        return flaw
+    if stat.S_ISDIR(mode) and not os.access(path, os.R_OK | os.X_OK):
+        return "is a folder that cannot be read"
+    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+    return f"is {kinds.get(stat.S_IFMT(mode), 'a device')}"
 
 
-def no_folder(path: str | Path) -> str:
-    """Return why there is no folder at the path."""
-    return "is a file" if Path(path).exists() else "no such folder"
+def why_no_folder(path: str | Path) -> str | None:
+    """Return why there is no folder at the path: "no such folder", "is a file", ...; None when there is."""
+    mode, flaw = _mode(path)
+    if mode is None:
+        return "no such folder" if flaw == "no such file" else flaw
+    return None if stat.S_ISDIR(mode) else "is a file"
+
+
+def _mode(path: str | Path) -> tuple[int | None, str | None]:
+    """Return the mode of what is at the path, or None and why it cannot be told."""
+    try:
+        return os.stat(path).st_mode, None
+    except (FileNotFoundError, NotADirectoryError):
+        return None, "is a link to nothing" if os.path.islink(path) else "no such file"
+    except OSError as error:  # a name that is too long, a folder that may not be entered, a link to itself
+        return None, f"cannot be read ({error.strerror})"
+    except ValueError as error:  # a null byte; characters that the system's encoding lacks
+        return None, f"cannot be a name ({error})"
 
 
 def cannot_write(error: OSError, what: str = "place") -> str:

@@ -16,6 +16,8 @@ from filelock import FileLock, Timeout
 from rdn_fast.errors import UserError, cannot_write
 
 _HEAD = 65_536  # bytes of a file that tell its kind
+# Of opening or syncing a folder: one that may not be read, as on Windows none; file systems that sync no folders.
+_NO_SYNC = (errno.EACCES, errno.EPERM, errno.EINVAL, errno.ENOTSUP, errno.EBADF)
 
 
 class Kind(NamedTuple):
@@ -48,6 +50,19 @@ def check_replaceable(path: str | Path, kind: Kind, name: str) -> None:
         raise UserError(f"{name}: is there already, and is not {kind.words}; give another name")
 
 
+def check_writable(path: str | Path, name: str) -> None:
+    """Raise UserError, beginning with `name`, when a file at `path` could not be written: tried by one beside it."""
+    path = Path(path)
+    temporary = _temporary(path)
+    if os.path.isdir(path):
+        raise UserError(f"{name}: is a folder; give a file")
+    try:
+        temporary.open("xb").close()
+        temporary.unlink()
+    except OSError as error:
+        raise UserError(f"{name}: {cannot_write(error)}") from None
+
+
 @contextmanager
 def atomic_path(path: str | Path, replace: bool = True) -> Iterator[Path]:
     """Yield the name of a temporary file beside `path`; at the end of the block sync it and rename it to `path`.
@@ -59,7 +74,7 @@ def atomic_path(path: str | Path, replace: bool = True) -> Iterator[Path]:
     path = Path(path)
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise OSError(errno.EINVAL, "it is a device or a pipe, no file", str(path))
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")  # not a pid: containers may share a folder
+    temporary = _temporary(path)
     try:
         yield temporary
         _sync(temporary)
@@ -68,8 +83,11 @@ def atomic_path(path: str | Path, replace: bool = True) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    if hasattr(os, "O_DIRECTORY"):  # elsewhere (Windows) folders cannot be opened
+    try:
         _sync(path.parent)  # makes the rename durable
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
 
 
 def atomic_write(path: str | Path, write: Callable, replace: bool = True) -> None:
@@ -114,6 +132,10 @@ def finite(value):
     if isinstance(value, list):
         return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")  # not a pid: containers may share a folder
 
 
 def _claim(path: Path, temporary: Path) -> None:

@@ -39,7 +39,7 @@ def test_a_value_may_look_like_a_flag(cli, tmp_path):
     ("words", "told"),
     [
         ("train --train-file folder", "folder: is a folder; give it to --train-dir, or make an h5 file of it with: "),
-        ("train --train-file pipe", "pipe: is a device or a pipe; "),
+        ("train --train-file pipe", "pipe: is a pipe; "),
         (
             "train --train-dir file",
             "--train-dir file: is a file; give a folder of images (--train-file takes h5 ",
@@ -51,7 +51,7 @@ def test_a_value_may_look_like_a_flag(cli, tmp_path):
         ("train --train-file train.h5 --eval-file none", "none: no such file; make it with: rdn-fast prepare "),
         ("eval --data file", "--data file: is a file; --eval-file takes files"),
         ("eval --eval-file pictures --json folder", "--json folder: is a folder; give a file"),
-        ("eval --eval-file pictures --csv none/t", "--csv none/t: there is no such folder, or it cannot be written"),
+        ("eval --eval-file pictures --csv none/t", "--csv none/t: cannot be written (No such file or directory)"),
         ("eval --eval-file pictures --save-images file", "--save-images file: cannot be written (Not a directory); "),
         ("upscale -i pictures -o file", "-o file: is a file; give a folder, "),
         (

@@ -15,7 +15,7 @@ from rdn_fast.cache import cache_folder
 from rdn_fast.data.h5 import PairedH5
 from rdn_fast.data.images import image_files
 from rdn_fast.data.prepare import prepare
-from rdn_fast.errors import UserError
+from rdn_fast.errors import UserError, why_no_file
 from rdn_fast.files import lock
 from rdn_fast.terminal import print_line
 
@@ -62,7 +62,7 @@ def training_pairs(folder: str | Path, scale: int) -> PairedH5:
 def _key(folder: str | Path, scale: int) -> str:
     """Return a hash of what decides the pairs: the images' names, sizes and times, the scale, and prepare's version."""
     try:
-        stats = [(path.name, path.stat()) for path in image_files(folder)]
+        stats = [(path.name, path.stat()) for path in image_files(folder) if why_no_file(path) is None]
     except OSError as error:
         raise UserError(f"{folder}: cannot be read ({error.strerror}); give a folder of images") from None
     files = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]

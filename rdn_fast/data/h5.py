@@ -19,9 +19,10 @@ import h5py
 import numpy as np
 import torch
 
+from rdn_fast.data.h5_open import open_h5
 from rdn_fast.data.heaps import read_heaps
 from rdn_fast.data.pairs import Pair
-from rdn_fast.errors import Failure, UserError, no_file, one_line
+from rdn_fast.errors import Failure, UserError, one_line, why_no_file
 from rdn_fast.terminal import printable
 
 LR, HR = range(2)
@@ -41,16 +42,20 @@ class PairedH5(Sequence[Pair]):
     def __init__(self, path: str | Path, scale: int):
         """Open and check `path`. Raises UserError naming the file, the dataset and the remedy."""
         self.path, self.scale = Path(path), scale
-        if not self.path.is_file():
-            images, file = (path, "FILE.h5") if self.path.is_dir() else ("FOLDER", path)
-            remedy = "give it to --train-dir, or make an h5 file of it" if self.path.is_dir() else "make it"
+        if (flaw := why_no_file(path)) is not None:
+            is_folder = os.path.isdir(path)
+            images, file = (path, "FILE.h5") if is_folder else ("FOLDER", path)
+            remedy = "give it to --train-dir, or make an h5 file of it" if is_folder else "make it"
             command = f"rdn-fast prepare --images-dir {images} --output-path {file} --scale {scale}"
-            raise UserError(f"{path}: {no_file(path)}; {remedy} with: {command}")
+            raise UserError(f"{path}: {flaw}; {remedy} with: {command}")
         try:
             self._file = os.open(self.path, os.O_RDONLY)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror}); make it readable, or give another") from None
+        try:
             weakref.finalize(self, os.close, self._file)
             self._state_at_open = self._state()
-            with h5py.File(self.path, "r") as file:
+            with open_h5(self.path) as file:
                 read_heaps(file, _GROUPS)
                 self._keys = self._read_keys(file)
                 spans = [self._scan(file[group], group) for group in _GROUPS]
@@ -111,8 +116,10 @@ class PairedH5(Sequence[Pair]):
     @contextmanager
     def _reading(self, what: str) -> Iterator[h5py.File]:
         try:
-            with h5py.File(self.path, "r") as file:
+            with open_h5(self.path) as file:
                 yield file
+        except UserError:
+            raise
         except Exception as error:  # a damaged file can raise nearly anything
             raise UserError(f"{self.path}: {what} cannot be read ({one_line(error)}); prepare it again") from None
 
@@ -174,7 +181,7 @@ class PairedH5(Sequence[Pair]):
 
     def read_by_name(self) -> None:
         """Open the file for h5py by its path, which is faster to read than the descriptor used otherwise."""
-        self._set_reader(h5py.File(self.path, "r"))
+        self._set_reader(open_h5(self.path))
         self._check_not_replaced()
 
     def _datasets(self) -> Callable[[int, int], h5py.h5d.DatasetID]:
@@ -265,7 +272,7 @@ class PairedH5(Sequence[Pair]):
                 raise UserError(f"{self.path}: truncated in {name}, {remedy}")
 
     def _why_unmappable(self, group: int, i: int) -> str:
-        with h5py.File(self.path, "r") as file:
+        with open_h5(self.path) as file:
             data = file[_GROUPS[group]][self._keys[i]]
             how = "chunked" if data.chunks else "a link or not contiguous"
             if data.compression:

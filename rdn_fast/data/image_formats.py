@@ -12,6 +12,7 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from rdn_fast.data.plugins import missing_plugins, remedy_for_file
 from rdn_fast.data.png_chunks import without_large_chunks
+from rdn_fast.errors import why_no_file
 
 
 def safe_formats() -> list[str]:
@@ -37,7 +38,12 @@ def picture_extensions() -> set[str]:
 
 
 def open_image(path: str | Path) -> Image.Image:
-    """Open a file of one of safe_formats() as Image.open() does; ValueError with the reason where it could."""
+    """Open a file of one of safe_formats() as Image.open() does; ValueError with the reason where it could.
+
+    What is no regular file is not opened: a pipe would be waited for.
+    """
+    if (flaw := why_no_file(path)) is not None:
+        raise ValueError(flaw)
     try:
         image = Image.open(without_large_chunks(path) or path, formats=safe_formats())
     except UnidentifiedImageError:

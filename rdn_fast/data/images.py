@@ -9,35 +9,37 @@ import numpy as np
 
 from rdn_fast.data.decode import decode, one_line_errors, to_8_bits
 from rdn_fast.data.image_formats import open_image
-from rdn_fast.errors import UserError, no_folder
+from rdn_fast.errors import UserError, why_no_folder
 
 
 def image_files(folder: str | Path, recursive: bool = False) -> list[Path]:
-    """Return the files of a folder, with `recursive` of all folders in it, sorted by path, without hidden ones.
+    """Return what lies in a folder, with `recursive` in all folders in it, sorted by path, without what is hidden.
 
-    Raises UserError when there are none, and OSError for a folder that cannot be read.
+    Also what read_image() refuses: pipes, dangling links, folders that cannot be read. Whoever reads the images names
+    it. Raises UserError when there are none, and for a folder that cannot be read itself.
     """
     folder, paths = Path(folder), []
-    if not folder.is_dir():
-        raise UserError(f"{folder}: {no_folder(folder)}; give a folder of images")
-    for root, folders, names in os.walk(folder, onerror=_raise):
+    if (flaw := why_no_folder(folder)) is not None:
+        raise UserError(f"{folder}: {flaw}; give a folder of images")
+
+    def unreadable(error: OSError) -> None:
+        if Path(error.filename) == folder:
+            raise UserError(f"{folder}: cannot be read ({error.strerror}); make it readable, or give another")
+        paths.append(Path(error.filename))
+
+    for root, folders, names in os.walk(folder, onerror=unreadable):
         folders[:] = [name for name in folders if recursive and not name.startswith(".")]
         paths += [Path(root, name) for name in names if not name.startswith(".")]
-    paths = sorted(path for path in paths if path.is_file())
     if not paths:
         number = 0 if recursive else folders_inside(folder)
         itself = f" itself, but {number} folders (prepare --recursive)" if number else ""
         raise UserError(f"{folder}: holds no files{itself}; give a folder of images")
-    return paths
+    return sorted(paths)
 
 
 def folders_inside(folder: str | Path) -> int:
     """Return the number of folders in a folder, without hidden ones."""
-    return sum(path.is_dir() and not path.name.startswith(".") for path in Path(folder).iterdir())
-
-
-def _raise(error: OSError) -> None:
-    raise error
+    return sum(os.path.isdir(path) and not path.name.startswith(".") for path in Path(folder).iterdir())
 
 
 def read_image(path: str | Path) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,9 +12,10 @@ import numpy as np
 
 from rdn_fast.config import SCALES
 from rdn_fast.data.h5 import attribute_text
+from rdn_fast.data.h5_open import open_h5
 from rdn_fast.data.h5_writer import new_file, set_text
 from rdn_fast.data.heaps import read_heaps
-from rdn_fast.errors import UserError, no_file, one_line
+from rdn_fast.errors import UserError, one_line, why_no_file
 from rdn_fast.terminal import Bar, print_line
 
 _MEND = "make it again from its source, or from the images with `rdn-fast prepare`"
@@ -27,12 +29,12 @@ def repack(old: str | Path, new: str | Path) -> None:
     Raises UserError naming the file, the dataset and the remedy. Then nothing is written.
     """
     old, new = Path(old), Path(new)
-    if not old.is_file():
-        raise UserError(f"{old}: {no_file(old)}; give the h5 file to rewrite, and then the one to write")
-    if new.exists() and new.samefile(old):
+    if (flaw := why_no_file(old)) is not None:
+        raise UserError(f"{old}: {flaw}; give the h5 file to rewrite, and then the one to write")
+    if os.path.exists(new) and new.samefile(old):
         raise UserError(f"{old} {new}: both are one file; give NEW.h5 another name, and rename it when it is done")
     with _readable(f"{old}: not a readable HDF5 file"):
-        file = h5py.File(old, "r")
+        file = open_h5(old)
     with file:
         with _readable(f"{old}: damaged"):
             read_heaps(file, ("lr", "hr"))

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from rdn_fast.data.h5 import PairedH5
 from rdn_fast.data.images import image_files, read_image
 from rdn_fast.data.pairs import Pair, degrade
-from rdn_fast.errors import UserError, no_folder
+from rdn_fast.errors import UserError, why_no_file, why_no_folder
 from rdn_fast.evaluation import metrics
 from rdn_fast.ordered_map import ordered_map
 from rdn_fast.terminal import print_line, printable
@@ -61,7 +61,7 @@ def load_pairs(
 
     Raises UserError, also for an h5 file with an image that is too small.
     """
-    if Path(path).is_dir():
+    if os.path.isdir(path):
         return _load_folder(Path(path), scale, say, strict)
     pairs = PairedH5(path, scale)
     pairs.names()  # read and kept now: the path may belong to another file later
@@ -124,14 +124,17 @@ def _find_inside(data: Path, scale: int) -> list[Path]:
     A folder with images in its sub-folder HR, GTmod12 or image_SRF_<scale> counts by that; one line names a folder
     with images in others. A file that a folder has the name of is left out.
     """
-    if not data.is_dir():
-        remedy = "--eval-file takes files" if data.exists() else "give the one that Set5, Set14, ... lie in"
-        raise UserError(f"--data {data}: {no_folder(data)}; {remedy}")
+    if (flaw := why_no_folder(data)) is not None:
+        remedy = "--eval-file takes files" if flaw == "is a file" else "give the one that Set5, Set14, ... lie in"
+        raise UserError(f"--data {data}: {flaw}; {remedy}")
     if _has_images(data):
         return [data]
     paths = sorted(path for path in data.iterdir() if not path.name.startswith("."))
     folders = []
-    for path in (path for path in paths if path.is_dir()):
+    for path in (path for path in paths if os.path.isdir(path)):
+        if not os.access(path, os.R_OK | os.X_OK):
+            print_line(f"left out: {path}: {why_no_file(path)}")
+            continue
         inside = [path / "HR", path, path / "GTmod12", path / f"image_SRF_{scale}"]
         if candidates := [folder for folder in inside if _has_images(folder)]:
             folders.append(candidates[0])
@@ -149,7 +152,7 @@ def _find_inside(data: Path, scale: int) -> list[Path]:
 
 def _has_images(folder: Path) -> bool:
     try:
-        return folder.is_dir() and any(
+        return os.path.isdir(folder) and any(
             path.suffix.lower() in _IMAGES and not path.name.startswith(".") for path in folder.iterdir()
         )
     except OSError as error:
@@ -189,6 +192,6 @@ def _sort_key(name: str) -> tuple[int, str]:
 def _name(path: Path, scale: int) -> str:
     """Return the dataset's name: Set5 for Set5/, Set5/HR/ (EDSR-PyTorch's), Set5/image_SRF_2/ and Set5_x2.h5."""
     path = Path(os.path.abspath(path))
-    if path.is_dir():
+    if os.path.isdir(path):
         return printable(path.parent.name if re.fullmatch(r"HR|GTmod12|image_SRF_\d", path.name) else path.name)
     return printable(path.stem.removesuffix(f"_x{scale}"))

@@ -22,7 +22,7 @@ from rdn_fast.errors import UserError, cannot_write
 from rdn_fast.evaluation import metrics, tables
 from rdn_fast.evaluation.crops import Crop, draw_figure, worst_and_best
 from rdn_fast.evaluation.datasets import EvalDataset, open_datasets, unique_name
-from rdn_fast.files import Kind, check_replaceable, write_result
+from rdn_fast.files import Kind, check_replaceable, check_writable, write_result
 from rdn_fast.model import RDN
 from rdn_fast.ordered_map import ordered_map
 from rdn_fast.pictures.tiled import Upscaler
@@ -207,10 +207,7 @@ def _files_to_write(json: str | None, csv: str | None, markdown: str | None, fig
     given = zip((*_TABLES, "--figure"), (json, csv, markdown, figure), strict=True)
     files = {flag: file for flag, file in given if file is not None}
     for flag, file in files.items():
-        if Path(file).is_dir():
-            raise UserError(f"{flag} {file}: is a folder; give a file")
-        if not Path(file).parent.is_dir() or not os.access(Path(file).parent, os.W_OK):
-            raise UserError(f"{flag} {file}: there is no such folder, or it cannot be written; give another file")
+        check_writable(file, f"{flag} {file}")
     if figure is not None and Path(figure).suffix.lower() != ".png":
         raise UserError(f"--figure {figure}: its name must end in .png")
     return files
@@ -221,10 +218,10 @@ def _check_no_input_is_lost(files: dict[str, str], weights: str, datasets: list[
 
     So for one that is there and is no earlier output.
     """
-    taken = {Path(weights).resolve(), *(dataset.path.resolve() for dataset in datasets)}
+    taken = {os.path.realpath(weights), *(os.path.realpath(dataset.path) for dataset in datasets)}
     for flag, file in files.items():
-        path = Path(file).resolve()
-        if taken & {path, *path.parents}:
+        path = os.path.realpath(file)
+        if taken & {path, *map(str, Path(path).parents)}:
             raise UserError(
                 f"{flag} {file}: is read by this command, or in a set's folder, or given twice; choose another file"
             )
@@ -249,8 +246,9 @@ def _make_image_folders(save_images: str, datasets: list[EvalDataset]) -> list[P
 
 
 def _path_part(name: str) -> str:
-    """Return the name as it can be part of a path on any system."""
-    return re.sub(r'[\x00-\x1f<>:"/\\|?*]|^\.+|[. ]+$', "_", name).encode()[:200].decode(errors="ignore") or "_"
+    """Return the name as it can be part of a path on any system, whatever the system's encoding."""
+    clean = re.sub(r'[\x00-\x1f<>:"/\\|?*]|^\.+|[. ]+$', "_", name).encode()[:200].decode(errors="ignore")
+    return os.fsdecode(clean.encode()) or "_"
 
 
 def _encoded(text: str) -> bytes:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from rdn_fast.data.image_formats import picture_extensions
 from rdn_fast.data.plugins import remedy_for_extension
-from rdn_fast.errors import UserError
+from rdn_fast.errors import UserError, why_no_file
 from rdn_fast.pictures.formats import FORMATS, why_not_written
 
 _LONGEST = 240  # bytes of a result's name: file systems take 255, and the temporary file's name is longer
@@ -28,7 +28,7 @@ class Job(NamedTuple):
 
 class Plan(NamedTuple):
     jobs: list[Job]
-    refused: dict[Path, str]  # pictures whose results cannot be written, and why
+    refused: dict[Path, str]  # pictures whose results cannot be written and folders that cannot be read, and why
 
 
 class _Found(NamedTuple):
@@ -52,31 +52,34 @@ def plan(inputs: list[str], output: str, suffix: str, ext: str, recursive: bool,
         raise UserError(f"--ext {ext}: cannot be written here; {reason}")
     out = Path(output)
     by_location: dict[Path, _Found] = {}
+    refused: dict[Path, str] = {}
     for text in inputs:
-        for entry in _find(text, recursive, out, say):
+        for entry in _find(text, recursive, out, say, refused):
             first = by_location.setdefault(_location(entry.path), entry)
             by_location[_location(entry.path)] = first._replace(named=first.named or entry.named)
     found = list(by_location.values())
-    if _extension(out) in picture_extensions() | set(FORMATS) and not out.is_dir():
-        return Plan([_single_job(found, out, ext)], {})
-    if out.exists() and not out.is_dir():
+    if _extension(out) in picture_extensions() | set(FORMATS) and not os.path.isdir(out):
+        return Plan([_single_job(found, out, ext)], refused)
+    if os.path.exists(out) and not os.path.isdir(out):
         raise UserError(f"-o {out}: is a file; give a folder, or a name that ends in .png, .jpg, .webp or .tif")
     tail = f"_{suffix}" if suffix else ""
     if tail:
         found = _leave_out_results(found, out, tail, say)
     jobs = [Job(path, out / folder / f"{path.stem}{tail}{_target_extension(path, ext)}") for path, folder, _ in found]
-    refused = _check_names(jobs)
-    if len(refused) == len(jobs):
+    refused |= (misnamed := _check_names(jobs))
+    if len(misnamed) == len(jobs):
         source, reason = next(iter(refused.items()))
         raise UserError(f"{source}: {reason}")
     return Plan([job for job in jobs if job.source not in refused], refused)
 
 
-def _find(text: str, recursive: bool, out: Path, say: Callable[[str], None]) -> Iterator[_Found]:
+def _find(
+    text: str, recursive: bool, out: Path, say: Callable[[str], None], refused: dict[Path, str]
+) -> Iterator[_Found]:
     path = Path(text)
-    if path.is_dir():
+    if os.path.isdir(path):
         others: Counter[str] = Counter()
-        pictures = list(_pictures_of_folder(path, recursive, out.resolve(), others))
+        pictures = list(_pictures_of_folder(path, recursive, _real(out), others, refused))
         kinds = ", ".join(f"{count} {_with_remedy(kind)}" for kind, count in sorted(others.items()))
         if not pictures:
             deeper = "" if recursive else " itself; --recursive looks into those in it"
@@ -88,34 +91,48 @@ def _find(text: str, recursive: bool, out: Path, say: Callable[[str], None]) -> 
         yield _Found(path, Path(), True)
     elif glob.has_magic(text):
         matches = [Path(match) for match in sorted(glob.glob(_pattern(path), recursive=True))]
-        pictures = [match for match in matches if match.is_file() and _extension(match) in picture_extensions()]
+        pictures = [
+            match for match in matches if not os.path.isdir(match) and _extension(match) in picture_extensions()
+        ]
         if not pictures:
-            raise UserError(f"-i {text}: no file with a picture's name matches")
+            folder = _folder_of_pattern(path)
+            closed = "" if os.access(folder, os.R_OK | os.X_OK) else f"; {folder} cannot be read"
+            raise UserError(f"-i {text}: no file with a picture's name matches{closed}")
         yield from (_Found(match, Path(), False) for match in pictures)
     else:
-        raise UserError(f"-i {text}: no such file or folder")
+        flaw = why_no_file(path)
+        raise UserError(f"-i {text}: {'no such file or folder' if flaw == 'no such file' else flaw}")
 
 
 def _pattern(path: Path) -> str:
     """Return the path as a glob pattern in which folders that are there, such as `shots [2024]`, mean themselves."""
-    folder = next(parent for parent in path.parents if parent.is_dir() or parent == parent.parent)
+    folder = _folder_of_pattern(path)
     rest = path.relative_to(folder)
     return os.path.join(glob.escape(str(folder)), rest)
 
 
-def _pictures_of_folder(top: Path, recursive: bool, out: Path, others: Counter[str]) -> Iterator[_Found]:
+def _folder_of_pattern(path: Path) -> Path:
+    return next(parent for parent in path.parents if os.path.isdir(parent) or parent == parent.parent)
+
+
+def _pictures_of_folder(
+    top: Path, recursive: bool, out: Path, others: Counter[str], refused: dict[Path, str]
+) -> Iterator[_Found]:
     """Yield the files with a picture's extension, leaving out hidden files and folders and the results' folder.
 
-    others: gets the number of other files by extension.
+    others: gets the number of other files by extension. refused: gets the folders inside that cannot be read, and why.
     """
 
     def unreadable(error: OSError) -> None:
-        raise UserError(f"-i {error.filename}: cannot be read ({error.strerror}); make it readable, or leave it out")
+        reason = f"cannot be read ({error.strerror}); make it readable, or leave it out"
+        if Path(error.filename) == top:
+            raise UserError(f"-i {top}: {reason}")
+        refused[Path(error.filename)] = reason
 
     for root, folders, names in os.walk(top, onerror=unreadable):
         here = Path(root)
         visible = [name for name in sorted(folders) if not name.startswith(".")]
-        folders[:] = [name for name in visible if (here / name).resolve() != out] if recursive else []
+        folders[:] = [name for name in visible if _real(here / name) != out] if recursive else []
         for name in sorted(names):
             if name.startswith("."):
                 continue
@@ -133,7 +150,11 @@ def _with_remedy(kind: str) -> str:
 
 def _location(path: Path) -> Path:
     """Return the path with only its folder resolved: a symbolic link to a picture is one more picture."""
-    return path.parent.resolve() / path.name
+    return _real(path.parent) / path.name
+
+
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path))  # Path.resolve() raises for a link to itself
 
 
 def _extension(path: Path) -> str:
@@ -166,8 +187,8 @@ def _single_job(found: list[_Found], out: Path, ext: str) -> Job:
 
 def _leave_out_results(found: list[_Found], out: Path, tail: str, say: Callable[[str], None]) -> list[_Found]:
     """Drop earlier results: files at the place and of the name that the result of another found picture gets."""
-    results = {(out / folder).resolve() / f"{path.stem}{tail}" for path, folder, _ in found}
-    kept = [entry for entry in found if entry.named or entry.path.parent.resolve() / entry.path.stem not in results]
+    results = {_real(out / folder) / f"{path.stem}{tail}" for path, folder, _ in found}
+    kept = [entry for entry in found if entry.named or _real(entry.path.parent) / entry.path.stem not in results]
     if len(kept) < len(found):
         say(f"left out: {len(found) - len(kept)} pictures named *{tail}.*, the results of others beside them")
     return kept
@@ -175,7 +196,7 @@ def _leave_out_results(found: list[_Found], out: Path, tail: str, say: Callable[
 
 def _check_names(jobs: list[Job]) -> dict[Path, str]:
     """Return the sources whose results cannot be written, and why."""
-    sources = {path for job in jobs for path in (_location(job.source), job.source.resolve())}
+    sources = {path for job in jobs for path in (_location(job.source), _real(job.source))}
     sources_of: dict[Path, list[Path]] = {}
     for source, target in jobs:
         sources_of.setdefault(_location(target), []).append(source)
@@ -190,7 +211,7 @@ def _check_names(jobs: list[Job]) -> dict[Path, str]:
         elif others:
             remedy = "rename one, or up-scale them into different folders"
             reason = f"{others[0]} would become {target}, too; {remedy}"
-        elif target.is_dir():
+        elif os.path.isdir(target):
             reason = f"its result {target} is a folder; give another -o or --suffix"
         else:
             continue

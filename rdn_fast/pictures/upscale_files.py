@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -27,6 +29,9 @@ from rdn_fast.pictures.upscale import check_scale
 from rdn_fast.terminal import Bar, print_line
 from rdn_fast.weights.convert import SHIPPED
 from rdn_fast.weights.onnx_model import load_any_model
+
+# Errors of writing that are of one name. After others, such as a full disk, nothing more can be written.
+_OF_ONE = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL)
 
 
 def upscale_files(
@@ -63,7 +68,7 @@ def upscale_files(
     check_quality(quality, lossless, (job.format for job in jobs))
     model = load_any_model(weights_file, device)
     check_scale(scale, model.config.scale, "--scale", " (--outscale takes any factor)")
-    todo = [job for job in jobs if overwrite or not job.target.exists()]
+    todo = [job for job in jobs if overwrite or not os.path.exists(job.target)]
     with _pillow_unlimited(), Bar("pictures", len(todo)) as bar:
         pad = tile_pad if tile_pad == "exact" else int(tile_pad)
         upscaler = Upscaler(model, tile, pad, fp32, self_ensemble, bar.say)
@@ -122,6 +127,9 @@ def _make_pictures(
         for job, result in written:
             if isinstance(result, FileExistsError):
                 bar.say(f"kept {job.target}: it appeared during the work; --overwrite makes it anew")
+            elif isinstance(result, OSError) and not only_one and result.errno in _OF_ONE:
+                failed += 1
+                bar.say(f"failed {job.source}: {job.target} cannot be written ({result.strerror})")
             elif isinstance(result, OSError):
                 line = f"{job.target}: {cannot_write(result, '-o')}"
                 if not made:

@@ -6,11 +6,11 @@ import json
 import math
 from pathlib import Path
 
-import h5py
 import numpy as np
 import torch
 
-from rdn_fast.errors import UserError
+from rdn_fast.data.h5_open import open_h5
+from rdn_fast.errors import UserError, why_no_file
 
 _PARAMETERS = {"kernel": "weight", "bias": "bias"}
 _DTYPES = {"float32": "<f4", "float16": "<f2", "int32": "<i4", "uint16": "<u2", "uint8": "u1"}
@@ -21,7 +21,7 @@ def read_hdf5(path: Path) -> dict[str, torch.Tensor]:
 
     Raises UserError for an HDF5 file that Keras 2 has not written. h5py raises for damaged files.
     """
-    with h5py.File(path) as file:
+    with open_h5(path) as file:
         if "lr" in file and "hr" in file:
             raise UserError(f"{path}: is a file of pictures (`rdn-fast prepare`); give weights")
         layers = file.get("model_weights", file)
@@ -82,12 +82,10 @@ def _manifest(model_json: Path) -> list[dict]:
 def _shard(model_json: Path, name: str) -> bytes:
     if Path(name).is_absolute() or ".." in Path(name).parts:
         raise UserError(f"{model_json}: names {_text(name)}, outside its folder; nothing is read")
-    try:
-        return (model_json.parent / name).read_bytes()
-    except OSError as error:
-        raise UserError(
-            f"{model_json}: its shard {_text(name)} cannot be read ({error.strerror}); copy it there"
-        ) from None
+    shard = model_json.parent / name
+    if (flaw := why_no_file(shard)) is not None:
+        raise UserError(f"{model_json}: its shard {_text(name)}: {flaw}; copy it there")
+    return shard.read_bytes()
 
 
 def _as_torch(arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import os
 import pickle
 import warnings
@@ -11,11 +12,11 @@ import zipfile
 from pathlib import Path
 from typing import BinaryIO
 
+import safetensors.torch
 import torch
-from safetensors import safe_open
 
 from rdn_fast import ascend
-from rdn_fast.errors import UserError, no_file
+from rdn_fast.errors import UserError, why_no_file
 from rdn_fast.terminal import bytes_in_words
 from rdn_fast.weights import keras, other_files, pickled, torch7
 
@@ -39,13 +40,11 @@ def sha256(path: str | Path) -> str:
 
 def _file(path: Path) -> Path:
     """Return the file, or model.json of the folder. Raises UserError when there is none."""
-    if path.is_dir() and (path / "model.json").is_file():
-        return path / "model.json"
-    if path.is_dir():
-        raise UserError(f"{path}: is a folder without model.json; name a file")
-    if not path.is_file():
-        raise UserError(f"{path}: {no_file(path)}")
-    return path
+    file = path / "model.json" if os.path.isdir(path) else path
+    if (flaw := why_no_file(file)) is not None:
+        missing = file != path and flaw == "no such file"
+        raise UserError(f"{path}: is a folder without model.json; name a file" if missing else f"{file}: {flaw}")
+    return file
 
 
 def load_tensors(path: Path) -> tuple[object, dict[str, str]]:
@@ -62,9 +61,9 @@ def load_tensors(path: Path) -> tuple[object, dict[str, str]]:
         with path.open("rb") as file:
             head = file.read(4096)
             if head[8:9] == b"{" and b"\0" in head[:8]:  # after the length of a safetensors header
-                with safe_open(path, framework="pt") as tensors:
-                    state = {key: tensors.get_tensor(key) for key in tensors.keys()}  # noqa: SIM118
-                    return state, tensors.metadata() or {}
+                content = head + file.read()  # safetensors' own functions open no name that is not UTF-8
+                header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+                return safetensors.torch.load(content), header.get("__metadata__", {})
             if (what := other_files.describe(path, head)) is not None:
                 raise UserError(f"{path}: is {what}")
             if head.startswith(_HDF5):
@@ -87,7 +86,7 @@ def load_tensors(path: Path) -> tuple[object, dict[str, str]]:
         raise
     except Exception as error:  # a damaged file can raise nearly anything
         if isinstance(error, PermissionError):
-            raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+            raise UserError(f"{path}: cannot be read ({error.strerror}); make it readable, or give another") from None
         raise UserError(f"{path}: damaged, or not a file of plain tensors ({type(error).__name__})") from None
 
 

@@ -4,6 +4,7 @@ RDN_FAST_TEST_SYSTEM: "windows", or "macos". sys.platform stays: torch would loa
 """
 
 import builtins
+import errno
 import fcntl
 import io
 import mmap
@@ -16,7 +17,7 @@ WINDOWS = os.environ["RDN_FAST_TEST_SYSTEM"] == "windows"
 def _refuse(function, refused, error):
     def instead(first, *arguments, **options):
         if refused(first):
-            raise error(first)
+            raise OSError(error, os.strerror(error), first)
         return function(first, *arguments, **options)
 
     return instead
@@ -31,7 +32,7 @@ def _cannot_write(handle: int) -> bool:
 
 
 fcntl_of = fcntl.fcntl
-io.open = builtins.open = _refuse(builtins.open, _is_linux_only, FileNotFoundError)
+io.open = builtins.open = _refuse(builtins.open, _is_linux_only, errno.ENOENT)
 for name in ("sched_getaffinity", "preadv"):
     delattr(os, name)
 if WINDOWS:
@@ -40,5 +41,5 @@ if WINDOWS:
     for name in ("getuid", "geteuid", "sysconf", "fork", "killpg", "O_DIRECTORY"):
         delattr(os, name)
     delattr(mmap, "MADV_RANDOM")
-    os.open = _refuse(os.open, os.path.isdir, PermissionError)
-    os.fsync = _refuse(os.fsync, _cannot_write, OSError)
+    os.open = _refuse(os.open, os.path.isdir, errno.EACCES)
+    os.fsync = _refuse(os.fsync, _cannot_write, errno.EBADF)

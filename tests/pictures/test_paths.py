@@ -1,7 +1,5 @@
 """`rdn-fast upscale`: which files it takes, how it names results, and mistakes, all found before a picture is read."""
 
-import errno
-import os
 from pathlib import Path
 
 import pytest
@@ -271,39 +269,12 @@ def test_weights_that_are_none(cli, tree, unread, tmp_path, content):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("locked", ["in", "in/x"])
-def test_unreadable_folder_is_named(run, tree, unread, monkeypatch, locked):
-    folder = tree("in/a.png", "in/x/b.png")
-    scandir = os.scandir
-
-    def scanning(path):  # root may read everything
-        if Path(path) == Path(locked):
-            raise PermissionError(errno.EACCES, "Permission denied", str(path))
-        return scandir(path)
-
-    monkeypatch.setattr(os, "scandir", scanning)
-    assert (
-        run("-i", "in", "-o", "out", "-r").user_error()
-        == f"-i {locked}: cannot be read (Permission denied); make it readable, or leave it out"
-    )
-    monkeypatch.undo()
-    assert files(folder) == ["in/a.png", "in/x/b.png"]
-
-
 def test_empty_name_is_not_the_shipped_model(cli, tree, unread, tmp_path):
     tree("a.png")
     cli("upscale", "-w", "", "-i", tmp_path / "a.png", "-o", tmp_path / "out").user_error()
     with pytest.raises(UserError):
         rdn_fast.upscale(photograph(4, 4), "")
     assert files(tmp_path) == ["a.png"]
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is read-only to root")
-def test_read_only_output(run, tree, unread):
-    tree("a.png")
-    Path("locked").mkdir(mode=0o500)
-    assert "cannot be written" in run("-i", "a.png", "-o", "locked").user_error()
-    assert "cannot be written" in run("-i", "a.png", "-o", "locked/out").user_error()
 
 
 # ---- flags given twice, and files that appear meanwhile ----

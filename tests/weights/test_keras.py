@@ -143,7 +143,7 @@ BAD = {
     "another JSON": (lambda folder: (folder / "w").write_text('{"epoch": 3}'), "no whole model.json of TensorFlow.js"),
     "a shard is missing": (
         _tfjs(lambda folder, _: (folder / "group1-shard1of1.bin").unlink()),
-        "its shard group1-shard1of1.bin cannot be read (No such file or directory)",
+        "its shard group1-shard1of1.bin: no such file; copy it there",
     ),
     "a shard is cut off": (
         _tfjs(lambda folder, _: (folder / "group1-shard1of1.bin").write_bytes(bytes(100))),
