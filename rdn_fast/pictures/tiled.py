@@ -8,6 +8,7 @@ while the next batch is computed.
 from __future__ import annotations
 
 import math
+import threading
 from collections import deque
 from collections.abc import Callable
 from numbers import Integral
@@ -29,6 +30,7 @@ _TILE = 1024  # LR pixels: fills any accelerator, with little overlap
 _PADS = 4  # a default tile is at least so many times its pad: it then computes at most 2.25 times its own pixels
 _FLOAT32 = Precision("O0", torch.float32, torch.float32)
 _FP16 = Precision("O1", torch.float16, torch.float32)
+_computing = threading.Lock()  # a model's precision, and a device's overflow flag, are those of all threads
 
 
 class NotFinite(UserError):
@@ -54,7 +56,8 @@ class Upscaler:
     say: called with one line when memory ran out and tiles are smaller from then on, and when fp16 overflowed.
     progress: an attribute; called with the share of the present picture that is done, up to 1.
 
-    Raises UserError for other values. Not for several threads at a time.
+    Raises UserError for other values. An Upscaler is not for several threads at a time; those of one model may be used
+    by a thread each, and compute their batches in turn.
     """
 
     progress: Callable[[float], None] | None = None
@@ -160,13 +163,14 @@ class Upscaler:
         x = x.to(torch.float32, memory_format=devices.memory_format(device))
         x.div_(np.iinfo(image.dtype).max)  # [B, 3, h, w] in 0..1
         fp16 = self.precision.scaled
-        if fp16:
-            devices.clear_overflow(device)
-        with self.model.computing(self.precision):
-            y = _mean_of_eight(self.model, x) if self._self_ensemble else self.model(x)  # [B, 3, s*h, s*w]
-        finite = y.isfinite().all()
-        if fp16 and devices.overflowed(device):
-            finite.zero_()
+        with _computing:
+            if fp16:
+                devices.clear_overflow(device)
+            with self.model.computing(self.precision):
+                y = _mean_of_eight(self.model, x) if self._self_ensemble else self.model(x)  # [B, 3, s*h, s*w]
+            finite = y.isfinite().all()
+            if fp16 and devices.overflowed(device):
+                finite.zero_()
         results = finish(y).permute(0, 2, 3, 1).contiguous(), finite
         if self._side_stream is None:
             return _InFlight(windows, fp16, results)

@@ -1,5 +1,7 @@
 """Bounded device memory, smaller tiles when it runs out, and float32 where fp16 overflows."""
 
+import threading
+import time
 import weakref
 
 import numpy as np
@@ -247,6 +249,34 @@ def test_fp16_where_it_pays_with_the_last_convolution_in_float32():
     assert 0 < np.abs(low - high).max() < 2
     assert (made.compute_dtype, made.output_dtype) == (None, None)
     assert (upscaler.exactly(image) == low).all()  # another Upscaler of the model has changed nothing
+
+
+@pytest.mark.usefixtures("fp16")
+def test_upscalers_of_one_model_in_two_threads_keep_their_precisions():
+    made, image = model(), photograph(40, 40)
+    upscalers = {torch.float16: Upscaler(made, 16), torch.float32: Upscaler(made, 16, fp32=True)}
+    expected = {dtype: upscaler.exactly(image) for dtype, upscaler in upscalers.items()}
+    seen = {dtype: set() for dtype in upscalers}
+
+    def hear(module, _) -> None:
+        time.sleep(0.002)  # the other thread would set its precision now
+        seen[wanted.dtype].add(module.compute_dtype)
+
+    def compute(dtype) -> None:
+        wanted.dtype = dtype
+        results[dtype] = upscalers[dtype].exactly(image)
+
+    wanted, results = threading.local(), {}
+    made.register_forward_pre_hook(hear)
+    threads = [threading.Thread(target=compute, args=(dtype,)) for dtype in upscalers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    for dtype, result in expected.items():
+        assert seen[dtype] == {dtype}
+        np.testing.assert_array_equal(results[dtype], result)
+    assert (made.compute_dtype, made.output_dtype) == (None, None)
 
 
 @pytest.mark.usefixtures("fp16")
