@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from rdn_fast import native
 from rdn_fast.rdb.in_c import Kernels, Scratch, Shape, in_crops
-from rdn_fast.rdb.winograd_chunks import Chunks
+from rdn_fast.rdb.winograd_chunks import Chunks, slices
 
 SOURCE = Path(__file__).with_name("amx.c")
 PLAIN = "-DPLAIN_TILES"  # builds the tile operations in plain C, slow, to test the rest on any processor
@@ -79,8 +79,8 @@ class _Block(torch.autograd.Function):
         u = _pack(shape, w, fuse_w, backward=True)
         du = scratch.get("du", kernels.count("rdn_gradients", shape))
         dx = torch.empty_like(gy)
-        with _chunks(shape, backward=True) as parts:
-            for images in parts:
+        with _chunks(shape, backward=True) as size:
+            for images in slices(shape.batch, size):
                 work, add = _work(shape.part(images), backward=True), images.start > 0
                 kernels.call(
                     "rdn_backward", shape.part(images), f, images.start, gy[images], u, dx[images], du, add, work
@@ -98,8 +98,8 @@ def _forward(x, w, b, fuse_b, u, maps=None):
     shape = Shape.of(x, w)
     x = x.permute(0, 2, 3, 1).contiguous()  # [B, H, W, G0]
     y = torch.empty_like(x)
-    with _chunks(shape, backward=False) as parts:
-        for images in parts:
+    with _chunks(shape, backward=False) as size:
+        for images in slices(shape.batch, size):
             part, first = shape.part(images), images.start
             f = maps
             if maps is None:
@@ -114,7 +114,7 @@ def _work(shape: Shape, backward: bool):
 
 
 def _chunks(shape: Shape, backward: bool):
-    """Return a context manager that gives slices of the batch, chosen by timing."""
+    """Return a context manager that gives how many images to compute at a time, chosen by timing."""
     return chunks.timed((backward, *shape.key()), shape.batch, -(-shape.h // 4) * -(-shape.w // 4))
 
 

@@ -73,14 +73,14 @@ class Kernels:
         return self._missing
 
     def call(self, name: str, shape: Shape, *arguments) -> None:
-        """Call a function without result. Tensors and lists of tensors are passed as pointers, an int as a C int."""
+        """Call a function without result. Tensors and lists of tensors are passed as pointers, an int as a C long."""
         getattr(self.library, name)(ctypes.byref(shape), *map(_argument, arguments))
 
     def count(self, name: str, shape: Shape, *arguments: int) -> int:
         """Return the long that a function returns."""
         function = getattr(self.library, name)
         function.restype = ctypes.c_long
-        return function(ctypes.byref(shape), *arguments)
+        return function(ctypes.byref(shape), *map(_argument, arguments))
 
 
 def _argument(value):
@@ -88,7 +88,7 @@ def _argument(value):
         return ctypes.c_void_p(value.data_ptr())
     if isinstance(value, (list, tuple)):
         return (ctypes.c_void_p * len(value))(*(t.data_ptr() for t in value))
-    return ctypes.c_int(value)
+    return ctypes.c_long(value)
 
 
 class Scratch(threading.local):

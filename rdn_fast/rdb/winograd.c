@@ -282,17 +282,18 @@ INLINE long fusion_of_map(const shape *s, long map) {
     return of_map(s, s->layers) + s->g0 * (map ? padded(s->g0) + (map - 1) * padded(s->g) : 0);
 }
 
-long rdn_packed(const shape *s, int backward) {
+long rdn_packed(const shape *s, long backward) {
     return backward ? fusion_of_map(s, s->layers + 1) : of_layer(s, s->layers) + padded(s->g0) * reads(s, s->layers);
 }
 
 long rdn_gradients(const shape *s) { return of_gradient(s, s->layers); }
 
-long rdn_workspace(const shape *s, int backward) {
-    long m = T * odd_lines(tiles(s) * widest(s)), n = T * odd_lines(tiles(s) * v_ld(s)) + m;
-    return backward
-               ? n + T * odd_lines(tiles(s) * d_ld(s)) + tiles(s) * T * widest(s) + s->batch * blocks(s) * padded(s->g)
-               : n;
+/* Floats of memory: of rdn_backward for `images` at a time, of rdn_forward if there are none. */
+long rdn_workspace(const shape *s, long images) {
+    long v = T * odd_lines(tiles(s) * v_ld(s));
+    if (!images) return v + T * odd_lines(tiles(s) * widest(s));
+    long n = images * per_image(s), d = T * odd_lines(tiles(s) * d_ld(s));
+    return v + d + T * n * widest(s) + T * odd_lines(n * widest(s)) + images * blocks(s) * padded(s->g);
 }
 
 /* w[layer]: [g][3][3][channels in], fuse: [g0][g0 + layers * g] -> u, weights for the forward pass */
@@ -487,7 +488,7 @@ static void gradient_tile(const shape *s, long tile, const float *gy, const floa
 
 /* Gradients of the fusion's weights, dfuse: [g0][f_ld], and bias, db: [g0]. Called by all threads together. Images are
  * summed one by one. */
-static void fusion_gradients(const shape *s, const float *f, const float *gy, float *dfuse, float *db, int add) {
+static void fusion_gradients(const shape *s, const float *f, const float *gy, float *dfuse, float *db, long add) {
     long ldf = f_ld(s), pixels = s->h * s->w;
 #pragma omp for schedule(dynamic, 1) collapse(2) nowait
     for (long i = 0; i < panels(ldf); i++)
@@ -517,49 +518,66 @@ static void fusion_gradients(const shape *s, const float *f, const float *gy, fl
     }
 }
 
+/* The gradients of some images, but for those of the layers' weights, for which v and d are kept: see rdn_backward.
+ * Called by all threads together. */
+static void map_gradients(const shape *s, const float *f, const float *gy, const float *u, float *dx, float *db,
+                          float *dfuse, float *dfuse_b, long add, float *v, long vplane, float *d, long dplane,
+                          float *z) {
+    long n = tiles(s), ldf = f_ld(s), depth = reads(s, s->layers - 1), all = s->batch * blocks(s), vld = v_ld(s),
+         dld = d_ld(s), mplane = odd_lines(n * widest(s));
+    float *m = z + n * T * widest(s), *sums = m + T * mplane;
+    fusion_gradients(s, f, gy, dfuse, dfuse_b, add);
+#pragma omp for schedule(dynamic, BLOCK) nowait
+    for (long tile = 0; tile < n; tile++) input_tile(s, tile, f, ldf, depth, v + tile * vld, vplane);
+    for (long map = s->layers; map >= 0; map--) {
+        long c = width(s, map), np = padded(c), layer = map - 1;
+        if (map < s->layers) {
+            products(d, dld, dplane, u + of_map(s, map), (s->layers - map) * s->g, np, m, mplane, n);
+#pragma omp for schedule(dynamic, BLOCK)
+            for (long tile = 0; tile < n; tile++)
+                for (long k = 0; k < np; k += VW) {
+                    vec x[T];
+                    for (long t = 0; t < T; t++) x[t] = *(const vec *)(m + t * mplane + tile * np + k);
+                    BOTH_WAYS(input_adjoint_1d, x, 6, x, 6);
+                    for (long t = 0; t < T; t++) *(vec *)(z + (tile * T + t) * np + k) = x[t];
+                }
+        }
+#pragma omp for schedule(dynamic, 1)
+        for (long block = 0; block < all; block++) {
+            long image = block / blocks(s) * per_image(s), first = image + block % blocks(s) * BLOCK;
+            float *sum = sums + block * padded(s->g);
+            memset(sum, 0, padded(s->g) * sizeof(float));
+            for (long i = first; i < min(first + BLOCK, image + per_image(s)); i++)
+                gradient_tile(s, i, gy, u + fusion_of_map(s, map), map < s->layers ? z : 0, c, map ? 0 : dx,
+                              f + start(s, map), d + i * dld + (map ? slot(s, layer) : 0), dplane, sum);
+        }
+        if (map) {
+#pragma omp single
+            for (long k = 0; k < c; k++) {
+                float sum = add ? db[layer * c + k] : 0;
+                for (long i = 0; i < all; i++) sum += sums[i * padded(s->g) + k];
+                db[layer * c + k] = sum;
+            }
+        }
+    }
+}
+
 /* f: from rdn_forward. gy: [pixel][g0]. u: from rdn_pack_backward. dx: [pixel][g0]. du: for rdn_unpack. db: [layer][g].
- * dfuse: [g0][as wide as f]. dfuse_b: [g0]. add: add to du, db, dfuse and dfuse_b instead of overwriting them. */
-void rdn_backward(const shape *s, const float *f, const float *gy, const float *u, float *dx, float *du, float *db,
-                  float *dfuse, float *dfuse_b, int add, float *work) {
-    long n = tiles(s), ldf = f_ld(s), depth = reads(s, s->layers - 1), all = s->batch * blocks(s);
-    long vld = v_ld(s), vplane = odd_lines(n * vld), dld = d_ld(s), dplane = odd_lines(n * dld),
-         mplane = odd_lines(n * widest(s));
-    float *v = work, *d = v + T * vplane, *z = d + T * dplane, *m = z + n * T * widest(s), *sums = m + T * mplane;
+ * dfuse: [g0][as wide as f]. dfuse_b: [g0]. add: add to du, db, dfuse and dfuse_b instead of overwriting them.
+ * images: how many have their maps' gradients computed at a time: few stay in the caches. The weights' gradients are
+ * larger than the maps of a few images (rdn-b: 21 MB), and are read and written once for all of them. */
+void rdn_backward(const shape *s, long images, const float *f, const float *gy, const float *u, float *dx, float *du,
+                  float *db, float *dfuse, float *dfuse_b, long add, float *work) {
+    long n = tiles(s), vld = v_ld(s), vplane = odd_lines(n * vld), dld = d_ld(s), dplane = odd_lines(n * dld);
+    float *v = work, *d = v + T * vplane;
 #pragma omp parallel
     {
-        fusion_gradients(s, f, gy, dfuse, dfuse_b, add);
-#pragma omp for schedule(dynamic, BLOCK) nowait
-        for (long tile = 0; tile < n; tile++) input_tile(s, tile, f, ldf, depth, v + tile * vld, vplane);
-        for (long map = s->layers; map >= 0; map--) {
-            long c = width(s, map), np = padded(c), layer = map - 1;
-            if (map < s->layers) {
-                products(d, dld, dplane, u + of_map(s, map), (s->layers - map) * s->g, np, m, mplane, n);
-#pragma omp for schedule(dynamic, BLOCK)
-                for (long tile = 0; tile < n; tile++)
-                    for (long k = 0; k < np; k += VW) {
-                        vec x[T];
-                        for (long t = 0; t < T; t++) x[t] = *(const vec *)(m + t * mplane + tile * np + k);
-                        BOTH_WAYS(input_adjoint_1d, x, 6, x, 6);
-                        for (long t = 0; t < T; t++) *(vec *)(z + (tile * T + t) * np + k) = x[t];
-                    }
-            }
-#pragma omp for schedule(dynamic, 1)
-            for (long block = 0; block < all; block++) {
-                long image = block / blocks(s) * per_image(s), first = image + block % blocks(s) * BLOCK;
-                float *sum = sums + block * padded(s->g);
-                memset(sum, 0, padded(s->g) * sizeof(float));
-                for (long i = first; i < min(first + BLOCK, image + per_image(s)); i++)
-                    gradient_tile(s, i, gy, u + fusion_of_map(s, map), map < s->layers ? z : 0, c, map ? 0 : dx,
-                                  f + start(s, map), d + i * dld + (map ? slot(s, layer) : 0), dplane, sum);
-            }
-            if (map) {
-#pragma omp single
-                for (long k = 0; k < c; k++) {
-                    float sum = add ? db[layer * c + k] : 0;
-                    for (long i = 0; i < all; i++) sum += sums[i * padded(s->g) + k];
-                    db[layer * c + k] = sum;
-                }
-            }
+        for (long first = 0; first < s->batch; first += images) {
+            shape part = *s;
+            part.batch = min(images, s->batch - first);
+            long tile = first * per_image(s), pixel = first * s->h * s->w;
+            map_gradients(&part, f + pixel * f_ld(s), gy + pixel * s->g0, u, dx + pixel * s->g0, db, dfuse, dfuse_b,
+                          add || first, v + tile * vld, vplane, d + tile * dld, dplane, d + T * dplane);
         }
 #pragma omp for schedule(dynamic, 1) collapse(2)
         for (long layer = s->layers - 1; layer >= 0; layer--)

@@ -14,11 +14,13 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from rdn_fast.rdb.in_c import Kernels, Scratch, Shape, in_crops
-from rdn_fast.rdb.winograd_chunks import Chunks
+from rdn_fast.rdb.winograd_chunks import Chunks, slices
 
 kernels = Kernels(Path(__file__).with_name("winograd.c"))
 scratch = Scratch()
 chunks = Chunks()
+
+GROUP = 256  # tiles, at least, whose weights' gradients are summed in one pass over these
 
 
 def missing() -> str | None:
@@ -61,12 +63,12 @@ class _Block(torch.autograd.Function):
         db = gy.new_empty(len(w), shape.g)
         dfuse_w, dfuse_b = gy.new_empty(g0, f.shape[-1]), gy.new_empty(g0)
         sums = du, db, dfuse_w, dfuse_b
-        with _chunks(shape, backward=True) as parts:
-            for images in parts:
+        with _chunks(shape, backward=True) as size:
+            for images in slices(shape.batch, max(size, -(-GROUP // _tiles(shape)))):
                 part = shape.part(images)
-                work = scratch.get("work", kernels.count("rdn_workspace", part, 1))
+                work = scratch.get("work", kernels.count("rdn_workspace", part, size))
                 accumulate = images.start > 0
-                kernels.call("rdn_backward", part, f[images], gy[images], u, dx[images], *sums, accumulate, work)
+                kernels.call("rdn_backward", part, size, f[images], gy[images], u, dx[images], *sums, accumulate, work)
         if not shape.batch:
             for total in sums:
                 total.zero_()
@@ -80,8 +82,8 @@ def _forward(x, w, b, fuse_b, u, features=None):
     shape = Shape.of(x, w)
     x = x.permute(0, 2, 3, 1)  # [B, H, W, G0]
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
-    with _chunks(shape, backward=False) as parts:
-        for images in parts:
+    with _chunks(shape, backward=False) as size:
+        for images in slices(shape.batch, size):
             part = shape.part(images)
             f = _features(part, scratch.get) if features is None else features[images]
             f[..., : shape.g0] = x[images]
@@ -97,8 +99,13 @@ def _features(shape: Shape, scratch_get=None):
 
 
 def _chunks(shape: Shape, backward: bool):
-    """Return a context manager that gives slices of the batch, chosen by timing."""
-    return chunks.timed((backward, *shape.key()), shape.batch, -(-shape.h // 4) * -(-shape.w // 4))
+    """Return a context manager that gives how many images to compute at a time, chosen by timing."""
+    return chunks.timed((backward, *shape.key()), shape.batch, _tiles(shape))
+
+
+def _tiles(shape: Shape) -> int:
+    """Return the tiles of an image."""
+    return -(-shape.h // 4) * -(-shape.w // 4)
 
 
 def _pack(shape: Shape, w, fuse_w, backward: bool):

@@ -38,6 +38,11 @@ class Trials:
         self.calls += 1
 
 
+def slices(batch: int, size: int) -> list[slice]:
+    """Return the slices of a batch with `size` images each; the last may have fewer."""
+    return [slice(first, min(first + size, batch)) for first in range(0, batch, size)]
+
+
 class Chunks:
     """Chooses the chunks of a batch, for each kind of call apart."""
 
@@ -49,8 +54,8 @@ class Chunks:
         self._trials.clear()
 
     @contextmanager
-    def timed(self, kind: tuple, batch: int, tiles: int) -> Iterator[list[slice]]:
-        """Yield slices of a batch of images with this many tiles each; time what is computed under `with`.
+    def timed(self, kind: tuple, batch: int, tiles: int) -> Iterator[int]:
+        """Yield how many of a batch of images with this many tiles each; time what is computed under `with`.
 
         `kind` is all that the time depends on besides the number of threads.
         """
@@ -61,5 +66,5 @@ class Chunks:
             trials = self._trials[kind, threads] = Trials(list(dict.fromkeys(sizes)))
         size = trials.next()
         start = time.perf_counter()
-        yield [slice(first, min(first + size, batch)) for first in range(0, batch, size)]
+        yield size
         trials.add(size, time.perf_counter() - start)

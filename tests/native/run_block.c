@@ -3,7 +3,7 @@
  * IN: six longs as in `shape`, then floats: x [pixel][g0], each layer's weights [g][3][3][channels in], each layer's
  * bias [g], the fusion's weights [g0][channels] and bias [g0], the output's gradient [pixel][g0].
  * OUT: floats: the output, then the gradients of x and of all parameters in the order of IN.
- * Each image is computed by a call of its own. Memory that is written later begins as NaN.
+ * Each image is computed by itself. Memory that is written later begins as NaN.
  */
 #include "winograd.c"
 
@@ -48,9 +48,7 @@ int main(int count, char **names) {
     float *dx = memory(s.batch * pixels * s.g0), *du = memory(rdn_gradients(&s)), *db = memory(s.layers * s.g);
     float *dfuse = memory(s.g0 * ldf), *dfuse_b = memory(s.g0), *back = memory(rdn_packed(&s, 1)), *dw[LAYERS];
     rdn_pack_backward(&s, w, fuse, back);
-    for (long i = 0; i < s.batch; i++)
-        rdn_backward(&one, f + i * pixels * ldf, gy + i * pixels * s.g0, back, dx + i * pixels * s.g0, du, db, dfuse,
-                     dfuse_b, i > 0, memory(rdn_workspace(&one, 1)));
+    rdn_backward(&s, 1, f, gy, back, dx, du, db, dfuse, dfuse_b, 0, memory(rdn_workspace(&s, 1)));
     for (long j = 0; j < s.layers; j++) dw[j] = memory(s.g * 9 * reads(&s, j));
     rdn_unpack(&s, du, dw);
 
