@@ -13,7 +13,7 @@ from bench.results import Row
 if TYPE_CHECKING:
     from bench.measure import Bench
 
-CPUS = ("cpu", "cpu+bf16")
+CPUS = ("cpu", "cpu+bf16", "cpu+amx")
 RDN_B_SHAPE = "x2 D16 C8 G64 G0 64"  # rdn-b, as rows' shapes begin
 NO_KERNEL = "no kernel of ours in this dtype"  # in a row's note
 

@@ -181,17 +181,21 @@ def conditions(device: torch.device) -> dict[str, str]:
 
 
 def place(device: torch.device) -> str:
-    """Return the class of machine that gates name: cpu, cpu+bf16 (with bf16 instructions), h100, or a device type."""
+    """Return the class of machine that gates name: cpu, cpu+bf16, cpu+amx (by instructions), h100 or a device type."""
     if device.type == "cpu":
-        return "cpu+bf16" if has_bf16(device) else "cpu"
+        return "cpu+amx" if _has(device, "amx_bf16") else "cpu+bf16" if has_bf16(device) else "cpu"
     return "h100" if "H100" in devices.describe(device) else device.type
 
 
 def has_bf16(device: torch.device) -> bool:
     """Return whether a CPU has bf16 instructions; without them bf16 is emulated, 10 to 100 times slower."""
+    return _has(device, "avx512_bf16", "amx_bf16", "bf16")
+
+
+def _has(device: torch.device, *names: str) -> bool:
     on_cpu = device.type == "cpu"
     capabilities = getattr(torch.cpu, "get_capabilities", dict)() if on_cpu else {}  # older torch cannot tell
-    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return any(capabilities.get(name) for name in names)
 
 
 def device_words(device: torch.device) -> str:
@@ -201,7 +205,8 @@ def device_words(device: torch.device) -> str:
         return words
     info = Path("/proc/cpuinfo")
     family = re.search(r"^cpu family\s*: (\d+)$", info.read_text(), re.MULTILINE) if info.is_file() else None
-    return words + (", bf16" if has_bf16(device) else "") + (f", family {family[1]}" if family else "")
+    words += (", bf16" if has_bf16(device) else "") + (", AMX" if _has(device, "amx_bf16") else "")
+    return words + (f", family {family[1]}" if family else "")
 
 
 def commit() -> str:

@@ -101,6 +101,7 @@ def open_openvino(file: Path, dtype: torch.dtype) -> Session:
 
 _DEFAULT = "CPU, inference, default precision / reference (fp32)"
 _OTHER = "CPU without bf16, inference / strongest other"
+_AMX = "CPU with AMX, inference, bf16 / strongest stock bf16"
 CASE = Case(
     order=20,
     rows=(NAME,),
@@ -109,6 +110,7 @@ CASE = Case(
     gates=(
         Gate(_DEFAULT, NAME, "vs_reference", 2.1, 2.5, batch=1, places=CPUS),
         Gate(_OTHER, NAME, "vs_other", 1.5, 2.0, batch=1, places=("cpu",)),
+        Gate(_AMX, NAME, "vs_stock", 1.6, 2.0, dtype="bfloat16", batch=1, places=("cpu+amx",), own_kernel=True),
     ),
     quick=lambda device, dtypes: [comparison(RDN_B, (32, 32), device, dtypes, "auto", every=True)],
     **tables.MODEL_SPEEDS,

@@ -84,6 +84,21 @@ def test_unsteady_rows_decide_no_gate(changes, why):
     assert why in found.line()
 
 
+@pytest.mark.parametrize(
+    ("capabilities", "place", "words"),
+    [
+        ({"avx2": True, "amx_bf16": False}, "cpu", ""),
+        ({"avx512_bf16": True}, "cpu+bf16", ", bf16"),
+        ({"avx512_bf16": True, "amx_bf16": True}, "cpu+amx", ", bf16, AMX"),
+    ],
+)
+def test_machines_are_told_apart_by_their_instructions(capabilities, place, words, monkeypatch):
+    before = results.device_words(CPU).partition(", bf16")[0].partition(", family")[0]
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert results.place(CPU) == place
+    assert results.device_words(CPU).partition(", family")[0] == before + words
+
+
 def test_what_needs_a_kernel_of_ours_is_not_asked_where_there_is_none():
     row = make_row(dtype="bfloat16", precision="", vs_stock=0.99, note=f"rdb naive; {NO_KERNEL}")
     found = verdict("CPU, training step, bf16", [row], "cpu+bf16")

@@ -186,7 +186,7 @@ def test_a_photograph_that_fails_leaves_the_small_files_and_fails_the_run(monkey
     assert f"held             {idle}: 0.025, gate at most 0.1\n" in printed
 
 
-@pytest.mark.parametrize("place", ["cpu", "cpu+bf16", "h100", "npu"])
+@pytest.mark.parametrize("place", ["cpu", "cpu+bf16", "cpu+amx", "h100", "npu"])
 def test_pictures_are_judged_on_every_device(told, place):
     photograph, small = told(Use(2.0, 1.5, 900_000_000, 0), Use(4.0, 3.9, 800_000_000, 0))
     for row, column, verdicts in (
