@@ -1,4 +1,4 @@
-"""RDN for spandrel, the loader of chaiNNer and ComfyUI. Needs the package spandrel: pip install rdn-fast[spandrel].
+"""RDN for spandrel, the loader of chaiNNer and ComfyUI. Needs the package spandrel: pip install '.[spandrel]'.
 
 import rdn_fast.spandrel
 
