@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
 import os
 import signal
+import stat
 import sys
 import threading
 import warnings
@@ -17,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from rdn_fast import ascend
 from rdn_fast.cli_flags import make_parser, with_dashes
@@ -28,9 +30,7 @@ from rdn_fast.errors import Failure, Stopped, Terminated, UserError, naming_flag
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns its exit code: 0, 1 (failed), 2 (the user's mistake), 128 + signal number (stopped)."""
     arguments = with_dashes(sys.argv[1:] if argv is None else argv)
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # names of files may be any bytes
+    sys.stdout, sys.stderr = (_for_any_text_and_reader(stream) for stream in (sys.stdout, sys.stderr))
     warnings.filterwarnings("ignore", module="PIL")  # Pillow's about odd files; those that cannot be read are named
     # torch_npu is imported when a device is picked, where a failure can be reported in one line.
     os.environ.setdefault(ascend.AUTOLOAD, "0")
@@ -50,9 +50,8 @@ def main(argv: list[str] | None = None) -> int:
         if not is_out_of_memory(error):
             raise
         return _report(f"failed: out of memory; give {_less_memory(options.command)}", 1)
-    except BrokenPipeError:  # the reader of stdout has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    except MemoryError:
+        return _report(f"failed: out of memory; give {_less_memory(options.command)}", 1)
     except OSError as error:
         if (flag := _flag_of_path(error.filename, options)) is None:
             raise
@@ -83,6 +82,38 @@ def _terminable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+class _Pipe(io.FileIO):
+    """A stream whose reader may go (`rdn-fast eval ... | head -1`): the rest of the text is dropped, not the work."""
+
+    def write(self, data) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())
+            os.close(nowhere)
+            return len(data)
+
+
+def _for_any_text_and_reader(stream: TextIO | None) -> TextIO | None:
+    """Return the stream so that names of any bytes can be written and a reader that has gone is no error."""
+    if not isinstance(stream, io.TextIOWrapper):  # closed, or a test's
+        return stream
+    stream.reconfigure(errors="backslashreplace")
+    raw = getattr(stream.buffer, "raw", stream.buffer)  # PYTHONUNBUFFERED: no buffer
+    if type(raw) is not io.FileIO or not stat.S_ISFIFO(os.fstat(raw.fileno()).st_mode):
+        return stream
+    stream.flush()
+    pipe = _Pipe(raw.fileno(), "w", closefd=False)
+    return io.TextIOWrapper(
+        pipe if raw is stream.buffer else io.BufferedWriter(pipe),
+        stream.encoding,
+        stream.errors,
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
 
 
 def _report(words: str, code: int) -> int:

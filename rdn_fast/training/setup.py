@@ -74,8 +74,6 @@ def open_run(model_config: ModelConfig, train_config: TrainConfig) -> Iterator[t
                 inputs = open_inputs(model_config, train_config, ranks.rank, ranks.world, device)
             yield Setup(model_config, train_config, inputs, device, None, ranks.world, launches), ranks, signals
         ranks.close()
-    except BrokenPipeError:
-        raise
     except OSError as error:
         reason = f"{error.filename or outputs}: {error.strerror or error}"
         raise Failure(f"{reason}; mend it, then go on with --resume auto") from None
