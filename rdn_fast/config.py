@@ -131,7 +131,9 @@ class TrainConfig:
     lr_schedule: str = _flag(
         "step", "step: times lr-gamma every lr-step epochs; cosine: to 0 at the end", choices=("step", "cosine")
     )
-    lr_step: int = _flag(600, "epochs between the drops of --lr-schedule step")
+    lr_step: int | None = _flag(
+        None, "epochs between the drops of --lr-schedule step (default: 0.8 times num-epochs, as in yjn870's code)"
+    )
     lr_gamma: float = _flag(0.1, "factor of each drop")
     weight_decay: float = _flag(0.0, "L2 penalty added to the gradient, as in torch.optim.Adam")
     clip_grad: float | None = _flag(None, "largest norm of the whole gradient (default: no clipping)")
@@ -184,7 +186,7 @@ class TrainConfig:
     checkpoint_every: float = _flag(60.0, "seconds between checkpoints, besides the one at the end")
 
     def __post_init__(self):
-        for name in ("patch_size", "batch_size", "num_epochs", "lr", "lr_step", "lr_gamma"):
+        for name in ("patch_size", "batch_size", "num_epochs", "lr", "lr_gamma"):
             _check_positive(self, name)
         for name in ("eval_every", "checkpoint_every"):
             _check_positive(self, name)
@@ -192,7 +194,7 @@ class TrainConfig:
             raise UserError(
                 f"--loss-scale-value {self.loss_scale}: must be a positive number that float32 holds, or auto"
             )
-        for name in ("max_steps", "clip_grad"):
+        for name in ("max_steps", "clip_grad", "lr_step"):
             if getattr(self, name) is not None:
                 _check_positive(self, name)
         for name in ("weight_decay", "num_workers", "seed"):
@@ -202,6 +204,11 @@ class TrainConfig:
             raise UserError(f"--seed {self.seed}: must be below 2^63")
         if self.ema is not None and not 0 < self.ema < 1:
             raise UserError(f"--ema {self.ema}: give a decay between 0 and 1, for example 0.999")
+
+    @property
+    def epochs_between_drops(self) -> int:
+        """Return lr_step, or what it is by default."""
+        return self.lr_step or max(1, int(0.8 * self.num_epochs))
 
     def files(self, scale: int) -> tuple[Path, Path | None]:
         """Return the training h5, or the folder train_dir, and the validation set or None, from data_path or the flags.
@@ -240,7 +247,7 @@ _RDN_A = {"num_features": 64, "growth_rate": 32, "num_blocks": 20, "num_layers":
 _SMALL = {"num_features": 48, "growth_rate": 48, "num_blocks": 6, "num_layers": 4}
 _TINY = {"num_features": 32, "growth_rate": 32, "num_blocks": 4, "num_layers": 3}
 
-_RECIPE = _RDN_B | {"batch_size": 64, "num_epochs": 800, "seed": 123}  # of the Ascend port (test/)
+_RECIPE = _RDN_B | {"batch_size": 64, "num_epochs": 800, "lr_step": 600, "seed": 123}  # of the Ascend port (test/)
 _ONE_CARD = _RECIPE | {"lr": 4e-4, "loss_scale": 1024.0}
 _EIGHT_CARDS = _RECIPE | {"lr": 5e-4, "loss_scale": 32.0}
 _COSINE = {"lr_schedule": "cosine", "num_epochs": 100_000}  # max_steps ends the run

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -20,6 +21,21 @@ HOST_BACKEND = "gloo"  # for collectives of host values, on every device
 LAUNCH_VARIABLE = "RDN_FAST_LAUNCH"  # environment variable: id of the launch, kept when its ranks are restarted
 TIMEOUT = 600.0  # seconds a collective may take: rank 0 may autotune and compile for minutes while the others wait
 _GRACE = 5.0  # seconds within which the timeouts of all waiting ranks expire
+
+
+class PendingMax(NamedTuple):
+    """An all_max() that goes on in the background."""
+
+    work: dist.Work
+    values: torch.Tensor
+
+    def is_over(self) -> bool:
+        """Return whether wait() would return, or raise, at once."""
+        return self.work.is_completed()
+
+    def wait(self) -> list[int]:
+        self.work.wait()
+        return self.values.tolist()
 
 
 class Ranks:
@@ -136,6 +152,13 @@ class Ranks:
         if self.world == 1:
             return list(flags)
         return self._all_reduce(torch.tensor(flags, dtype=torch.int32), dist.ReduceOp.MAX).tolist()
+
+    def begin_max(self, *flags: int) -> PendingMax:
+        """Begin all_max() of several ranks and return at once. A collective, as all others in the same order."""
+        values = torch.tensor(flags, dtype=torch.int32)
+        self._collective_start = time.monotonic()
+        work = dist.all_reduce(values, dist.ReduceOp.MAX, group=self._host_group, async_op=True)
+        return PendingMax(work, values)
 
     def all_sum(self, values: torch.Tensor) -> torch.Tensor:
         """Sum a host tensor over all ranks, in place, and return it. A collective."""

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rdn_fast.data.h5 import PairedH5
-from rdn_fast.data.images import image_files, read_image
-from rdn_fast.data.pairs import Pair, degrade
+from rdn_fast.data.pairs import Pair
 from rdn_fast.errors import UserError, why_no_file, why_no_folder
 from rdn_fast.evaluation import metrics
-from rdn_fast.ordered_map import ordered_map
+from rdn_fast.evaluation.picture_folder import PictureFolder
 from rdn_fast.terminal import print_line, printable
 
 _ORDER = ("set5", "set14", "b100", "bsd100", "bsds100", "urban100", "manga109", "div2k")  # of tables in the field
@@ -53,7 +52,7 @@ def open_datasets(
 def load_pairs(
     path: str | Path, scale: int, say: Callable[[str], None] = print_line, strict: bool = False
 ) -> Sequence[Pair]:
-    """Load the pairs of an evaluation h5, or of a folder of HR images.
+    """Open an evaluation h5, or a folder of HR images, whose pairs are read when they are indexed.
 
     HR images of a folder are cropped to multiples of `scale`; their LR is made by Pillow's bicubic. Of *_HR beside *_LR
     only the former are taken. say: called with a line about that, and for each file of a folder that cannot be read or
@@ -62,7 +61,7 @@ def load_pairs(
     Raises UserError, also for an h5 file with an image that is too small.
     """
     if os.path.isdir(path):
-        return _load_folder(Path(path), scale, say, strict)
+        return PictureFolder(path, scale, say, strict)
     pairs = PairedH5(path, scale)
     pairs.names()  # read and kept now: the path may belong to another file later
     smallest = metrics.smallest_side(scale)
@@ -83,39 +82,6 @@ def unique_name(name: str, taken: set[str]) -> str:
         unique = f"{name}_{k}"
     taken.add(unique.casefold())
     return unique
-
-
-def _load_folder(folder: Path, scale: int, say: Callable[[str], None], strict: bool) -> list[Pair]:
-    files = image_files(folder)
-    if any(file.stem.endswith("_LR") for file in files) and (hr := [f for f in files if f.stem.endswith("_HR")]):
-        say(f"{folder}: its {len(hr)} files *_HR; {len(files) - len(hr)} others are left out")
-        files = hr
-    pairs = []
-    for pair in ordered_map(lambda file: _read(file, scale), files, workers=2, ahead=4):
-        if isinstance(pair, Pair):
-            pairs.append(pair)
-        elif strict:
-            raise UserError(f"{pair}; remove or repair it, or leave out --strict to skip it")
-        else:
-            say(f"skipped {pair}")
-    if not pairs:
-        raise UserError(
-            f"{folder}: none of its {len(files)} files is an image that can be evaluated; give a folder of images"
-        )
-    return pairs
-
-
-def _read(file: Path, scale: int) -> Pair | str:
-    """Return the file's pair, or why it cannot be evaluated."""
-    try:
-        pair = degrade(printable(file.stem), read_image(file), scale)
-    except ValueError as error:
-        return f"{file}: {error}"
-    height, width = pair.hr.shape[:2]
-    smallest = metrics.smallest_side(scale)
-    if min(height, width) < smallest:
-        return f"{file}: {width}x{height} pixels; PSNR and SSIM at x{scale} need {smallest} on each side"
-    return pair
 
 
 def _find_inside(data: Path, scale: int) -> list[Path]:

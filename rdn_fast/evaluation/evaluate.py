@@ -22,6 +22,7 @@ from rdn_fast.errors import UserError, cannot_write
 from rdn_fast.evaluation import metrics, tables
 from rdn_fast.evaluation.crops import Crop, draw_figure, worst_and_best
 from rdn_fast.evaluation.datasets import EvalDataset, open_datasets, unique_name
+from rdn_fast.evaluation.picture_folder import read_ahead
 from rdn_fast.files import Kind, check_replaceable, check_writable, write_result
 from rdn_fast.model import RDN
 from rdn_fast.ordered_map import ordered_map
@@ -68,9 +69,10 @@ def evaluate(
     figure: a PNG file for the crops where the model is best and worst.
 
     Returns {"weights", "weights_sha256", "model" (in words), "config", "parameters", "scale", "self_ensemble",
-    "precision", "device", "versions", "sets"}. Each set is {"name", "notes" (lines on files that are left out),
+    "precision", "device", "versions", "sets"}. Each set is {"name", "notes" (lines on what is left out),
     "images": [{"name", "psnr_y", "psnr_y_compat", "ssim_y", "bicubic_psnr_y", "bicubic_psnr_y_compat",
-    "bicubic_ssim_y"}], "mean": {...}}. PSNR is in dB; inf for equal images.
+    "bicubic_ssim_y"}], "mean": {...}}. PSNR is in dB; inf for equal images,
+    which the means leave out.
 
     Raises UserError, also for a file to write that is an input or lies in a set's folder.
     """
@@ -170,14 +172,15 @@ def _score_all(
             bar.advance(f"{sets[dataset]['name']}/{scores['name']} {scores['psnr_y']:.2f} dB")
     for each in sets:
         columns = [key for key in each["images"][0] if key != "name"]
-        each["mean"] = {key: float(np.mean([scores[key] for scores in each["images"]])) for key in columns}
+        each["mean"] = {key: metrics.mean(scores[key] for scores in each["images"]) for key in columns}
+        each["notes"] = [*each["notes"], *filter(None, [tables.note_on_infinite(each)])]
     return sets, all_crops
 
 
 def _predict(upscaler: Upscaler, datasets: list[EvalDataset]) -> Iterator[_Prediction]:
     for i, dataset in enumerate(datasets):
         taken: set[str] = set()
-        for pair in dataset.pairs:
+        for pair in read_ahead(dataset.pairs, range(len(dataset.pairs))):
             yield _Prediction(i, unique_name(_path_part(pair.name), taken), pair, upscaler.exactly(pair.lr))
 
 

@@ -6,10 +6,14 @@ Reference-compatible (printed by yjn870's code and the Ascend port): nothing is 
 there. Gives about 0.05 dB more near 38 dB.
 """
 
+import math
+from collections.abc import Callable, Iterable
+
 import numpy as np
 
 _CANONICAL = np.array([65.738, 129.057, 25.064]) / 256
 _COMPATIBLE = np.array([64.738, 129.057, 25.064]) / 256
+_BAND = 64  # rows of an image that are floats at a time
 
 
 def to_uint8(rgb: np.ndarray) -> np.ndarray:
@@ -27,7 +31,7 @@ def psnr_y(prediction: np.ndarray, hr: np.ndarray, scale: int) -> float:
 
 def squared_error_y(prediction: np.ndarray, hr: np.ndarray, scale: int) -> np.ndarray:
     """Return the squared errors per pixel of canonical PSNR: float64 [H - 2*scale, W - 2*scale]. As psnr_y()."""
-    return (_luma(_rounded(prediction), _CANONICAL, scale) - _luma(hr, _CANONICAL, scale)) ** 2
+    return _squared(_luma(prediction, _CANONICAL, scale, _rounded), _luma(hr, _CANONICAL, scale))
 
 
 def psnr_y_compat(prediction: np.ndarray, hr: np.ndarray, scale: int) -> float:
@@ -35,7 +39,7 @@ def psnr_y_compat(prediction: np.ndarray, hr: np.ndarray, scale: int) -> float:
 
     prediction: [H, W, 3], uint8, or float in 0..255, which is clipped but not rounded. hr: uint8 [H, W, 3].
     """
-    return psnr((_luma(np.clip(prediction, 0, 255), _COMPATIBLE, scale) - _luma(hr, _COMPATIBLE, scale)) ** 2)
+    return psnr(_squared(_luma(prediction, _COMPATIBLE, scale, _clipped), _luma(hr, _COMPATIBLE, scale)))
 
 
 def psnr(squared_error: np.ndarray) -> float:
@@ -44,12 +48,21 @@ def psnr(squared_error: np.ndarray) -> float:
     return float("inf") if mse == 0 else float(10 * np.log10(255**2 / mse))
 
 
+def mean(values: Iterable[float]) -> float:
+    """Return the mean of an image set's values without those that are inf; inf where all are. NaN stays NaN.
+
+    An image that equals its HR image has an infinite PSNR, which says nothing about the others.
+    """
+    counted = [value for value in values if value != math.inf]
+    return float(np.mean(counted)) if counted else math.inf
+
+
 def ssim_y(prediction: np.ndarray, hr: np.ndarray, scale: int) -> float:
     """Return canonical SSIM (Wang et al., 2004; 11x11 Gaussian window, sigma 1.5). Arguments as of psnr_y().
 
     It is the mean over all windows inside the cropped image, at least 11 pixels in both directions.
     """
-    a, b = (_luma(image, _CANONICAL, scale) for image in (_rounded(prediction), hr))
+    a, b = _luma(prediction, _CANONICAL, scale, _rounded), _luma(hr, _CANONICAL, scale)
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     mean_a, mean_b = _blur(a), _blur(b)
     var_a, var_b, cov = _blur(a * a) - mean_a**2, _blur(b * b) - mean_b**2, _blur(a * b) - mean_a * mean_b
@@ -62,12 +75,29 @@ def smallest_side(scale: int) -> int:
     return 11 + 2 * scale
 
 
+def _clipped(rgb: np.ndarray) -> np.ndarray:
+    return np.clip(rgb, 0, 255)
+
+
 def _rounded(rgb: np.ndarray) -> np.ndarray:
-    return np.rint(np.clip(rgb, 0, 255))  # NaN stays NaN: a broken prediction must not get a PSNR
+    return np.rint(_clipped(rgb))  # NaN stays NaN: a broken prediction must not get a PSNR
 
 
-def _luma(rgb: np.ndarray, weights: np.ndarray, crop: int) -> np.ndarray:
-    return 16 + rgb[crop:-crop, crop:-crop].astype(np.float64) @ weights  # [H - 2*crop, W - 2*crop]
+def _luma(rgb: np.ndarray, weights: np.ndarray, crop: int, prepare: Callable = np.asarray) -> np.ndarray:
+    """Return Y of prepare(rgb), [H, W, 3] -> [H - 2*crop, W - 2*crop], without more memory than for that."""
+    inner = rgb[crop:-crop, crop:-crop]
+    luma = np.empty(inner.shape[:2])
+    for top in range(0, len(inner), _BAND):
+        rows = slice(top, top + _BAND)
+        luma[rows] = 16 + prepare(inner[rows]).astype(np.float64) @ weights
+    return luma
+
+
+def _squared(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return (a - b)**2, in the place of a."""
+    a -= b
+    a *= a
+    return a
 
 
 def _blur(image: np.ndarray) -> np.ndarray:

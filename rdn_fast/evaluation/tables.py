@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -33,9 +34,20 @@ def print_report(report: dict) -> None:
         table.add_section()
         table.add_row("mean", *_in_words(dataset["mean"], _COLUMNS))
         print_table(table)
+        if note := note_on_infinite(dataset):
+            print_line(note)
     if len(report["sets"]) > 1:
         print_table(_means(report))
     print_line(_NOTE)
+
+
+def note_on_infinite(dataset: dict) -> str | None:
+    """Return a line that names the images of a report's set that have an infinite PSNR; None where none has."""
+    names = [scores["name"] for scores in dataset["images"] if math.inf in scores.values()]
+    if not names:
+        return None
+    some = f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''} ({len(names)} of {len(dataset['images'])})"
+    return f"{dataset['name']}: infinite PSNR, of a result that equals the HR image, is left out of the means: {some}"
 
 
 def as_json(report: dict) -> str:
@@ -60,9 +72,9 @@ def as_markdown(report: dict) -> str:
     table, file = _means(report), io.StringIO()
     table.title, table.box = None, box.MARKDOWN
     Console(file=file, width=1000, color_system=None).print(table)
-    return (
-        f"{printable(Path(report['weights']).name)}: {model_in_words(report)}\n\n{file.getvalue().strip()}\n\n{_NOTE}\n"
-    )
+    notes = [_NOTE, *(printable(note) for each in report["sets"] if (note := note_on_infinite(each)))]
+    title = f"{printable(Path(report['weights']).name)}: {model_in_words(report)}"
+    return "\n\n".join([title, file.getvalue().strip(), "\n".join(notes)]) + "\n"
 
 
 def model_in_words(report: dict) -> str:

@@ -10,6 +10,7 @@ from datetime import datetime
 import torch
 
 from rdn_fast import __version__, devices
+from rdn_fast.config import TrainConfig
 from rdn_fast.errors import Failure, Stopped
 from rdn_fast.model import RDN
 from rdn_fast.precision import dtype_name
@@ -21,6 +22,7 @@ from rdn_fast.training.setup import Setup
 from rdn_fast.training.state import RunState
 from rdn_fast.training.step import StepResult
 from rdn_fast.training.throughput import WARM_UP, ThroughputMeter, per_second
+from rdn_fast.training.validation import Validation
 
 
 class Report:
@@ -81,6 +83,7 @@ class Report:
             self.say(f"note: on this CPU, which emulates {dtype_name(s.precision.compute)}, --opt-level O0 is faster")
         self.say(f"{sampler.pairs.path}: {sampler.patches} patches per epoch, {sampler.steps} steps")
         self.say(about_loader)
+        self.say(f"learning rate {c.lr:g}, {_schedule_in_words(c, s.total_steps)}")
         if left_out := sampler.left_out:
             self.say(f"left out {len(left_out)} images smaller than the patch: {', '.join(left_out)}")
         if not s.inputs.validation:
@@ -121,14 +124,17 @@ class Report:
         skipped = f", {state.skipped} steps skipped so far" if state.skipped else ""
         self.say(f"epoch {state.epoch}: {loss}, {speeds}, waited {state.waited:.2f} s for data{skipped}")
 
-    def validation(self, epoch: int, canonical: float, compatible: float) -> None:
-        self.say(f"epoch {epoch}: PSNR-Y {canonical:.2f} dB canonical, {compatible:.2f} dB reference-compatible")
+    def validation(self, epoch: int, v: Validation) -> None:
+        self.say(f"epoch {epoch}: PSNR-Y {v.canonical:.2f} dB canonical, {v.compatible:.2f} dB reference-compatible")
+        if v.exact:
+            of_all = f"{v.exact} of {len(v.psnrs)} images"
+            self.say(f"epoch {epoch}: {of_all} left out of these means: equal to the HR image, so the PSNR is infinite")
 
-    def log_epoch(
-        self, state: RunState, meter: ThroughputMeter, psnr: tuple[float, float] | None, seconds: float
-    ) -> None:
-        """psnr: canonical and reference-compatible, in dB; None: not validated."""
-        scores = dict(zip(("psnr_y", "psnr_y_compat"), psnr, strict=True)) if psnr else {}
+    def log_epoch(self, state: RunState, meter: ThroughputMeter, validation: Validation | None, seconds: float) -> None:
+        """validation: None where there was none."""
+        v = validation
+        scores = {"psnr_y": v.canonical, "psnr_y_compat": v.compatible} if v else {}
+        scores |= {"infinite": v.exact} if v and v.exact else {}
         self._write({**self._epoch_record(state, meter), **scores, "seconds": seconds})
 
     def _epoch_record(self, state: RunState, meter: ThroughputMeter) -> dict:
@@ -166,6 +172,12 @@ class Report:
         self.say(f"Final Performance images/sec : {per_second(images, window):.3f}")
         self.say(f"Final Train Accuracy : {f'{state.best_psnr:.2f}' if validated else 'not validated'}")
         self.say(f"E2E Training Duration sec : {seconds:.1f}")
+
+
+def _schedule_in_words(c: TrainConfig, total_steps: int) -> str:
+    if c.lr_schedule == "cosine":
+        return f"falling to 0 at step {total_steps} (cosine)"
+    return f"times {c.lr_gamma:g} every {c.epochs_between_drops} epochs"
 
 
 def _start_record(setup: Setup, state: RunState, impls: dict[str, str], mode: str) -> dict:

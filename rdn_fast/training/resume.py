@@ -43,7 +43,7 @@ def settings(setup: Setup) -> dict:
 def recipe(setup: Setup) -> dict:
     """Return what a resume may change; then it is not exact."""
     c = setup.train_config
-    schedule = {"lr": c.lr, "lr_schedule": c.lr_schedule, "lr_step": c.lr_step, "lr_gamma": c.lr_gamma}
+    schedule = {"lr": c.lr, "lr_schedule": c.lr_schedule, "lr_step": c.epochs_between_drops, "lr_gamma": c.lr_gamma}
     if c.lr_schedule == "cosine":
         schedule["total_steps"] = setup.total_steps
     scaling = {"loss_scale": c.loss_scale, "amp_backend": c.amp_backend} if setup.precision.scaled else {}

@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from rdn_fast import devices
 from rdn_fast.config import ModelConfig, TrainConfig
 from rdn_fast.data.prefetch import Batch, PrefetchLoader
+from rdn_fast.distributed.in_touch import InTouch
 from rdn_fast.distributed.process_group import Ranks
 from rdn_fast.errors import Failure, Stopped
 from rdn_fast.terminal import print_line
@@ -28,7 +29,7 @@ from rdn_fast.training.setup import Setup, open_run
 from rdn_fast.training.state import RunState, ema_decay, learning_rate
 from rdn_fast.training.step import ResultBuffer, StepResult, TrainStep, update_average
 from rdn_fast.training.throughput import ThroughputMeter
-from rdn_fast.training.validation import validate
+from rdn_fast.training.validation import Validation, validate
 
 # A run is given up after so many skipped steps in a row at a loss scale that cannot be halved.
 MAX_SKIPS = 2 * HALVE_AFTER
@@ -152,12 +153,16 @@ class TrainingRun:
             update_average(self.average, self.model, ema_decay(c.ema, step))
         self.results.add(step + 1, epoch, rate, share, skipped, self.optimizer_step.scale)
 
+    def _signal(self) -> int:
+        """Return the signal that this rank is to stop by; 0: none."""
+        return signal.SIGTERM if self.ranks.agent_died() else max(self.signals, default=0)
+
     def _poll_ranks(self) -> None:
         """Between two steps, agree with the other ranks whether to stop, to save, and to read the results."""
         now, rank0 = time.monotonic(), self.ranks.is_rank0
         save_due = rank0 and now - self.saved_at >= self.setup.train_config.checkpoint_every
         stop, save, read = self.ranks.all_max(
-            signal.SIGTERM if self.ranks.agent_died() else max(self.signals, default=0),
+            self._signal(),
             save_due and not self.writer.busy,
             self.results.is_full or (rank0 and now - self.read_at >= _READ_SECONDS),
         )
@@ -195,10 +200,16 @@ class TrainingRun:
             self.report.halved_loss_scale(result.step, result.loss_scale)
 
     def _end_epoch(self) -> None:
+        before = self.state
         self._count_time()
         self.report.epoch(self.state, self.meter)
-        psnr = self._validate() if self._validation_is_due() else None
-        self.report.log_epoch(self.state, self.meter, psnr, self._seconds())
+        try:
+            validation = self._validate() if self._validation_is_due() else None
+        except Stopped:
+            self.state = before  # a resume ends this epoch anew
+            self._save()
+            raise
+        self.report.log_epoch(self.state, self.meter, validation, self._seconds())
         self.state = self.state.after_epoch(self.sampler.steps)
         if self._is_over():
             self._save()
@@ -212,16 +223,17 @@ class TrainingRun:
         every = self.setup.train_config.eval_every
         return bool(self.setup.inputs.validation) and (self._is_over() or (self.state.epoch + 1) % every == 0)
 
-    def _validate(self) -> tuple[float, float]:
-        """Return the mean PSNR-Y (canonical, reference-compatible) in dB; keep the weights if it is the best so far."""
+    def _validate(self) -> Validation:
+        """Validate, and keep the weights if they are the best so far. Raises Stopped at a signal to any rank."""
         model, pairs = self.average or self.model, self.setup.inputs.validation
-        canonical, compatible = validate(model, self.impls["validation"], pairs, self.ranks, self.report.say)
-        self.report.validation(self.state.epoch, canonical, compatible)
-        if compatible > self.state.best_psnr:
-            self.state = self.state.with_best(canonical, compatible)
+        in_touch = InTouch(self.ranks, self._signal)
+        validation = validate(model, self.impls["validation"], pairs, self.ranks, in_touch, self.report.say)
+        self.report.validation(self.state.epoch, validation)
+        if self.state.is_best(validation.psnrs):
+            self.state = self.state.with_best(validation.canonical, validation.psnrs)
             if self.writer:
                 self.writer.put(self.setup.outputs / "best.pth", host_copy(model.state_dict()))
-        return canonical, compatible
+        return validation
 
     def _save(self) -> None:
         """Hand a checkpoint of this very step, and its weights as last.pth, to the writer."""

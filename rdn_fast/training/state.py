@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass, field, replace
 
 from rdn_fast.config import TrainConfig
+from rdn_fast.evaluation.metrics import mean
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class RunState:
     loss_steps: int = 0
     best_epoch: int | None = None
     best_psnr: float = -math.inf  # dB, reference-compatible
+    best_psnrs: list[float] | None = None  # of its images, as best_psnr
     best_psnr_canonical: float = -math.inf  # dB, of the same epoch
     waited: float = 0.0  # seconds without a batch in this epoch
     epoch_speed: list | None = None  # throughput.ThroughputMeter.totals
@@ -51,9 +53,25 @@ class RunState:
         """Take another loss scale, at which no step has been skipped yet."""
         return replace(self, loss_scale=loss_scale, skips_in_a_row=0)
 
-    def with_best(self, canonical: float, compatible: float) -> RunState:
-        """Take this epoch, whose mean PSNR-Y these are in dB, as the best one."""
-        return replace(self, best_epoch=self.epoch, best_psnr=compatible, best_psnr_canonical=canonical)
+    def is_best(self, psnrs: list[float]) -> bool:
+        """Return whether this epoch, with these reference-compatible PSNRs of the images in dB, is the best one yet.
+
+        Two epochs are compared by the images whose PSNR is finite in both: an image that is met exactly in one of them
+        must not decide. Where there are none, the epoch that meets more images exactly is the better one.
+        """
+        before = self.best_psnrs
+        if before is None or len(before) != len(psnrs):  # a new run, or another validation set
+            return mean(psnrs) > self.best_psnr
+        both = [pair for pair in zip(psnrs, before, strict=True) if math.inf not in pair]
+        if not both:
+            return psnrs.count(math.inf) > before.count(math.inf)
+        ours, theirs = zip(*both, strict=True)
+        return mean(ours) > mean(theirs)
+
+    def with_best(self, canonical: float, psnrs: list[float]) -> RunState:
+        """Take this epoch as the best one. canonical: its mean PSNR-Y in dB. psnrs: as of is_best()."""
+        best = {"best_psnr": mean(psnrs), "best_psnrs": psnrs, "best_psnr_canonical": canonical}
+        return replace(self, best_epoch=self.epoch, **best)
 
     def after_epoch(self, steps: int) -> RunState:
         """Start the counts of an epoch anew. Go to the next epoch if this one has had all its `steps`."""
@@ -67,7 +85,7 @@ def learning_rate(train_config: TrainConfig, epoch: int, step: int, total_steps:
     c = train_config
     if c.lr_schedule == "cosine":
         return c.lr * 0.5 * (1 + math.cos(math.pi * step / total_steps))
-    return c.lr * c.lr_gamma ** (epoch // c.lr_step)
+    return c.lr * c.lr_gamma ** (epoch // c.epochs_between_drops)
 
 
 def ema_decay(limit: float, step: int) -> float:

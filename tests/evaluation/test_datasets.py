@@ -1,12 +1,17 @@
 """Which datasets are found in a folder, their names and order, and what is printed of those that are left out."""
 
+import os
 import shutil
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 from PIL import Image
+from runs import ROOT
 
 from rdn_fast.data.prepare import prepare
-from rdn_fast.errors import UserError
+from rdn_fast.errors import Failure, UserError
 from rdn_fast.evaluation.datasets import load_pairs, open_datasets, unique_name
 
 
@@ -169,3 +174,57 @@ def test_layouts_of_benchmark_archives(data, photograph, capsys):
     assert len(told) == 2
     (named,) = open_datasets([folder / "Set14/image_SRF_2"], None, 2)
     assert (named.name, [pair.name for pair in named.pairs]) == ("Set14", ["img_001_SRF_2_HR"])
+
+
+MEASURED = """
+import sys
+from pathlib import Path
+from rdn_fast.evaluation.datasets import load_pairs
+
+def megabytes():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1e3 for line in lines if line.startswith("VmRSS"))
+
+def read(folder):
+    for pair in load_pairs(folder, 2):
+        assert pair.hr.shape == (1000, 1500, 3)
+
+read(sys.argv[1])
+before = megabytes()
+read(sys.argv[2])
+pairs = load_pairs(sys.argv[2], 2)
+print(len(pairs), megabytes() - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_memory_does_not_grow_with_a_folder(photograph, tmp_path):
+    few, many = tmp_path / "few", tmp_path / "many"
+    for folder, number in ((few, 8), (many, 30)):
+        folder.mkdir()
+        Image.fromarray(np.tile(photograph(200, 300), (5, 5, 1))).save(folder / "0.bmp")
+        for i in range(1, number):
+            os.link(folder / "0.bmp", folder / f"{i}.bmp")
+    told = subprocess.run(
+        [sys.executable, "-c", MEASURED, few, many], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    number, grown = told.stdout.split()
+    assert int(number) == 30
+    assert float(grown) < 60  # megabytes; 30 pairs have 169
+
+
+@pytest.mark.parametrize("change", ["cut", "gone", "another"])
+def test_a_picture_that_changes_is_named(image_folder, photograph, change):
+    folder = image_folder(2)
+    pairs = load_pairs(folder, 2)
+    file = folder / "picture_1.png"
+    content = file.read_bytes()
+    if change == "cut":
+        file.write_bytes(content[: len(content) // 2])
+    elif change == "gone":
+        file.unlink()
+    else:
+        Image.fromarray(photograph(60, 60)).save(file)
+    assert pairs[0].name == "picture_0"
+    with pytest.raises(Failure, match=r"picture_1\.png: (was changed|can no longer be read)"):
+        pairs[1]

@@ -1,5 +1,7 @@
 """A Report prints and logs on rank 0, and does nothing elsewhere."""
 
+import math
+
 import pytest
 import torch
 from runs import events, make_data
@@ -14,9 +16,12 @@ from rdn_fast.training.setup import Setup
 from rdn_fast.training.state import RunState
 from rdn_fast.training.step import StepResult
 from rdn_fast.training.throughput import ThroughputMeter
+from rdn_fast.training.validation import Validation
 
 CPU = torch.device("cpu")
 RESULT = StepResult(step=3, epoch=1, lr=1e-3, loss=0.25, skipped=True, loss_scale=4.0)
+
+VALIDATION = Validation(29.0, 30.0, [30.0, math.inf], 1)
 
 
 @pytest.fixture
@@ -41,8 +46,8 @@ def report_everything(setup: Setup, silent: bool) -> None:
         report.set_status(state, RESULT, meter)
         report.advance()
         report.epoch(state, meter)
-        report.validation(1, 29.0, 30.0)
-        report.log_epoch(state, meter, (29.0, 30.0), 1.0)
+        report.validation(1, VALIDATION)
+        report.log_epoch(state, meter, VALIDATION, 1.0)
     report.close()
     report.stopped(Stopped(15), 4)
     report.conclude(state, 61.0)
@@ -53,6 +58,9 @@ def test_rank_0_prints_and_logs(setup, capsys):
     lines = capsys.readouterr().out.splitlines()
     for line in (
         "a line",
+        "learning rate 0.0001, times 0.1 every 640 epochs",
+        "epoch 1: PSNR-Y 29.00 dB canonical, 30.00 dB reference-compatible",
+        "epoch 1: 1 of 2 images left out of these means: equal to the HR image, so the PSNR is infinite",
         "epoch:1 FPS: 0.000",
         "best epoch: 0, psnr: 30.00",
         "Final Performance images/sec : 0.000",

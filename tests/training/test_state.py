@@ -2,10 +2,11 @@
 
 import dataclasses
 import json
+import math
 
 import pytest
 
-from rdn_fast.config import TrainConfig
+from rdn_fast.config import TrainConfig, make_configs
 from rdn_fast.training.state import RunState, ema_decay, learning_rate
 
 
@@ -33,13 +34,46 @@ def test_the_end_of_an_epoch(position, epoch, then):
 
 
 def test_the_best_epoch():
-    state = RunState(epoch=7).with_best(canonical=30.0, compatible=31.0)
+    state = RunState(epoch=7).with_best(30.0, [30.0, 32.0])
     assert (state.best_epoch, state.best_psnr, state.best_psnr_canonical) == (7, 31.0, 30.0)
+    assert state.is_best([30.5, 32.0])
+    assert not state.is_best([30.0, 32.0])
+    assert not state.is_best([math.nan, 40.0])
+    assert not RunState().is_best([math.nan])
+    assert state.is_best([31.5])  # of another set
+    assert not state.is_best([30.5])
+
+
+def test_an_infinite_psnr_does_not_decide_which_epoch_is_best():
+    finite = RunState().with_best(35.0, [40.0, 30.0])
+    assert finite.is_best([math.inf, 30.1])
+    assert not finite.is_best([math.inf, 29.9])
+    exact = finite.with_best(30.1, [math.inf, 30.1])
+    assert exact.best_psnr == 30.1
+    assert exact.is_best([math.inf, 30.2])
+    assert exact.is_best([20.0, 30.2])
+    assert not exact.is_best([math.inf, 30.0])
+    only = RunState().with_best(math.inf, [math.inf, math.inf])
+    assert not only.is_best([math.inf, math.inf])
+    assert not only.is_best([math.inf, 50.0])
+    assert RunState().is_best([math.inf])
 
 
 def test_a_checkpoint_gives_the_same_state_back():
     state = RunState(step=3, epoch_speed=[[1, 0.5, 0.25], [0, 0.0, 0.0]], loss_scale=2.0)
     assert RunState(**json.loads(json.dumps(dataclasses.asdict(state)))) == state
+
+
+@pytest.mark.parametrize("epochs", [2, 3, 10, 57, 800])
+def test_the_learning_rate_falls_where_yjn870s_does(epochs):
+    """As its train.py, f2641c0: lr * 0.1 ** (epoch // int(num_epochs * 0.8))."""
+    config = make_configs({"num_epochs": epochs, "lr": 1.0})[1]
+    rates = [learning_rate(config, epoch, 0, 10) for epoch in range(epochs)]
+    assert rates == pytest.approx([0.1 ** (epoch // int(epochs * 0.8)) for epoch in range(epochs)])
+
+
+def test_one_epoch_has_one_learning_rate():
+    assert learning_rate(TrainConfig(num_epochs=1, lr=1.0), 0, 0, 10) == 1
 
 
 def test_learning_rate():

@@ -1,7 +1,9 @@
 """Validation between epochs: the PSNR that evaluation would give, in tiles where memory is short."""
 
 import math
+import signal
 
+import numpy as np
 import pytest
 import torch
 from runs import photograph
@@ -9,7 +11,9 @@ from runs import photograph
 from rdn_fast import devices
 from rdn_fast.config import ModelConfig
 from rdn_fast.data.pairs import degrade
+from rdn_fast.distributed.in_touch import InTouch
 from rdn_fast.distributed.process_group import Ranks
+from rdn_fast.errors import Stopped
 from rdn_fast.evaluation.metrics import psnr_y, psnr_y_compat
 from rdn_fast.model import RDN
 from rdn_fast.precision import Precision
@@ -25,8 +29,13 @@ def model():
     return RDN(ModelConfig(2, 6, 4, 2, 2), rdb="sliced").to(memory_format=devices.memory_format(CPU))
 
 
-def validated(model, say=print):
-    return validate(model, "naive", PAIRS, Ranks(), say)
+def validated(model, say=print, pairs=PAIRS, signal_now=lambda: 0):
+    ranks = Ranks()
+    return validate(model, "naive", pairs, ranks, InTouch(ranks, signal_now), say)
+
+
+def means(validation):
+    return validation.canonical, validation.compatible
 
 
 @torch.inference_mode()
@@ -46,7 +55,7 @@ def expected(model):
 
 def test_whole_pictures_in_float32_whatever_the_training_computes_in(model):
     Precision("O2", torch.bfloat16, torch.bfloat16).apply(model)
-    assert validated(model) == expected(model)
+    assert means(validated(model)) == expected(model)
     assert (model.compute_dtype, model.output_dtype, model.rdb) == (torch.bfloat16, torch.bfloat16, "sliced")
 
 
@@ -59,7 +68,7 @@ def test_a_picture_too_large_for_the_memory_is_computed_in_tiles(model, monkeypa
 
     monkeypatch.setattr(RDN, "forward", noted)
     monkeypatch.setattr(devices, "free_memory", lambda device: 1)
-    assert validated(model) == pytest.approx(expected(model), abs=1e-4)
+    assert means(validated(model)) == pytest.approx(expected(model), abs=1e-4)
     whole = max(pair.lr.shape[0] * pair.lr.shape[1] for pair in PAIRS)
     assert len(sizes) > 2 * len(PAIRS)
     assert all(height * width < whole / 2 for height, width in sizes[: -len(PAIRS)])
@@ -75,7 +84,7 @@ def test_running_out_of_memory_ends_no_run(model, monkeypatch):
 
     whole = expected(model)
     monkeypatch.setattr(RDN, "forward", limited)
-    assert validated(model, said.append) == pytest.approx(whole, abs=1e-4)
+    assert means(validated(model, said.append)) == pytest.approx(whole, abs=1e-4)
     assert len(said) == 1
     assert said[0].startswith("out of memory")
 
@@ -83,7 +92,7 @@ def test_running_out_of_memory_ends_no_run(model, monkeypatch):
 def test_an_output_that_is_not_finite_is_no_psnr_and_no_error(model):
     with torch.no_grad():
         model.output.bias.fill_(math.inf)
-    assert all(map(math.isnan, validated(model)))
+    assert all(map(math.isnan, means(validated(model))))
 
 
 def test_ranks_share_the_pictures(model, monkeypatch):
@@ -92,6 +101,33 @@ def test_ranks_share_the_pictures(model, monkeypatch):
         ranks = Ranks()
         ranks.rank, ranks.world = rank, 2
         monkeypatch.setattr(ranks, "all_sum", lambda values: shares.append(values) or values)
-        validate(model, "naive", PAIRS, ranks, print)
+        validate(model, "naive", PAIRS, ranks, InTouch(Ranks(), lambda: 0), print)
     assert [(share == 0).all(dim=1).tolist() for share in shares] == [[False, True], [True, False]]
     assert tuple(sum(shares).mean(dim=0).tolist()) == expected(model)
+
+
+def test_an_image_that_is_met_exactly_is_left_out_of_the_means(model):
+    black = degrade("black", np.zeros((40, 40, 3), np.uint8), 2)
+    with torch.no_grad():
+        model.output.bias.fill_(-0.2)  # black pixels clip to black
+    only, both = validated(model, pairs=PAIRS), validated(model, pairs=[black, *PAIRS])
+    assert both == (*means(only), [math.inf, *only.psnrs], 1)
+    assert means(validated(model, pairs=[black])) == (math.inf, math.inf)
+
+
+@pytest.mark.parametrize("asked", [1, 2, 3, 7])
+def test_a_signal_is_heard_between_images_and_blocks(model, asked):
+    """A validation of these images asks twice before each image's blocks are over."""
+    calls = []
+
+    def signal_now():
+        calls.append(model.rdb)
+        return signal.SIGTERM if len(calls) == asked else 0
+
+    with pytest.raises(Stopped, match="SIGTERM"):
+        validated(model, signal_now=signal_now)
+    assert len(calls) == asked
+    assert model.rdb == "sliced"  # as it was
+    assert not any(block._forward_pre_hooks for block in model.rdbs)
+    whole = validated(model)
+    assert means(whole) == expected(model)
