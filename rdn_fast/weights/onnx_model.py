@@ -78,7 +78,7 @@ class OnnxModel:
         self._white = self._chosen(said, "value_range", _WHITE)
         self._order = self._chosen(said, "colours", _COLOURS)
         self.receptive_radius = self._number(said, "receptive_radius") or _RADIUS
-        self.config = OnnxConfig(self._number(said, "scale") or self._find_scale())
+        self.config = OnnxConfig(self._number(said, "scale", 2) or self._find_scale())
         words = [said.get("architecture", f"a network for x{self.config.scale}")]
         words.append(f"ONNX in onnxruntime {onnxruntime.__version__}")
         if self.window:
@@ -140,9 +140,11 @@ class OnnxModel:
         image = np.full((1, 3, *(self.window or (_TRIAL, _TRIAL))), 0.5 * self._white, np.float32)
         y = self._run(image)
         scale = y.shape[-1] // image.shape[-1]
-        if scale < 1 or y.shape != (1, 3, scale * image.shape[2], scale * image.shape[3]):
+        if scale < 2 or y.shape != (1, 3, scale * image.shape[2], scale * image.shape[3]):
             shapes = f"of {list(image.shape)} it makes {list(y.shape)}"
-            raise UserError(f"{self._path}: makes no picture a whole number of times as large: {shapes}; give another")
+            raise UserError(
+                f"{self._path}: makes no picture that is a whole number of times as large: {shapes}; give another file"
+            )
         return scale
 
     def _run(self, image: np.ndarray) -> np.ndarray:
@@ -156,10 +158,14 @@ class OnnxModel:
             size = "{} x {}".format(*image.shape[2:])
             raise UserError(f"{self._path}: cannot be computed for {size} LR pixels ({reason})") from None
 
-    def _number(self, said: dict[str, str], key: str) -> int | None:
-        if not said.get(key, "1").isdecimal() or said.get(key) == "0":
-            raise UserError(f"{self._path}: its metadata has {key} {said[key]}, no number; export it anew")
-        return int(said[key]) if key in said else None
+    def _number(self, said: dict[str, str], key: str, least: int = 1) -> int | None:
+        if key not in said:
+            return None
+        if not said[key].isdecimal() or int(said[key]) < least:
+            raise UserError(
+                f"{self._path}: its metadata has {key} {said[key]}, no number from {least} on; export it anew"
+            )
+        return int(said[key])
 
     def _chosen(self, said: dict[str, str], key: str, known: dict):
         """Return the value of what the metadata names, or of the first known name."""
