@@ -26,6 +26,7 @@ from rdn_fast.terminal import print_line
 from rdn_fast.weights.onnx_model import OnnxModel
 
 _HOST_TILE = 192  # LR pixels: two cores are no faster with other sizes (profiling/tiles.csv)
+_HOST_WHOLE = 264**2  # LR pixels: a picture of 256x256, continued by enlarge.py, is computed whole, not in four tiles
 _TILE = 1024  # LR pixels: fills any accelerator, with little overlap
 _PADS = 4  # a default tile is at least so many times its pad: it then computes at most 2.25 times its own pixels
 _FLOAT32 = Precision("O0", torch.float32, torch.float32)
@@ -232,11 +233,14 @@ def _grid(model: RDN | OnnxModel, dtype: torch.dtype, tile: int | None, tile_pad
     fitting = devices.free_memory(model.device) // 2 // model.bytes_per_pixel(dtype)  # LR pixels
     wanted = max(_HOST_TILE if host else _TILE, _PADS * pad)
     default = max(SMALLEST, min(wanted, math.isqrt(fitting) - 2 * pad))
+    whole_pixels = fitting if exact else math.inf
+    if tile is None and host:
+        tile, whole_pixels = 0, min(fitting, _HOST_WHOLE)
     return TileGrid(
         tile=default if tile is None else tile,
         pad=pad,
         batch_pixels=0 if host else (default + 2 * pad) ** 2,  # one window is enough for a CPU
-        whole_pixels=fitting if exact else math.inf,
+        whole_pixels=whole_pixels,
         tile_of_larger=default,
         window=window,
     )

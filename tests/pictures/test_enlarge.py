@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from rdn_fast.config import ModelConfig
+from rdn_fast.model import RDN
 from rdn_fast.pictures.enlarge import enlarge
 from rdn_fast.pictures.picture import Picture, read_picture
 from rdn_fast.pictures.tiled import Upscaler
@@ -40,6 +42,18 @@ def disc(colour: tuple[int, ...], outside: tuple[int, ...]) -> Image.Image:
 def test_flat_colours_are_flat_up_to_the_border(shipped, colour):
     large = through(shipped, np.full((32, 32, 3), colour, np.uint8))
     assert np.abs(large.astype(int) - colour).max() <= 2
+
+
+def test_a_continued_picture_of_256_pixels_is_one_window(monkeypatch):
+    """Cut into four, the continuation costs 6% more at this size."""
+    monkeypatch.setattr("rdn_fast.devices.free_memory", lambda device: 8 * 10**9)
+    upscaler = Upscaler(RDN(ModelConfig(num_blocks=1)), fp32=True)
+    shapes = []
+    through(lambda image: shapes.append(image.shape[:2]) or spreading(image), np.zeros((256, 256, 3), np.uint8))
+    assert [len(upscaler.grid.windows(*shape)) for shape in shapes] == [1]
+    assert max(max(window.shape) for window in upscaler.grid.windows(265, 264)) <= 192 + 2 * 10
+    monkeypatch.setattr("rdn_fast.devices.free_memory", lambda device: 10**8)
+    assert len(Upscaler(RDN(ModelConfig(num_blocks=1)), fp32=True).grid.windows(264, 264)) > 9
 
 
 @pytest.mark.parametrize("grey", ["text", "dither", "text beside a colour"])
