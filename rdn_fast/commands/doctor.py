@@ -16,6 +16,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from importlib import import_module, metadata, resources
+from types import SimpleNamespace
 from typing import NamedTuple
 
 from rich.table import Table
@@ -190,13 +191,16 @@ def _case(device: str):
 
 
 def _refusals(case) -> dict[str, str | None]:
-    """Return why each impl cannot run the case; None if it can. One in C counts as built where a compiler is."""
+    """Return why each impl cannot run the case; None if it can. One in C counts as built where it may be."""
     from rdn_fast.rdb import IMPLS, refusal
+    from rdn_fast.rdb.in_c import Kernels
 
     refusals = {}
     for impl in IMPLS.values():
-        buildable = hasattr(impl.module, "SOURCE") and native.compiler()
-        checked = dataclasses.replace(impl, module=None) if buildable else impl  # missing() would compile it
+        kernels, module = getattr(impl.module, "kernels", None), impl.module
+        if isinstance(kernels, Kernels):  # missing() would compile them
+            module = SimpleNamespace(missing=partial(getattr, kernels, "obstacle"))
+        checked = dataclasses.replace(impl, module=module)
         refusals[impl.name] = refusal(checked, case.device, case.dtype, case.training)
     return refusals
 

@@ -1,4 +1,4 @@
-"""The dense block in bf16 on the matrix tiles of Intel's processors since 2023 (AMX): 1,024 products in two cycles.
+"""The dense block in bf16 on the matrix tiles of Intel's Xeons since 2023 (AMX): 512 products a cycle and core.
 
 The kernels are in amx.c. All maps of a block share one padded channels-last buffer, and the forward pass saves only
 that. Sums are accumulated in float32 and rounded once. Weights are packed anew at every call, since nothing tells
@@ -26,9 +26,15 @@ _BF16 = torch.bfloat16
 class TileKernels(Kernels):
     """amx.c with the processor's tiles."""
 
-    def _load(self) -> ctypes.CDLL:
+    @property
+    def obstacle(self) -> str | None:
         if not torch.cpu.get_capabilities().get("amx_bf16"):
-            raise native.CannotBuild("needs a processor with AMX bf16 tiles (Intel Xeon since 2023)")
+            return "needs a processor with AMX bf16 tiles (Intel Xeon since 2023)"
+        return super().obstacle
+
+    def _load(self) -> ctypes.CDLL:
+        if (reason := self.obstacle) is not None:
+            raise native.CannotBuild(reason)
         library = super()._load()
         if (tiles := library.rdn_tiles()) == 0:
             raise native.CannotBuild("needs a compiler that knows AMX (gcc 11, clang 12 or newer)")

@@ -53,6 +53,11 @@ class Kernels:
         self._missing: str | None = None
 
     @property
+    def obstacle(self) -> str | None:
+        """Why the library cannot be built here, as far as that can be told without building it; or None."""
+        return None if native.compiler() else native.NO_COMPILER
+
+    @property
     def library(self) -> ctypes.CDLL:
         """The loaded library. Raises native.CannotBuild."""
         if self._library is None:

@@ -1,4 +1,4 @@
-"""How many images winograd computes at a time: few enough for the caches, enough to share out among the threads.
+"""How many images winograd and amx compute at a time: few enough for the caches, enough to share out among the threads.
 
 Results do not depend on it, bit for bit, so it needs no measurement ahead and need not be remembered: the first calls
 with a shape try each size in turn, and later calls take the fastest.
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import torch
 
-TILES = (64, 16, 32, 128)  # 4x4 tiles per thread; the first is the default
+TILES = (64, 16, 32, 128)  # 4x4 tiles of pixels per thread; the first is the default
 ROUNDS = 4  # calls with each size; the first warms up
 MARGIN = 0.97  # a size must take less than this part of the default's time
 

@@ -1,5 +1,6 @@
 """What the implementations in C share: chunks, crops, scratch memory, views as arguments."""
 
+import random
 from types import ModuleType
 from typing import NamedTuple
 
@@ -63,6 +64,13 @@ WIDE = (
 @pytest.mark.parametrize("shape", [*SHAPES, *WIDE], ids=str)
 def test_output_and_gradients_are_as_good_as_naives(impl, shape, seed):
     check(impl, shape, seed)
+
+
+@pytest.mark.parametrize("number", [*range(5), *(pytest.param(i, marks=pytest.mark.slow) for i in range(5, 60))])
+def test_random_shapes_are_as_good_as_naives(impl, number, seed):
+    draw = random.Random(seed + number).randint
+    shape = draw(1, 4), draw(16, 80), draw(16, 80), draw(1, 5), draw(3, 36), draw(3, 36)
+    check(impl, shape, seed + number)
 
 
 @pytest.mark.parametrize("training", [False, True])
