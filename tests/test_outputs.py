@@ -140,3 +140,15 @@ def test_one_of_many_writers_wins(tmp_path):
     for thread in threads:
         thread.join()
     assert [bytes([i]) for i in won] == [(tmp_path / "a").read_bytes()]
+
+
+def test_processes_of_one_number_write_beside_each_other(tmp_path, monkeypatch):
+    """Containers that share a folder count their processes from 1."""
+    monkeypatch.setattr(os, "getpid", lambda: 7)
+    target = tmp_path / "result"
+    with files.atomic_path(target) as first:
+        first.write_text("first")
+        files.atomic_write(target, lambda file: file.write(b"second"))
+        assert target.read_text() == "second"
+    assert target.read_text() == "first"
+    assert os.listdir(tmp_path) == ["result"]
