@@ -22,8 +22,8 @@
 #include <string.h>
 
 typedef uint16_t bf16;
-typedef float vec __attribute__((vector_size(64), aligned(4)));
-typedef uint32_t bits __attribute__((vector_size(64), aligned(4)));
+typedef float vec __attribute__((vector_size(64), aligned(4), may_alias));
+typedef uint32_t bits __attribute__((vector_size(64), aligned(4), may_alias));
 typedef uint16_t half __attribute__((vector_size(32), aligned(2)));
 #define INLINE static inline __attribute__((always_inline))
 

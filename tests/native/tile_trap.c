@@ -20,11 +20,13 @@ typedef struct {
 
 static _Thread_local layout set;
 static _Thread_local uint8_t tiles[8][16][64];
-static _Atomic long executed;
+enum { PRODUCTS, LOADS, STORES };
+static _Atomic long executed[3];
 
 enum { NONE, P66, PF3, PF2 }; /* VEX.pp */
 
-long trapped(void) { return executed; }
+/* How many of PRODUCTS, LOADS or STORES were executed. */
+long trapped(int kind) { return executed[kind]; }
 
 static int64_t general(const ucontext_t *at, int number) { /* a register, by its number in an instruction */
     static const int place[16] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI,
@@ -67,6 +69,7 @@ static float from_bf16(const uint8_t *at) {
 }
 
 static int product(int c, int a, int b) {
+    executed[PRODUCTS]++;
     if (set.row_bytes[a] / 4 != set.rows[b] || set.rows[c] != set.rows[a] || set.row_bytes[c] != set.row_bytes[b])
         return 0;
     for (int i = 0; i < set.rows[c]; i++)
@@ -94,6 +97,7 @@ static int configure(const char *from) {
 }
 
 static int move(int t, char *memory, int64_t stride, int store) {
+    executed[store ? STORES : LOADS]++;
     for (int i = 0; i < set.rows[t]; i++) {
         char *row = memory + i * stride;
         if (store) memcpy(row, tiles[t][i], set.row_bytes[t]);
@@ -131,7 +135,6 @@ static void handle(int number, siginfo_t *info, void *context) {
     ucontext_t *at = context;
     const uint8_t *next = execute(at, (const uint8_t *)(intptr_t)at->uc_mcontext.gregs[REG_RIP]);
     (void)info;
-    executed++;
     if (next) at->uc_mcontext.gregs[REG_RIP] = (greg_t)(intptr_t)next;
     else signal(number, SIG_DFL); /* the instruction is executed again, and ends the process */
 }

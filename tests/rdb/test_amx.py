@@ -19,6 +19,7 @@ from rdn_fast.errors import UserError
 from rdn_fast.rdb import IMPLS, able, amx, in_c, naive, refusal, select, winograd_chunks
 
 CPU, BF16 = torch.device("cpu"), torch.bfloat16
+PRODUCTS, LOADS = 0, 1  # of tile_trap.c
 TILES = ("-mamx-tile", "-mamx-bf16")
 ROWS = (2, 20, 36, 2, 3, 32)  # rows of whole units, with channels that fill parts of tiles
 
@@ -67,10 +68,26 @@ def test_both_builds_give_the_same_bits(plain, tiles, shape, seed):
     arguments, upstream = problem(shape, BF16, seed)
     expected = solve(amx.rdb, arguments, upstream)
     amx.kernels._library = tiles.library
-    before = tiles.library.trapped()
+    before = tiles.library.trapped(PRODUCTS)
     for name, result in solve(amx.rdb, arguments, upstream).items():
         assert torch.equal(result, expected[name]), f"{name} (seed {seed})"
-    assert tiles.own or tiles.library.trapped() > before + 100  # it was the other build
+    assert tiles.own or tiles.library.trapped(PRODUCTS) > before  # it was the other build
+
+
+def test_a_block_takes_no_more_products_than_it_needs_and_few_loads(plain, tiles):
+    """Where 32 divides all sizes: as many as there are, and with four sums at most one for a load."""
+    if tiles.own:
+        pytest.skip("counted by the trap only")
+    amx.kernels._library = tiles.library
+    batch, g0, g, layers, height, width = shape = (1, 64, 64, 2, 3, 32)
+    before = [tiles.library.trapped(kind) for kind in (PRODUCTS, LOADS)]
+    solve(amx.rdb, *problem(shape, BF16, 0))
+    products, loads = (tiles.library.trapped(kind) - n for kind, n in zip((PRODUCTS, LOADS), before, strict=True))
+    macs = sum(9 * g * (g0 + j * g) for j in range(layers)) + g0 * (g0 + layers * g)
+    needed = 3 * macs * batch * height * width // (16 * 16 * 32)
+    biases = (g0 + layers * g) // 16 * batch * height * width // 32
+    assert products == needed + biases
+    assert products > 0.85 * loads
 
 
 def test_32_steps_end_where_naive_ends(plain):
