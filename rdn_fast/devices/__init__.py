@@ -7,6 +7,7 @@ from rdn_fast.devices.numerics import (
     enable_autotuning,
     exact_float32,
     has_instructions,
+    has_matrix_tiles,
     low_precision,
     memory_format,
 )

@@ -23,8 +23,16 @@ def has_instructions(device: torch.device, dtype: torch.dtype) -> bool:
     """
     if device.type != "cpu":
         return True
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-    return dtype == torch.bfloat16 and any(map(capabilities.get, ("avx512_bf16", "amx_bf16", "bf16")))
+    return dtype == torch.bfloat16 and any(map(_capabilities().get, ("avx512_bf16", "amx_bf16", "bf16")))
+
+
+def has_matrix_tiles() -> bool:
+    """Return whether this host's processor multiplies bf16 matrices in tiles (AMX)."""
+    return bool(_capabilities().get("amx_bf16"))
+
+
+def _capabilities() -> dict[str, bool]:
+    return getattr(torch.cpu, "get_capabilities", dict)()  # older torch cannot tell
 
 
 def memory_format(device: torch.device) -> torch.memory_format:

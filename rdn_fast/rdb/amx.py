@@ -15,6 +15,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from rdn_fast import native
+from rdn_fast.devices import has_matrix_tiles
 from rdn_fast.rdb.in_c import Kernels, Scratch, Shape, in_crops
 from rdn_fast.rdb.winograd_chunks import Chunks, slices
 
@@ -28,7 +29,7 @@ class TileKernels(Kernels):
 
     @property
     def obstacle(self) -> str | None:
-        if not torch.cpu.get_capabilities().get("amx_bf16"):
+        if not has_matrix_tiles():
             return "needs a processor with AMX bf16 tiles (Intel Xeon since 2023)"
         return super().obstacle
 
