@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from filelock import FileLock, Timeout
+from filelock import FileLock, SoftFileLock, Timeout
 
 from rdn_fast.errors import UserError, cannot_write
 
@@ -112,8 +112,11 @@ def lock(path: str | Path, patience: float = -1, waiting: Callable[[], None] | N
     """Lock the file exclusively among processes; release() the result. The kernel frees the lock of a killed process.
 
     patience: seconds to wait for another holder, -1: without limit. waiting: called once if there is one.
-    Raises filelock.Timeout, and OSError when the file cannot be made.
+    Raises filelock.Timeout, OSError when the file cannot be made, and UserError where the system has no locks.
     """
+    if FileLock is SoftFileLock:  # what filelock takes instead, a file that is there, outlives a killed process
+        systems = "train on Linux or macOS (Windows, which has others, is not tried); the other commands need none"
+        raise UserError(f"{path}: training locks files, and this system lacks fcntl's locks; {systems}")
     os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o666))  # FileLock would poll for ever where the file cannot be made
     held = FileLock(path, mode=0o666)
     try:

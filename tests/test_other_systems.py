@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 from PIL import Image
-from runs import ROOT, TINY, make_data, photograph
+from runs import ROOT, TINY, assert_user_error, make_data, photograph
 from runs import cli as process
 
 HERE = ROOT / "tests" / "other_system"
@@ -50,3 +50,10 @@ def test_training_needs_no_linux(folder, tmp_path, mode):
     here = process("train", *flags[:3], tmp_path / "here", *flags[4:], cwd=folder)
     assert here.returncode == 0, here
     assert (tmp_path / "last.pth").read_bytes() == (tmp_path / "here" / "last.pth").read_bytes()
+
+
+def test_train_says_where_it_runs(folder, tmp_path):
+    variables = {"PYTHONPATH": f"{HERE}{os.pathsep}{ROOT}", "RDN_FAST_TEST_SYSTEM": "windows"}
+    flags = ("--data-path", "data", "--outputs-dir", tmp_path, *TINY, "--rdb", "naive", "--max-steps", 2)
+    ended = process("train", *flags, cwd=folder, env=variables | {"PYTHONWARNINGS": f"ignore:{WARNING}"})
+    assert_user_error(ended, str(tmp_path), "lacks fcntl's locks; train on Linux or macOS")

@@ -11,6 +11,7 @@ from PIL import Image
 from rdn_fast.data.decode import decode, one_line_errors
 from rdn_fast.data.image_formats import open_image
 from rdn_fast.data.jxl_header import read_jxl_header
+from rdn_fast.errors import why_no_file
 from rdn_fast.pictures import metadata
 from rdn_fast.pictures.metadata import Extras
 
@@ -49,6 +50,8 @@ def read_picture(source: str | Path | Image.Image, max_pixels: int = 0) -> Pictu
     with one_line_errors():
         if isinstance(source, Image.Image):
             return _picture(source, None)
+        if (flaw := why_no_file(source)) is not None:  # a pipe would be waited for
+            raise ValueError(flaw)
         if header := read_jxl_header(source):  # opening decodes it
             _check_pixels(header.width, header.height, max_pixels)
         with open_image(source) as image:

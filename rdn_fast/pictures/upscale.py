@@ -47,8 +47,16 @@ class _LoadedUpscalers:
     def clear(self) -> None:
         self._by_key.clear()
 
+    def after_fork(self) -> None:
+        """Make a child usable whose parent may have been computing: the thread that held the lock is not in it."""
+        if self.lock.locked():
+            self.lock = threading.Lock()
+            self.clear()  # one of them was in use
+
 
 loaded_upscalers = _LoadedUpscalers()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=loaded_upscalers.after_fork)
 
 
 def upscale(

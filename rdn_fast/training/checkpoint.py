@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import re
 import threading
@@ -101,7 +102,7 @@ def load_checkpoint(resume: str, outputs: Path, say: Callable[[str], None]) -> d
     when there is no checkpoint at all. Raises UserError when none can be read.
     """
     if resume != "auto":
-        if Path(resume).is_dir():
+        if os.path.isdir(resume):
             remedy = "give one of the checkpoints in it, or --resume auto and the run's --outputs-dir"
             raise UserError(f"--resume {resume}: is a folder; {remedy}")
         return _load_state(Path(resume))

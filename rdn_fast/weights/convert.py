@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -83,7 +84,7 @@ def convert(
         raise UserError(f"{target}: its name must end in .safetensors or .pth")
     if metadata and path.suffix != ".safetensors":
         raise UserError(f"--metadata {metadata[0]}: {target} cannot hold it; write a .safetensors file")
-    if path.exists() and Path(source).exists() and path.samefile(source):
+    if os.path.exists(path) and os.path.exists(source) and path.samefile(source):
         raise UserError(f"{target}: is the file to read, and only its weights would be left; give another name")
     value_range = "0..255" if layout == "edsr" else "0..1"
     weights = _read(Path(source), _WHITE[value_range])
@@ -112,7 +113,7 @@ def convert(
 
 def _check_target(path: Path) -> None:
     """Raise UserError for a file at `path` that is not weights alone: not a picture, nor the checkpoint of a run."""
-    if not path.is_file() or path.stat().st_size == 0:
+    if not os.path.isfile(path) or path.stat().st_size == 0:
         return
     try:
         saved, _ = load_tensors(path)
@@ -197,7 +198,11 @@ def _metadata(words: list[str], weights: Weights, value_range: str) -> dict[str,
         "value_range": value_range,
     }
     said = {"training_data": "not stated", "licence": "not stated", **weights.metadata}
-    for word in words:
+    for given in words:
+        try:
+            word = os.fsencode(given).decode()  # in the C locale Python takes arguments for bytes
+        except UnicodeDecodeError:
+            raise UserError(f"--metadata {given}: is no UTF-8 text; give it as such") from None
         key, equals, value = word.partition("=")
         if not key or not equals:
             raise UserError(f"--metadata {word}: give KEY=VALUE, for example licence=MIT")

@@ -6,7 +6,6 @@ exporter, asked for opset 11, writes 18, the newest that Ascend's atc reads.)
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import nn
 
 from rdn_fast import __version__, devices
 from rdn_fast.errors import Failure, UserError, one_line
-from rdn_fast.files import Kind, check_replaceable, write_result
+from rdn_fast.files import Kind, check_replaceable, check_writable, write_result
 from rdn_fast.model import RDN, describe
 from rdn_fast.precision import Precision
 from rdn_fast.terminal import print_line
@@ -54,8 +53,7 @@ def export(
     opset = OPSET if opset is None else opset
     if path.suffix != ".onnx":
         raise UserError(f"--output {output}: give a name that ends in .onnx")
-    if not os.access(path.parent, os.W_OK):
-        raise UserError(f"--output {output}: there is no such folder, or it cannot be written; name another file")
+    check_writable(path, f"--output {output}")
     if not 1 <= min(size) <= max(size) <= _LARGEST:
         raise UserError(f"--size {height} {width}: height and width must be from 1 to {_LARGEST}")
     check_replaceable(path, _KIND, f"--output {output}")

@@ -7,6 +7,7 @@ the scale, and the rest is assumed.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ _COLOURS = {"RGB": slice(None), "BGR": slice(None, None, -1)}
 
 def load_any_model(path: str | Path | None = None, device: str = "auto") -> RDN | OnnxModel:
     """As load_model(), but an ONNX file gives an OnnxModel."""
-    if path is None or not Path(path).is_file():
+    if path is None or not os.path.isfile(path):
         return load_model(path, device)
     with Path(path).open("rb") as file:
         is_onnx = other_files.is_onnx(file.read(16)) or Path(path).suffix == ".onnx"

@@ -306,16 +306,6 @@ def test_folder_whose_parent_takes_no_files(image_folder, made_anew, monkeypatch
     assert not made_anew(path, "/proc/self/cwd")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is read-only to root")
-def test_read_only_parent(image_folder, tmp_path):
-    folder = image_folder(1)
-    tmp_path.chmod(0o500)
-    try:
-        assert training_file(folder, 2).parent == cache_folder()
-    finally:
-        tmp_path.chmod(0o700)
-
-
 def test_folders_of_one_name_have_files_of_their_own(image_folder, tmp_path):
     paths = [training_file(image_folder(count, name=f"{count}/{'n' * 250}"), 2) for count in (1, 2)]
     assert [len(PairedH5(path, 2)) for path in paths] == [5, 10]

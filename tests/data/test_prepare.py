@@ -406,16 +406,6 @@ def test_output_that_cannot_be_written(image_folder, cli, tmp_path, output, reas
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is read-only to root")
-def test_read_only_folder(image_folder, cli, tmp_path):
-    folder = image_folder(1)
-    (tmp_path / "locked").mkdir(mode=0o500)
-    assert (
-        "cannot be written"
-        in cli("prepare", "--images-dir", folder, "--output-path", tmp_path / "locked" / "out.h5").user_error()
-    )
-
-
 @pytest.mark.parametrize("room", [4_000, 60_000], ids=["at once", "in the middle"])
 def test_full_disk(image_folder, run_cli, photograph, tmp_path, room):
     # A limit on the size of files, because a test cannot fill the disk.
