@@ -34,7 +34,8 @@ def safe_formats() -> list[str]:
 def picture_extensions() -> set[str]:
     """Return the extensions of files of safe_formats(), in lower case and with the dot."""
     formats = set(safe_formats())
-    return {extension for extension, name in Image.registered_extensions().items() if name in formats}
+    known = {extension for extension, name in Image.registered_extensions().items() if name in formats}
+    return known | {".mpo"}  # two photographs in a JPEG; Pillow has no extension for it
 
 
 def open_image(path: str | Path) -> Image.Image:

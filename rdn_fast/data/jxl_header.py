@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from rdn_fast.errors import why_no_file
+
 _RATIOS = (None, (1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))  # of width to height
 _ENOUGH = 64  # bytes of the codestream
 _EDGE, _BITS = ((9, 1), (13, 1), (18, 1), (30, 1)), ((0, 8), (0, 10), (0, 12), (6, 1))
@@ -21,7 +23,9 @@ class JxlHeader(NamedTuple):
 
 
 def read_jxl_header(path: str | Path) -> JxlHeader | None:
-    """Return the header of a JPEG XL file; None for other files."""
+    """Return the header of a JPEG XL file; None for other files, and for pipes, which would be waited for."""
+    if why_no_file(path) is not None:
+        return None
     with open(path, "rb") as file:
         stream = _codestream(file)
     return _parse(_Bits(stream[2:])) if stream[:2] == b"\xff\x0a" and len(stream) > 8 else None

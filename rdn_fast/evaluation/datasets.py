@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rdn_fast.data.h5 import PairedH5
+from rdn_fast.data.images import folders_inside
 from rdn_fast.data.pairs import Pair
 from rdn_fast.errors import UserError, why_no_file, why_no_folder
 from rdn_fast.evaluation import metrics
@@ -61,6 +62,8 @@ def load_pairs(
     Raises UserError, also for an h5 file with an image that is too small.
     """
     if os.path.isdir(path):
+        if number := folders_inside(path):
+            say(f"{path}: {number} folders in it are passed over")
         return PictureFolder(path, scale, say, strict)
     pairs = PairedH5(path, scale)
     pairs.names()  # read and kept now: the path may belong to another file later

@@ -120,7 +120,8 @@ def _pictures_of_folder(
 ) -> Iterator[_Found]:
     """Yield the files with a picture's extension, leaving out hidden files and folders and the results' folder.
 
-    others: gets the number of other files by extension. refused: gets the folders inside that cannot be read, and why.
+    others: gets the number of other files by extension, and of folders. refused: gets the folders inside that cannot be
+    read, and why.
     """
 
     def unreadable(error: OSError) -> None:
@@ -132,7 +133,10 @@ def _pictures_of_folder(
     for root, folders, names in os.walk(top, onerror=unreadable):
         here = Path(root)
         visible = [name for name in sorted(folders) if not name.startswith(".")]
-        folders[:] = [name for name in visible if _real(here / name) != out] if recursive else []
+        visible = [name for name in visible if _real(here / name) != out]
+        folders[:] = visible if recursive else []
+        if len(visible) > len(folders):
+            others["folders (--recursive)"] = len(visible)
         for name in sorted(names):
             if name.startswith("."):
                 continue

@@ -103,7 +103,7 @@ def of_pillow() -> Iterator[Odd]:
     for format, image in itertools.product(sorted(Image.SAVE), images):
         with contextlib.suppress(Exception):  # a mode that the format does not hold
             options = {"sizes": [image.size]} if format == "ICO" else {}  # by itself 16 x 12, too small to be measured
-            if not (content := saved(image, format, **options)) or (format == "ICNS" and image.mode != "RGBA"):
+            if not (content := saved(image, format, **options)) or (format == "ICNS" and image.mode != "RGB"):
                 continue
             refused = "not a picture" if format in NOT_READ else None
             if format == "SPIDER" or (image.mode == "F" and format in FLOATS):

@@ -18,7 +18,7 @@ from rdn_fast.model import RDN
 from rdn_fast.pictures.picture import read_picture
 from rdn_fast.terminal import printable
 
-HIDDEN = (".DS_Store", "._photo.jpg", ".hidden.png")
+HIDDEN, FOLDERS = (".DS_Store", "._photo.jpg", ".hidden.png"), ("a folder.png", "folder")
 PATIENCE = 300  # seconds; the commands take some 20 on a quiet machine
 
 
@@ -61,14 +61,25 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def files(folder):
-    """What each file of the folder is. Hidden files and a folder lie beside them, and links."""
+    """What each file of the folder is. Hidden files, folders, links and a pipe lie beside them."""
     files = odd_files.write(folder)
     for name in HIDDEN:
         (folder / name).write_bytes(b"hidden")
-    (folder / "a folder.png").mkdir()
+    for name in FOLDERS:
+        (folder / name).mkdir()
     picture = next(path for path, odd in files.items() if odd.pixels is not None)
-    (folder / "link to a picture.png").symlink_to(picture)
-    files[folder / "link to a picture.png"] = files[picture]
+    links = {
+        "link.png": picture,
+        "link to nothing.png": "nothing.png",
+        "link to a folder.png": "folder",
+        "loop.png": "loop.png",
+    }
+    for name, target in links.items():
+        (folder / name).symlink_to(target)
+    os.mkfifo(folder / "pipe.png")
+    files[folder / "link.png"] = files[picture]
+    for name, reason in {"link to nothing.png": "nothing", "loop.png": "symbolic links", "pipe.png": "pipe"}.items():
+        files[folder / name] = odd_files.Odd(name, b"", None, reason)
     return files
 
 
@@ -113,7 +124,9 @@ def is_tried(path: Path) -> bool:
 def test_what_upscale_does_not_try_is_counted_by_kind(seen, files, folder):
     (line,) = re.findall(rf"^left out of {re.escape(str(folder))}: (.*); a file", seen.upscale.stdout, re.MULTILINE)
     counted = sum(int(number) for number in re.findall(r"(?:^|, )(\d+) ", line))
-    assert counted == sum(not is_tried(path) for path in files)
+    assert counted == sum(not is_tried(path) for path in files) + len(FOLDERS) + 1  # a link to one
+    for command in ("prepare", "eval"):
+        assert f"{folder}: {len(FOLDERS) + 1} folders in it are passed over" in getattr(seen, command).stdout
 
 
 @pytest.mark.slow
