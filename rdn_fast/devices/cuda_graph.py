@@ -13,30 +13,46 @@ class CudaGraphed:
 
     A graph repeats what it recorded. Every call takes tensors of the same shapes; the function must not synchronize
     with the host and must not keep its tensors. The next call overwrites the returned tensors.
+
+    The eager calls and the capture run on one side stream, as torch asks of a capture: what libraries and autograd
+    prepare in the first calls belongs to a stream. Replays run on the current stream.
     """
 
     # Eager calls in which libraries choose kernels and the optimizer creates its state. throughput.WARM_UP covers them.
     EAGER = 2
 
-    def __init__(self, function, device: torch.device):
-        self._function, self._capture, self._calls, self._graph = function, device.type == "cuda", 0, None
+    def __init__(self, function, device: torch.device, what: str = "the step"):
+        """what: names the function in the note that it cannot be captured."""
+        self._function, self._device, self._what, self._calls, self._graph = function, device, what, 0, None
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def __call__(self, *tensors):
         self._calls += 1
-        if not self._capture or self._calls <= self.EAGER:
+        if self._stream is None:
             return self._function(*tensors)
+        if self._calls <= self.EAGER:
+            return self._on_side_stream(*tensors)
         if self._graph is None:
             self._inputs, graph = [t.clone() for t in tensors], torch.cuda.CUDAGraph()
             try:
-                with torch.cuda.graph(graph):
+                # thread_local: other threads may pin memory and query events meanwhile, as the loader's do.
+                with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
                     self._outputs = self._function(*self._inputs)
-            except RuntimeError as error:
+            except Exception as error:  # a call that synchronizes, memory, whatever a kernel's compiler raises
                 cannot = "cannot be captured as a CUDA graph and is launched kernel by kernel"
-                print_line(f"note: the step {cannot}: {what_failed(error)}")
-                self._capture = False
+                print_line(f"note: {self._what} {cannot}: {what_failed(error)}")
+                self._stream = None
                 return self._function(*tensors)
             self._graph = graph
-        else:
+        elif tensors:
             torch._foreach_copy_(self._inputs, tensors)
         self._graph.replay()
         return self._outputs
+
+    def _on_side_stream(self, *tensors):
+        current = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            outputs = self._function(*tensors)
+        current.wait_stream(self._stream)
+        return outputs

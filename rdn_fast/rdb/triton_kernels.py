@@ -154,7 +154,7 @@ def data_gradient(
     if OF_INPUT:
         tl.store(d + at, (z + f.to(tl.float32)).to(d.dtype.element_ty), mask=written[None, :])
     else:
-        z = tl.where(f > 0, z.to(d.dtype.element_ty), 0.0)
+        z = tl.where(f <= 0, 0.0, z.to(d.dtype.element_ty))  # passes what belongs to a NaN, as torch's ReLU does
         tl.store(d + at, z, mask=written[None, :])
         tl.store(sums + tl.program_id(0) * K + c, tl.sum(z.to(tl.float32), 1))
 
