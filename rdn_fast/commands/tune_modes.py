@@ -22,10 +22,11 @@ from rdn_fast.config import ModelConfig, TrainConfig
 from rdn_fast.errors import UserError
 from rdn_fast.rdb import IMPLS, refusal
 from rdn_fast.rdb.auto_level import resolve_precision
-from rdn_fast.rdb.autotune import mode_key, remember
+from rdn_fast.rdb.autotune import mode_key
 from rdn_fast.rdb.case import PICTURE, Case
 from rdn_fast.rdb.measure import Timing, measure
 from rdn_fast.rdb.rounds import Verdict
+from rdn_fast.rdb.tuning import remember
 from rdn_fast.terminal import print_line, print_table
 
 

@@ -30,6 +30,7 @@ from rdn_fast.devices.select import (
     cores,
     count,
     describe,
+    hardware,
     inventory,
     is_host,
     make_current,

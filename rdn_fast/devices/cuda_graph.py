@@ -26,6 +26,11 @@ class CudaGraphed:
         self._function, self._device, self._what, self._calls, self._graph = function, device, what, 0, None
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
+    def prepare(self, *tensors) -> None:
+        """Make the calls that come before the first replay, and the capture; elsewhere none. They do their work."""
+        while self._stream is not None and self._graph is None:
+            self(*tensors)
+
     def __call__(self, *tensors):
         self._calls += 1
         if self._stream is None:

@@ -135,9 +135,14 @@ def process_group_backend(device: torch.device) -> str:
 
 def describe(device: torch.device) -> str:
     """Return a name for logs and result rows, with the processor's or the card's name."""
+    return f"{device} ({hardware(device)})"
+
+
+def hardware(device: torch.device) -> str:
+    """Return the name of the processor, with its threads and instructions, or of the card, whatever its index."""
     if device.type == "cpu":
-        return f"cpu ({_cpu_name()}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()})"
-    return f"{device} ({torch.get_device_module(device).get_device_name(device)})"
+        return f"{_cpu_name()}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+    return torch.get_device_module(device).get_device_name(device)
 
 
 @cache

@@ -11,10 +11,11 @@ from rdn_fast import devices, precision
 from rdn_fast.config import ModelConfig
 from rdn_fast.precision import Precision, dtype_name
 from rdn_fast.rdb import able
-from rdn_fast.rdb.autotune import remember, remembered, winners
+from rdn_fast.rdb.autotune import winners
 from rdn_fast.rdb.case import Case
 from rdn_fast.rdb.measure import Timing, measure_in_turn
 from rdn_fast.rdb.rounds import Verdict, clearly_faster, is_steady
+from rdn_fast.rdb.tuning import remember, remembered
 
 
 class Comparison(NamedTuple):

@@ -43,10 +43,14 @@ class Case:
         return cls(device, dtype, training, model_config, batch, height, width, devices.mode(device))
 
     def key(self) -> str:
-        """Return the text under which a choice is remembered: everything that it depends on, versions included."""
+        """Return the text under which a choice is remembered: everything that it depends on, versions included.
+
+        Not the card's index: equal cards share a choice.
+        """
         c = self.model_config
         shape = f"{self.batch}x{c.num_features}x{self.height}x{self.width} G{c.growth_rate} C{c.num_layers}"
-        words = devices.describe(self.device), str(self.dtype), shape, "training" if self.training else "inference"
+        where = f"{self.device.type} ({devices.hardware(self.device)})"
+        words = where, str(self.dtype), shape, "training" if self.training else "inference"
         mode = (f"mode {self.mode}",) if self.mode else ()
         return ", ".join((*words, *mode, f"torch {torch.__version__}", f"rdn_fast {__version__}"))
 

@@ -6,7 +6,6 @@ import gc
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 
@@ -59,7 +58,7 @@ def measure_in_turn(cases: list[Case], is_clear: Callable[[list[Timing]], bool],
             arguments = _arguments(case)
         for impl in able(case.device, case.dtype, case.training):
             if rdb in ("auto", impl.name):
-                contenders[case, impl.name] = partial(_time, impl.name, case, arguments)
+                contenders[case, impl.name] = _Call(impl.name, case, arguments)
 
     def leave_out(key: tuple[Case, str], error: Exception) -> None:
         case, name = key
@@ -83,25 +82,56 @@ def measure_in_turn(cases: list[Case], is_clear: Callable[[list[Timing]], bool],
     return found
 
 
+def works(name: str, case: Case) -> bool:
+    """Return whether an impl that was chosen before still runs the case. On a host nothing is tried: True.
+
+    A compiler, a driver or the device's memory may be others since.
+    """
+    if devices.is_host(case.device):
+        return True
+    try:
+        with torch.inference_mode(False):
+            arguments = _arguments(case)
+        _Call(name, case, arguments)(1)
+    except Exception as error:  # what run_rounds() leaves out
+        print_line(f"note: --rdb auto no longer takes {name}, which {_failure(error)}")
+        return False
+    return True
+
+
 def _failure(error: Exception) -> str:
     if isinstance(error, RuntimeError) and devices.is_out_of_memory(error):
         return NO_MEMORY
     return f"fails: {what_failed(error)}"
 
 
-def _time(name: str, case: Case, arguments, repeats: int) -> float:
-    """Return the mean seconds of `repeats` calls: forward, and backward in training."""
-    x, conv_w, conv_b, fuse_w, fuse_b = arguments
-    impl = select(name, case.device, case.dtype, case.training)
-    devices.synchronize(case.device)
-    start = time.perf_counter()
-    with torch.inference_mode(False), torch.set_grad_enabled(case.training):
-        for _ in range(repeats):
-            y = impl.rdb(x, conv_w, conv_b, fuse_w, fuse_b)
-            if case.training:
-                torch.autograd.grad(y, [x, *conv_w, *conv_b, fuse_w, fuse_b], x.detach())
-    devices.synchronize(case.device)
-    return (time.perf_counter() - start) / repeats
+class _Call:
+    """An impl on a case's arguments: forward, and in training backward, launched the way a training step is."""
+
+    def __init__(self, name: str, case: Case, arguments: tuple):
+        self._rdb = select(name, case.device, case.dtype, case.training).rdb
+        self._case, self._arguments = case, arguments
+        self._step = devices.CudaGraphed(self._train, case.device, f"a block by {name}") if case.training else None
+
+    def __call__(self, repeats: int) -> float:
+        """Return the mean seconds of `repeats` calls. What a step captures is captured before the clock."""
+        with torch.inference_mode(False), torch.set_grad_enabled(self._case.training):
+            if self._step:
+                self._step.prepare()
+            devices.synchronize(self._case.device)
+            start = time.perf_counter()
+            for _ in range(repeats):
+                (self._step or self._infer)()
+            devices.synchronize(self._case.device)
+            return (time.perf_counter() - start) / repeats
+
+    def _infer(self) -> torch.Tensor:
+        x, conv_w, conv_b, fuse_w, fuse_b = self._arguments
+        return self._rdb(x, conv_w, conv_b, fuse_w, fuse_b)
+
+    def _train(self) -> None:
+        x, conv_w, conv_b, fuse_w, fuse_b = self._arguments
+        torch.autograd.grad(self._infer(), [x, *conv_w, *conv_b, fuse_w, fuse_b], x.detach())
 
 
 def _arguments(case: Case):

@@ -13,7 +13,7 @@ from test_ascend import NO_CANN, install
 from rdn_fast import ascend, devices, native
 from rdn_fast.commands.tune_modes import cases_of
 from rdn_fast.config import make_configs
-from rdn_fast.rdb import IMPLS, auto_level, autotune
+from rdn_fast.rdb import IMPLS, auto_level, tuning
 from rdn_fast.rdb.rounds import Verdict
 
 LABELS = [
@@ -40,12 +40,12 @@ def untouched(monkeypatch):
 @pytest.fixture
 def remembered(monkeypatch, tmp_path):
     """Return remembered(impl, level=None), which adds tuning results for doctor's case on the CPU in float32."""
-    monkeypatch.setattr(autotune, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(tuning, "cache_folder", lambda: tmp_path)
     case, _ = cases_of(*make_configs({"device": "cpu", "opt_level": "O0"}, "rdn-b"), torch.device("cpu"))
 
     def remember(impl: str, level: str | None = None) -> None:
         verdicts = {case.key(): impl, auto_level.level_key(case, torch.bfloat16, "auto"): level}
-        autotune.remember({key: Verdict(choice, True) for key, choice in verdicts.items() if choice})
+        tuning.remember({key: Verdict(choice, True) for key, choice in verdicts.items() if choice})
 
     return remember
 

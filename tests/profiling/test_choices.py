@@ -8,7 +8,7 @@ import torch
 from profiling import choices
 from rdn_fast import devices
 from rdn_fast.config import ModelConfig, TrainConfig
-from rdn_fast.rdb import able, autotune
+from rdn_fast.rdb import able, autotune, tuning
 
 CPU = torch.device("cpu")
 TINY = ModelConfig(num_features=6, growth_rate=4, num_blocks=2, num_layers=2)
@@ -17,7 +17,7 @@ SHAPE = 2, 3, 8, 8
 
 @pytest.fixture(autouse=True)
 def folder(monkeypatch, tmp_path):
-    monkeypatch.setattr(autotune, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(tuning, "cache_folder", lambda: tmp_path)
     autotune.winners.clear()
     yield
     autotune.winners.clear()

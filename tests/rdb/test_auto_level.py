@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -13,10 +14,11 @@ from rdn_fast import devices, rdb
 from rdn_fast.commands import tune
 from rdn_fast.config import ModelConfig
 from rdn_fast.precision import Precision
-from rdn_fast.rdb import Impl, auto_level, autotune, measure, naive
+from rdn_fast.rdb import Impl, auto_level, autotune, measure, naive, tuning
 from rdn_fast.rdb.auto_level import compare, known_level, level_key, resolve_precision
-from rdn_fast.rdb.autotune import TRUSTED, resolve_impl
+from rdn_fast.rdb.autotune import resolve_impl
 from rdn_fast.rdb.case import Case
+from rdn_fast.rdb.tuning import TRUSTED
 
 CPU, BF16, FP16 = torch.device("cpu"), torch.bfloat16, torch.float16
 SMALL = ModelConfig(num_features=4, growth_rate=3, num_blocks=2, num_layers=2)
@@ -34,7 +36,7 @@ def fixed_level():
 def folder(monkeypatch, tmp_path):
     """Use an empty cache folder and no choice of this process, on a CPU with bf16 instructions."""
     monkeypatch.setattr(devices, "has_instructions", lambda device, dtype: dtype == BF16)
-    monkeypatch.setattr(autotune, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(tuning, "cache_folder", lambda: tmp_path)
     autotune.winners.clear()
     yield tmp_path
     autotune.winners.clear()
@@ -55,7 +57,7 @@ def clock(monkeypatch):
             dtypes = tuple(dtype for dtype, of_dtype in script.items() if name in of_dtype)
             return Impl(name, SimpleNamespace(rdb=naive.rdb), ("cpu",), dtypes, True, "for tests")
 
-        def seconds(name, case, arguments, repeats):
+        def seconds(name, case, repeats):
             given = script[case.dtype][name]
             timed.append((name, case.dtype))
             return given[min(timed.count(timed[-1]), len(given)) - 1] if isinstance(given, list) else given
@@ -63,7 +65,7 @@ def clock(monkeypatch):
         names = dict.fromkeys([*float32, *bf16])
         for module in (rdb, tune):
             monkeypatch.setattr(module, "IMPLS", {name: table_row(name) for name in names})
-        monkeypatch.setattr(measure, "_time", seconds)
+        monkeypatch.setattr(measure, "_Call", lambda name, case, arguments: partial(seconds, name, case))
         return timed
 
     return use
@@ -121,7 +123,7 @@ def test_a_preempted_round_does_not_decide(clock):
     assert level() == "O0"
     clock({"wino": 1.3}, {"naive": [1.0, 40.0, 1.0]})
     autotune.winners.clear()
-    autotune.remember({})
+    tuning.remember({})
     assert compare(CASE, BF16).verdict == ("O1", True)
 
 
@@ -137,14 +139,15 @@ def test_an_explicit_impl_is_compared_with_itself(clock, folder):
 
 def test_a_dtype_in_which_nothing_can_be_built_is_not_taken(clock, monkeypatch, capsys):
     clock({"naive": 1.0}, {"naive": 0.5})
-    seconds = measure._time
+    working = measure._Call
 
-    def broken(name, case, *rest):
-        if case.dtype == BF16:
-            raise RuntimeError("no such instruction")
-        return seconds(name, case, *rest)
+    def broken(repeats):
+        raise RuntimeError("no such instruction")
 
-    monkeypatch.setattr(measure, "_time", broken)
+    def call(name, case, arguments):
+        return broken if case.dtype == BF16 else working(name, case, arguments)
+
+    monkeypatch.setattr(measure, "_Call", call)
     assert level() == "O0"
     assert capsys.readouterr().out.count("leaves out naive, which fails: no such instruction") == 1
 
@@ -152,16 +155,16 @@ def test_a_dtype_in_which_nothing_can_be_built_is_not_taken(clock, monkeypatch, 
 def test_a_choice_that_may_be_noise_is_timed_again_after_a_day(clock, monkeypatch):
     timed = clock({"a": 1.0, "b": 1.01}, {"a": 1.02})
     now = 1_800_000_000.0
-    monkeypatch.setattr(autotune.time, "time", lambda: now)
+    monkeypatch.setattr(tuning.time, "time", lambda: now)
     assert level() == "O0"
     count = len(timed)
     for later, again in ((TRUSTED - 1, False), (TRUSTED + 1, True), (-3600.0, True)):  # at last: the clock was set back
         autotune.winners.clear()
-        monkeypatch.setattr(autotune.time, "time", lambda later=later: now + later)
+        monkeypatch.setattr(tuning.time, "time", lambda later=later: now + later)
         assert level() == "O0"
         assert (len(timed) > count) is again, later
         if again:
-            monkeypatch.setattr(autotune.time, "time", lambda: now)
+            monkeypatch.setattr(tuning.time, "time", lambda: now)
             autotune.winners.clear()
             compare(CASE, BF16)
         count = len(timed)

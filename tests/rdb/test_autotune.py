@@ -3,6 +3,7 @@
 import ast
 import errno
 import json
+import subprocess
 import time
 from types import SimpleNamespace
 
@@ -13,7 +14,8 @@ from rdn_fast import rdb
 from rdn_fast.config import ModelConfig
 from rdn_fast.errors import UserError, what_failed
 from rdn_fast.model import RDN
-from rdn_fast.rdb import FLOATS, Impl, autotune, naive
+from rdn_fast.rdb import FLOATS, Impl, autotune, naive, tuning
+from rdn_fast.rdb import measure as measure_module
 from rdn_fast.rdb.autotune import measure, resolve_impl
 from rdn_fast.rdb.case import Case
 
@@ -41,7 +43,7 @@ def case(training=True, dtype=torch.float32):
 @pytest.fixture
 def folder(monkeypatch, tmp_path):
     """Use an empty cache folder, and forget this process's winners."""
-    monkeypatch.setattr(autotune, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(tuning, "cache_folder", lambda: tmp_path)
     autotune.winners.clear()
     yield tmp_path
     autotune.winners.clear()
@@ -185,7 +187,7 @@ def test_a_cache_that_cannot_be_written_gives_one_note(folder, table, timings, m
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(autotune, "atomic_write", full)
+    monkeypatch.setattr(tuning, "atomic_write", full)
     assert resolve_impl("auto", case()) == "quick"
     out = capsys.readouterr().out
     assert "cannot be written (No space left on device)" in out
@@ -197,6 +199,67 @@ def test_a_folder_in_the_files_place_gives_notes_only(folder, table, capsys):
     (folder / "tuning.json").mkdir()
     assert resolve_impl("auto", case()) == "quick"
     assert all(line.startswith("note: ") for line in capsys.readouterr().out.splitlines())
+
+
+def on_a_card(monkeypatch):
+    """Take this host's CPU for an accelerator where choices are concerned."""
+    for module in (measure_module.devices, autotune.devices):
+        monkeypatch.setattr(module, "is_host", lambda device: False)
+
+
+def test_a_remembered_impl_that_no_longer_works_is_left_out_and_the_others_are_timed(
+    folder, table, timings, monkeypatch, capsys
+):
+    """Its compiler has gone, say. What was remembered is tried before a run depends on it."""
+    calls = []
+
+    def quick(*arguments):
+        calls.append(len(arguments))
+        return naive.rdb(*arguments)
+
+    def broken(*arguments):
+        raise subprocess.CalledProcessError(1, ["gcc", "-I/usr/include/python3.12"])
+
+    table(impl("slow", slow), impl("quick", quick))
+    resolve_impl("auto", case())
+    on_a_card(monkeypatch)
+    autotune.winners.clear()
+    calls.clear()
+    assert resolve_impl("auto", case()) == "quick"
+    assert (len(timings), len(calls)) == (1, 1)  # tried once, not timed
+    table(impl("slow", slow), impl("quick", broken))
+    autotune.winners.clear()
+    assert resolve_impl("auto", case()) == "slow"
+    told = "which fails: Command '['gcc', '-I/usr/include/python3.12']' returned non-zero exit status 1."
+    assert capsys.readouterr().out.splitlines() == [
+        f"note: --rdb auto no longer takes quick, {told}",
+        f"note: --rdb auto leaves out quick, {told}",
+    ]
+
+
+def test_training_is_timed_as_a_graph_and_inference_call_by_call(folder, table, monkeypatch):
+    """So are they run. What a step captures is captured before the clock runs."""
+    made = []
+
+    class Graphed:
+        def __init__(self, function, device, what):
+            self.function, self.what, self.prepared = function, what, 0
+            made.append(self)
+
+        def prepare(self):
+            self.prepared += 1
+            self.function()
+
+        def __call__(self):
+            assert self.prepared
+            self.function()
+
+    monkeypatch.setattr(measure_module.devices, "CudaGraphed", Graphed)
+    table(impl("slow", slow), impl("quick"))
+    assert resolve_impl("auto", case(training=False)) == "quick"
+    assert not made
+    assert resolve_impl("auto", case()) == "quick"
+    assert [graphed.what for graphed in made] == ["a block by slow", "a block by quick"]
 
 
 def test_a_single_impl_is_not_timed(folder, table, timings):
@@ -238,4 +301,4 @@ def test_tune_shows_every_impl_and_times_again(cli, folder, table, timings):
     for words in ("naive", "quick", *reasons, "--rdb auto: quick", "2x4x8x8 G3 C2", "training", "inference"):
         assert words in result.out
     assert len(timings) == 4
-    assert set(autotune.remembered().values()) == {"quick"}
+    assert set(tuning.remembered().values()) == {"quick"}

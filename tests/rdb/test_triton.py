@@ -1,6 +1,5 @@
 """triton_planes: its results in Triton's interpreter, and its machine code for Hopper, compiled without a GPU."""
 
-import ast
 import os
 import re
 import subprocess
@@ -11,20 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hopper import SHARED_MEMORY, Hopper
 from runs import ROOT
 from test_rdb import SHAPES, _poisoned_memory, block, check, in_float64, problem, solve  # noqa: F401
 
 from bench.parity import assert_as_good_as_naive
 from rdn_fast.errors import UserError
-from rdn_fast.rdb import IMPLS, naive, refusal, triton_configs, triton_planes
+from rdn_fast.rdb import IMPLS, naive, refusal, triton_planes
 from rdn_fast.rdb.triton_configs import CANDIDATES
 
 triton = pytest.importorskip("triton")
 
-from triton.compiler.errors import CompilationError  # noqa: E402
-from triton.runtime.errors import OutOfResources, PTXASError  # noqa: E402
-
-SHARED_MEMORY = 232_448  # bytes of a program on Hopper
 NUMBERS = range(max(map(len, CANDIDATES.values())))
 # batch, G0, G, C, H, W
 TILES = (1, 20, 12, 2, 37, 11)  # two planes of x; several pixel tiles across and down
@@ -89,21 +85,6 @@ def test_nan_spreads_as_in_naive(broken, tmp_path):
             torch.testing.assert_close(result, plain[name], rtol=0.05, atol=0.05, equal_nan=True)
     seen = results["y" if broken == "x" else "gradient of x"].isnan()
     assert 0 < int(seen.sum()) < seen.numel()
-
-
-class Hopper:
-    """A driver for a Hopper GPU that is not there. Triton caches kernels by device index, so it is no real GPU's."""
-
-    def get_current_device(self):
-        return 1000
-
-    def get_current_stream(self, device):
-        return 0
-
-    def get_current_target(self):
-        from triton.backends.compiler import GPUTarget
-
-        return GPUTarget("cuda", 90, 32)
 
 
 @pytest.fixture
@@ -178,44 +159,6 @@ def test_kernels_for_hopper_fit_and_use_its_matrix_units(number, dtype, g0, g, c
 def test_every_configuration_on_a_card(number, shape, dtype, seed, configs):
     configs.restrict(number)
     check(IMPLS["triton_planes"], torch.channels_last, shape, dtype, seed)
-
-
-BROKEN = (
-    OutOfResources(300_000, SHARED_MEMORY, "shared memory"),
-    PTXASError("ptxas fatal"),
-    CompilationError("x = 1\n" * 99, ast.parse("x = 1\n" * 99).body[-1], "no such type"),
-    subprocess.CalledProcessError(1, ["gcc", "-I/usr/include/python3.12"]),
-    RuntimeError("Failed to find C compiler. Please specify via CC environment variable"),
-)
-
-
-def run_candidates(monkeypatch, *errors: Exception | None) -> int:
-    """Time a candidate for each error (None: it works) as on a card. Return the number of the one that was taken."""
-    monkeypatch.setattr(triton_configs, "is_host", lambda device: False)
-    configs = triton_configs.KernelConfigs({"layer": [{"number": i} for i in range(len(errors))]})
-
-    def launch(config):
-        if error := errors[config["number"]]:
-            raise error
-        return config["number"]
-
-    return configs.run("layer", launch, torch.empty(3, 1, 4, 4, 16))
-
-
-@pytest.mark.parametrize("error", BROKEN, ids=lambda error: type(error).__name__)
-def test_configurations_that_cannot_be_built_are_left_out(error, monkeypatch):
-    assert run_candidates(monkeypatch, error, None, error) == 1
-    told = str(error).splitlines()[-1]
-    words = (
-        f"--rdb triton_planes: its kernel layer cannot be .* \\({type(error).__name__}: {re.escape(told)}\\); choose"
-    )
-    with pytest.raises(UserError, match=words):
-        run_candidates(monkeypatch, error, error)
-
-
-def test_running_out_of_memory_ends_the_choice(monkeypatch):
-    with pytest.raises(torch.OutOfMemoryError):
-        run_candidates(monkeypatch, torch.OutOfMemoryError("CUDA out of memory"), None)
 
 
 def test_wider_layers_are_refused():
