@@ -1,1 +1,1 @@
-"""Where time goes: step, trace, roofline, flame, kernels. What auto takes: choices. Also loss_scale, tiles, LOG.md."""
+"""Time: step, trace, roofline, flame, kernels. What auto takes: choices. Quality: learning, loss_scale, tiles."""
