@@ -28,9 +28,11 @@ class _LoadedUpscalers:
     """The Upscalers of the latest weights files. `lock` is held while one is in use: they are not thread-safe."""
 
     _KEPT = 4
+    _PATIENCE = 30.0  # seconds that a fork waits for a picture
 
     def __init__(self):
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()  # a thread that computes may fork
+        self._fork = threading.local()
         self._by_key: dict[tuple, Upscaler] = {}  # the least recently used first
 
     def get(self, path: str | Path, device: str, settings: tuple) -> Upscaler:
@@ -47,16 +49,28 @@ class _LoadedUpscalers:
     def clear(self) -> None:
         self._by_key.clear()
 
+    def before_fork(self) -> None:
+        """Wait until no other thread computes: a child would wait for ever for what that thread has locked in torch."""
+        self._fork.waited = self.lock.acquire(timeout=self._PATIENCE)
+
     def after_fork(self) -> None:
-        """Make a child usable whose parent may have been computing: the thread that held the lock is not in it."""
-        if self.lock.locked():
-            self.lock = threading.Lock()
-            self.clear()  # one of them was in use
+        if self._fork.waited:
+            self.lock.release()
+
+    def after_fork_in_child(self) -> None:
+        if not self._fork.waited:  # the thread that computes is not in the child
+            self.lock = threading.RLock()
+            self.clear()
+        self.after_fork()
 
 
 loaded_upscalers = _LoadedUpscalers()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=loaded_upscalers.after_fork)
+if hasattr(os, "register_at_fork"):  # Windows forks nothing
+    os.register_at_fork(
+        before=loaded_upscalers.before_fork,
+        after_in_parent=loaded_upscalers.after_fork,
+        after_in_child=loaded_upscalers.after_fork_in_child,
+    )
 
 
 def upscale(
