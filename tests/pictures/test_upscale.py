@@ -112,7 +112,7 @@ def test_mistakes_in_python(model, weights, tmp_path):
         "device cpu: an RDN computes where it is": lambda: rdn_fast.upscale(array, model, device="cpu"),
         "nowhere.pth": lambda: rdn_fast.upscale(array, tmp_path / "nowhere.pth"),
         "a.png: not a picture": lambda: rdn_fast.upscale(tmp_path / "a.png", weights),
-        "b.png: No such file": lambda: rdn_fast.upscale(tmp_path / "b.png", weights),
+        "b.png: no such file": lambda: rdn_fast.upscale(tmp_path / "b.png", weights),
         "tile -1": lambda: rdn_fast.upscale(array, weights, tile=-1),
     }.items():
         with pytest.raises(UserError, match=words) as error:
