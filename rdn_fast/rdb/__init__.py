@@ -30,7 +30,8 @@ NO_BF16 = (torch.float32, torch.float16)
 class Impl:
     """One row of the table: where an impl runs, in which dtypes, whether it has a backward pass, and why it exists.
 
-    A module that needs more than torch also exports `missing() -> str | None`, which says what is not installed.
+    A module that needs more than torch also exports `missing() -> str | None`, which says what is not installed, or why
+    its kernels do not work on the card at hand.
     """
 
     name: str

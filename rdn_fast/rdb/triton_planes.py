@@ -16,14 +16,19 @@ chosen changes only the biases' gradients, by rounding.
 
 from __future__ import annotations
 
+import hashlib
 from functools import cache
+from importlib import metadata
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
+from rdn_fast.devices import count
 from rdn_fast.errors import UserError
+from rdn_fast.rdb.trial import flaw_on
 from rdn_fast.rdb.triton_configs import CANDIDATES, KernelConfigs
 
 MOST_CHANNELS = 64  # of a plane: at 128 the accumulators of a useful tile exceed the registers
@@ -32,12 +37,24 @@ configs = KernelConfigs(CANDIDATES)
 
 
 def missing() -> str | None:
-    """Return why the kernels cannot be compiled here, or None when they can."""
+    """Return why the kernels cannot be compiled and launched here, or None when they can. The first time, try it."""
     try:
         found = find_spec("triton") and find_spec("triton.tools.tensor_descriptor")  # imports triton
     except Exception as error:  # a broken installation, or a library that it does not find
         return f"needs the package triton, whose import fails: {' '.join(str(error).split()) or repr(error)}"
-    return None if found else "needs the package triton, 3.6 or newer (CUDA builds of torch bring it)"
+    if not found:
+        return "needs the package triton, 3.6 or newer (CUDA builds of torch bring it)"
+    if not count("cuda"):  # there they are only compiled, or interpreted
+        return None
+    card = torch.device("cuda", torch.accelerator.current_device_index())
+    return flaw_on(card, "triton_planes", "rdn_fast.rdb.triton_trial", _version())
+
+
+@cache
+def _version() -> str:
+    """Return what tells the kernels as compiled here from others."""
+    source = Path(__file__).with_name("triton_kernels.py").read_bytes()
+    return f"{hashlib.sha256(source).hexdigest()[:12]}, triton {metadata.version('triton')}"
 
 
 def rdb(x, conv_w, conv_b, fuse_w, fuse_b):
