@@ -30,7 +30,28 @@ def adam(
     if captured:  # torch would warn about the first, eager steps
         warnings.filterwarnings("ignore", message="This instance was constructed with capturable=True")
     lr = _rate(lr, device)
-    return torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay, fused=True, capturable=captured)
+    kind = _CpuAdam if device.type == "cpu" else torch.optim.Adam
+    return kind(parameters, lr=lr, weight_decay=weight_decay, fused=True, capturable=captured)
+
+
+class _CpuAdam(torch.optim.Adam):
+    """torch.optim.Adam whose fused CPU kernel does not copy gradients that are channels_last.
+
+    The kernel goes through memory in order, but calls contiguous() on each gradient, whose result it does not use.
+    Here it gets views whose dimensions are in memory order, of which contiguous() makes no copy.
+    """
+
+    def _init_group(self, group, *lists):
+        complex_ones = super()._init_group(group, *lists)
+        *lists, _ = lists  # parameters, gradients, three lists of state; the last holds the counts of steps
+        for tensors in lists:
+            tensors[:] = map(_in_memory_order, tensors)
+        return complex_ones
+
+
+def _in_memory_order(tensor: torch.Tensor) -> torch.Tensor:
+    last = tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+    return tensor.permute(0, 2, 3, 1) if last else tensor
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float, device: torch.device) -> None:
