@@ -39,9 +39,12 @@ def main(argv: list[str] | None = None) -> int:
         bench = Bench(command, device, options.rdb, ranks)
         words = f"{results.device_words(device)}; torch {torch.__version__}; seed of all inputs {seed}"
         print(f"{words}; rows go to {bench.results.path}")
-        for case in cases.of_command(command):
-            case.run(bench, command)
-        bench.revisit(command)
+        try:
+            for case in cases.of_command(command):
+                case.run(bench, command)
+            bench.revisit(command)
+        except KeyboardInterrupt:  # the time that bench/gpu_check.py gives is over: what was measured is judged
+            bench.fail("stopped before the end")
     except UserError as error:
         print(f"bench: error: {error}", file=sys.stderr)
         return 2

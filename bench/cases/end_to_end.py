@@ -18,7 +18,7 @@ from bench.models import PATCH, reference_dtype, words
 from bench.results import STEADY
 from bench.timing import Times, interleave, repeat
 from rdn_fast import devices
-from rdn_fast.config import make_configs
+from rdn_fast.config import ModelConfig, make_configs
 from rdn_fast.precision import dtype_name
 from rdn_fast.training.throughput import WARM_UP
 
@@ -67,45 +67,27 @@ def run(bench: Bench, command: str) -> None:
 
 
 def compare(bench: Bench, plans: list[Plan], rounds: int) -> None:
-    """Train by reference, strongest stock and rdn_fast in turn; several numbers of ranks also tell how they scale."""
+    """Train by reference, strongest stock and rdn_fast in turn; several numbers of ranks also tell how they scale.
+
+    Rows are written as soon as they are measured, and again with every further round. A loop that fails is left out.
+    """
     preset, batch, *_ = plans[0]
     model_config = make_configs({}, preset)[0]
     print(f"\n{NAME}, preset {preset}, batch {batch} a rank, ranks {', '.join(str(plan.ranks) for plan in plans)}")
     stock, stock_dtype, options = bench.strongest_stock()
     plain = reference_dtype(bench.device)
-    loops = (
+    loops = [
         Entry("reference", plain, partial(run_baseline, recipe="reference", dtype=plain, options={})),
         Entry(stock, stock_dtype, partial(run_baseline, recipe="stock", dtype=stock_dtype, options=options)),
         Entry("rdn_fast", bench.default, partial(run_rdn_fast, impl=bench.impl)),
-    )
-    try:
-        speeds, roofs = in_turn(bench, loops, plans, model_config.scale, rounds)
-    except RuntimeError as error:
-        bench.fail(f"{NAME}: {error}")
-        return
-    shape, macs = words(model_config, PATCH, PATCH), model_config.macs(PATCH, PATCH)
-    bench.ceilings(roofs, batch, f"{NAME}, {shape}")
-    note = "" if preset == "rdn-b" else f"not comparable: preset {preset}, {plans[0].threads} CPU threads a rank"
-    for plan in plans:
-        patches, mine = batch * plan.ranks, speeds[plan.ranks]
-        for entry in loops:
-            (times, window), figures = mine[entry], ratios(entry, {each: both[0] for each, both in mine.items()})
-            # The strongest stock is the only one here, whatever its dtype.
-            figures |= {"vs_stock": figures["vs_other"], "seed_images_s": patches / window.median}
-            if plan.ranks > 1:
-                figures["efficiency"] = times.over(speeds[1][entry][0])
-            images = patches / times.median
-            # A CPU's ranks share the cores whose ceiling was measured.
-            figures |= {
-                "images_s": images,
-                "gflops": images * 6 * macs / 1e9,
-                "cards": 1 if bench.on_cpu else plan.ranks,
-            }
-            bench.row(NAME, entry.recipe, entry.dtype, patches, shape, times, ranks=plan.ranks, note=note, **figures)
+    ]
+    in_turn(bench, bench.in_order(loops), plans, model_config, rounds)
 
 
-def in_turn(bench: Bench, loops: tuple[Entry, ...], plans: list[Plan], scale: int, rounds: int) -> tuple[dict, dict]:
-    """Run each entry's build(data file, plan) -> Speeds in turn with the ceilings.
+def in_turn(
+    bench: Bench, loops: list[Entry], plans: list[Plan], model_config: ModelConfig, rounds: int
+) -> tuple[dict, dict]:
+    """Run each entry's build(data file, plan) -> Speeds in turn with the ceilings, and write the rows.
 
     Return {ranks: {entry: (Times of a step, Times of it in the seed window)}} and {Ceiling: Times}.
     """
@@ -122,18 +104,57 @@ def in_turn(bench: Bench, loops: tuple[Entry, ...], plans: list[Plan], scale: in
     def turn() -> None:
         for ceiling, mine in interleave(plain, bench.device, 1).items():
             roofs[ceiling].every.extend(mine.every)
+        bench.ceilings(roofs, plans[0].batch, f"{NAME}, {words(model_config, PATCH, PATCH)}")
         for plan in plans:
-            for entry, both in speeds[plan.ranks].items():
+            for entry in list(speeds[plan.ranks]):
                 given = plan._replace(steps=counted_steps(bench, entry, plan))
-                write_h5(data, given.images, scale)
-                for times, speed in zip(both, entry.build(data, given), strict=True):
+                write_h5(data, given.images, model_config.scale)
+                try:
+                    found = entry.build(data, given)
+                except RuntimeError as error:
+                    leave_out(entry, error)
+                    continue
+                for times, speed in zip(speeds[plan.ranks][entry], found, strict=True):
                     times.every.append(plan.batch * plan.ranks / speed)
+                write_rows(bench, plans, speeds, model_config)
+
+    def leave_out(entry: Entry, error: RuntimeError) -> None:
+        bench.fail(f"{NAME}, {entry.recipe}: {error}")
+        print(f"  {entry.recipe} is left out: {error}")
+        for mine in speeds.values():
+            mine.pop(entry, None)
+
+    def settled() -> bool:
+        return all(times.spread <= STEADY for mine in speeds.values() for times, _ in mine.values())
 
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data.h5"
-        measured = [both[0] for loops in speeds.values() for both in loops.values()]
-        repeat(turn, rounds, lambda: all(times.spread <= STEADY for times in measured))
+        repeat(turn, rounds, settled)
     return speeds, roofs
+
+
+def write_rows(bench: Bench, plans: list[Plan], speeds: dict, model_config: ModelConfig) -> None:
+    """Write a row for each of in_turn()'s `speeds` that is measured by now; it replaces the one of fewer rounds."""
+    preset, batch = plans[0].preset, plans[0].batch
+    shape, macs = words(model_config, PATCH, PATCH), model_config.macs(PATCH, PATCH)
+    note = "" if preset == "rdn-b" else f"not comparable: preset {preset}, {plans[0].threads} CPU threads a rank"
+    for plan in plans:
+        patches = batch * plan.ranks
+        mine = {entry: both for entry, both in speeds[plan.ranks].items() if both[0].every}
+        for entry, (times, window) in mine.items():
+            figures = ratios(entry, {each: both[0] for each, both in mine.items()})
+            # The strongest stock is the only one here, whatever its dtype.
+            figures |= {"vs_stock": figures.get("vs_other"), "seed_images_s": patches / window.median}
+            if plan.ranks > 1:
+                figures["efficiency"] = times.over(speeds[1][entry][0])
+            images = patches / times.median
+            # A CPU's ranks share the cores whose ceiling was measured.
+            figures |= {
+                "images_s": images,
+                "gflops": images * 6 * macs / 1e9,
+                "cards": 1 if bench.on_cpu else plan.ranks,
+            }
+            bench.row(NAME, entry.recipe, entry.dtype, patches, shape, times, ranks=plan.ranks, note=note, **figures)
 
 
 def counted_steps(bench: Bench, entry: Entry, plan: Plan) -> int:

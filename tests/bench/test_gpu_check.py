@@ -13,8 +13,8 @@ from bench import gpu_check
 from bench.gpu_check import Part, check
 
 
-def part(name: str, program: str, least: float = 0, most: float = 60) -> Part:
-    return Part(name, ("-c", program), least, most)
+def part(name: str, program: str, least: float = 0, usual: float = 10, most: float = 60) -> Part:
+    return Part(name, ("-c", program), least, usual, most)
 
 
 def test_parts_run_in_turn_after_failures_too():
@@ -74,22 +74,72 @@ def test_what_does_not_stop_is_killed(monkeypatch):
     assert "deaf: STOPPED after 2 s" in log.getvalue()
 
 
-def test_what_later_parts_need_is_kept_for_them():
-    log = io.StringIO()
-    check((part("greedy", "import time; time.sleep(300)"), part("next", "pass", least=100)), 102, log)
-    assert "greedy: STOPPED after 2 s" in log.getvalue()
+def timeline(*parts: Part, budget: float) -> tuple[int, list[str]]:
+    """Return the exit code and the lines, times and words, of a check under the stand-in clock."""
+    dry, log = gpu_check.DryRun(), io.StringIO()
+    code = check(parts, budget, log, dry.clock, dry.run)
+    lines = [line.removeprefix("====").partition(": python")[0].split() for line in log.getvalue().splitlines()]
+    return code, [" ".join(words) for words in lines if words]
+
+
+def test_when_time_runs_out_what_comes_later_is_cut():
+    """Nothing is started, and the clock is a stand-in."""
+    quick, slow = part("quick", "", usual=20), part("slow", "", usual=100, most=90)
+    long, late = part("long", "", least=30, usual=80, most=120), part("late", "", least=50)
+    small = part("small", "", least=5, usual=5)
+    code, lines = timeline(quick, slow, long, late, small, budget=180)
+    assert code == 1
+    assert lines == [
+        "0 s quick",
+        "20 s quick: done, 20 s",
+        "20 s slow",
+        "110 s slow: STOPPED after 90 s, 90 s",
+        "110 s long",
+        "180 s long: STOPPED after 70 s, 70 s",
+        "180 s late: not measured, 0 of 180 s are left",
+        "180 s small: not measured, 0 of 180 s are left",
+        "gpu-check: 1 of 5 parts done; not: slow, long, late, small",
+    ]
+    code, lines = timeline(quick, late, small, budget=60)  # a part that still fits is run
+    assert lines[2:] == [
+        "20 s late: not measured, 40 of 60 s are left",
+        "20 s small",
+        "25 s small: done, 5 s",
+        "gpu-check: 2 of 3 parts done; not: late",
+    ]
+    assert timeline(quick, small, budget=60)[0] == 0
+
+
+def test_the_dry_run_tells_what_is_cut_and_needs_no_gpu(monkeypatch, capsys):
+    monkeypatch.setattr(gpu_check.devices, "count", lambda kind: 0)
+    monkeypatch.setattr(gpu_check.subprocess, "Popen", None)  # nothing is started
+    assert gpu_check.main(["--dry-run", "--budget", "300"]) == 0
+    out = capsys.readouterr().out
+    assert "====    0 s  end to end: python -m bench.run end_to_end\n" in out
+    assert "loading: not measured" in out
+    assert gpu_check.main(["--dry-run", "--budget", "9000"]) == 0
+    parts = len(gpu_check.PARTS)
+    assert f"gpu-check: {parts} of {parts} parts done\n" in capsys.readouterr().out
+
+
+def test_the_most_wanted_come_first():
+    names = [part.name for part in gpu_check.PARTS]
+    assert names[:3] == ["end to end", "tests of the implementations", "training step"]
+    _, lines = timeline(*gpu_check.PARTS, budget=gpu_check.BUDGET)
+    done = [line for line in lines if ": done, " in line]
+    assert [line.partition(" s ")[2].partition(":")[0] for line in done[:5]] == names[:5]
 
 
 def test_without_a_gpu_it_is_one_line(monkeypatch, capsys):
     monkeypatch.setattr(gpu_check.devices, "count", lambda kind: 0)
-    assert gpu_check.main() == 2
+    assert gpu_check.main([]) == 2
     assert capsys.readouterr().err.startswith("gpu-check: error: no CUDA GPU")
 
 
 def test_parts_name_what_exists_and_fit_into_the_budget():
     assert sum(part.least for part in gpu_check.PARTS) < gpu_check.BUDGET < 540 - gpu_check.GRACE
     for one in gpu_check.PARTS:
-        assert one.least < one.most
+        assert one.least < one.usual < one.most
         assert one.command[0] == "-m"
         assert find_spec(one.command[1])
         for word in one.command:

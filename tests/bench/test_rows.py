@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 
 import pytest
 import torch
 from bench_rows import make_row
 
 from bench import cases, measure, models, results, run
-from bench.case import NO_KERNEL, RDN_B_SHAPE, Entry, Verdict
+from bench.case import NO_KERNEL, RDN_B_SHAPE, Comparison, Contender, Entry, Verdict
 from bench.cases import training_step
 from bench.measure import Bench
 from bench.timing import Times
@@ -55,6 +56,16 @@ def test_a_row_of_the_same_work_replaces_the_earlier_one(out):
     file.add(case="a", recipe="x", seconds=3.0, ranks=2, **work)
     assert results.read(file.path) == file.rows
     assert len(file.rows) == 3
+
+
+WORK_OF_A_STEP = {
+    "case": "training step",
+    "recipe": "rdn_fast",
+    "dtype": "float32",
+    "precision": "default",
+    "batch": 8,
+    "shape": f"{RDN_B_SHAPE}, 32x32",
+}
 
 
 def verdict(what: str, rows, place="cpu", command="1p", ranks=1) -> Verdict:
@@ -205,6 +216,53 @@ def test_the_strongest_stock_of_a_run_goes_end_to_end(out):
     bench.results.add(**step, recipe="stock", images_s=1.0)
     bench.results.add(**step, recipe="stock NCHW", images_s=1.02)
     assert bench.strongest_stock() == ("stock NCHW", torch.float32, {"contiguous": True})
+
+
+def test_on_a_gpu_what_is_ready_has_a_row_at_once_and_the_most_wanted_come_first(out, high_ceilings, monkeypatch):
+    """Compilers may take longer than the machine is there: at the interruption the rows are on disk."""
+    built = []
+
+    def entry(recipe: str) -> Entry:
+        def build() -> Contender:
+            built.append(recipe)
+            if recipe == "stock":
+                raise KeyboardInterrupt
+            return Contender(lambda: time.sleep(2e-3))
+
+        return Entry(recipe, torch.float32, build)
+
+    monkeypatch.setattr(torch.accelerator, "empty_cache", lambda: None)
+    bench, recipes = Bench("test", CPU, "naive"), ("reference", "stock", "stock compiled graphed", "rdn_fast")
+    bench.on_cpu = False
+    comparison = Comparison("training step", 4, "shape", [entry(recipe) for recipe in recipes], images=4, flop=10**9)
+    with pytest.raises(KeyboardInterrupt):
+        bench.compare(comparison, rounds=2)
+    assert built == ["rdn_fast", "reference", "stock compiled graphed", "stock"]
+    rows = results.read(bench.results.path)
+    assert [row.recipe for row in rows] == built[:3]
+    assert {(row.rounds, row.unsteady) for row in rows} == {(1, "one round, not in turn with the others")}
+    assert all(row.images_s > 0 for row in rows)
+    comparison.entries.pop(1)
+    bench.compare(comparison, rounds=2)
+    rows = [row for row in results.read(bench.results.path) if row.case == "training step"]
+    assert [row.recipe for row in rows] == built[:3]  # replaced
+    assert {row.rounds for row in rows} == {2}
+    comparison.entries.append(entry("stock"))
+    with pytest.raises(KeyboardInterrupt):
+        bench.compare(comparison, rounds=2)
+    assert [row for row in results.read(bench.results.path) if row.case == "training step"] == rows  # not by one round
+
+
+def test_what_was_measured_before_an_interruption_is_judged(out, monkeypatch, capsys):
+    def stopped(bench, command):
+        bench.results.add(**WORK_OF_A_STEP, vs_reference=2.6, vs_other=1.3)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cases, "of_command", lambda command: [dataclasses.replace(training_step.CASE, run=stopped)])
+    assert run.main(["training_step", "--device", "cpu", "--rdb", "naive"]) == 1
+    printed = capsys.readouterr().out
+    assert "held             CPU, training step, default precision / reference (fp32): 2.6, gate 2.4" in printed
+    assert "FAILED  stopped before the end" in printed
 
 
 def test_an_older_torch_cannot_tell_of_bf16(monkeypatch):

@@ -16,6 +16,7 @@ from bench.case import Contender, Entry
 from bench.cases import end_to_end, memory, minutes
 from bench.measure import Bench
 from bench.models import PATCH, words
+from bench.results import read
 from rdn_fast.config import ModelConfig, make_configs
 from rdn_fast.data.h5 import PairedH5
 from rdn_fast.rdb import winograd
@@ -136,25 +137,90 @@ def test_end_to_end_counts_as_many_steps_as_fill_its_span(out):
     assert end_to_end.counted_steps(bench, ours, alone._replace(ranks=2)) == 12
 
 
-def test_unsteady_loops_run_again_in_turn(out, monkeypatch):
-    speeds, log = {"a": iter([1.0, 2.0, 2.0, 2.0]), "b": iter([4.0] * 4)}, []
+RDN_B = make_configs({}, "rdn-b")[0]
 
-    def entry(name: str) -> Entry:
-        def loop(_, plan) -> tuple[float, float]:
-            log.append(name)
-            speed = next(speeds[name])
-            return speed, 2 * speed
 
-        return Entry(name, torch.float32, loop)
+@pytest.fixture
+def loops(monkeypatch):
+    """Return loops(name=[speeds...], ...): entries that take those speeds in turn. An exception is raised instead.
 
+    `loops.log` holds the names of those that ran.
+    """
+
+    def entries(**speeds) -> tuple[Entry, ...]:
+        def entry(name: str, left: list) -> Entry:
+            def loop(_, plan) -> tuple[float, float]:
+                entries.log.append(name)
+                speed = left.pop(0)
+                if isinstance(speed, BaseException):
+                    raise speed
+                return speed, 2 * speed
+
+            return Entry(name, torch.float32, loop)
+
+        return tuple(entry(name, [*left]) for name, left in speeds.items())
+
+    entries.log = []
     monkeypatch.setattr(end_to_end, "write_h5", lambda *_: None)
     monkeypatch.setattr(end_to_end.ceilings, "contenders", lambda *_: {"roof": Contender(lambda: time.sleep(0.01))})
-    loops, plan = (entry("a"), entry("b")), end_to_end.Plan("demo", 8, 2, 1, "cpu", 1)
-    measured, roofs = end_to_end.in_turn(Bench("test", CPU, "naive"), loops, [plan], 2, rounds=3)
-    assert log == ["a", "b"] * 4
-    times, window = measured[1][loops[0]]
+    return entries
+
+
+def test_unsteady_loops_run_again_in_turn(out, loops):
+    given, plan = loops(a=[1.0, 2.0, 2.0, 2.0], b=[4.0] * 4), end_to_end.Plan("demo", 8, 2, 1, "cpu", 1)
+    measured, roofs = end_to_end.in_turn(Bench("test", CPU, "naive"), given, [plan], RDN_B, rounds=3)
+    assert loops.log == ["a", "b"] * 4
+    times, window = measured[1][given[0]]
     assert (times.rounds, window.rounds) == ([4, 4, 4], [2, 2, 2])
     assert len(roofs["roof"].every) == 4
+
+
+def test_each_loop_has_a_row_as_soon_as_it_has_run(out, loops):
+    """A card may be there for minutes only. With each further round a row holds one more."""
+    given = loops(rdn_fast=[8.0, 8.0], reference=[4.0, KeyboardInterrupt()], stock=[2.0])
+    bench, plan = Bench("test", CPU, "naive"), end_to_end.Plan("rdn-b", 8, 2, 1, "cpu", 1)
+    with pytest.raises(KeyboardInterrupt):
+        end_to_end.in_turn(bench, given, [plan], RDN_B, rounds=3)
+    assert loops.log == ["rdn_fast", "reference", "stock", "rdn_fast", "reference"]
+    rows = {row.recipe: row for row in read(bench.results.path)}  # as they are on disk
+    assert {name: (row.images_s, row.rounds, row.vs_reference, row.vs_stock) for name, row in rows.items()} == {
+        "rdn_fast": (8, 2, 2, 4),
+        "reference": (4, 1, 1, 2),
+        "stock": (2, 1, 0.5, 1),
+    }
+
+
+def test_a_loop_that_fails_is_left_out_and_the_others_are_measured(out, loops):
+    given = loops(rdn_fast=[8.0] * 3, reference=[4.0] * 3, stock=[RuntimeError("stock ended with 1: no gcc")])
+    bench, plan = Bench("test", CPU, "naive"), end_to_end.Plan("rdn-b", 8, 2, 1, "cpu", 1)
+    end_to_end.in_turn(bench, given, [plan], RDN_B, rounds=3)
+    assert loops.log == ["rdn_fast", "reference", "stock", *["rdn_fast", "reference"] * 2]
+    assert [(row.recipe, row.rounds, row.vs_reference) for row in bench.results.rows] == [
+        ("rdn_fast", 3, 2),
+        ("reference", 3, 1),
+    ]
+    assert bench.failures == ["end to end, stock: stock ended with 1: no gcc"]
+
+
+def test_on_a_gpu_ours_runs_first_end_to_end(out, monkeypatch):
+    seen = []
+    monkeypatch.setattr(end_to_end, "in_turn", lambda bench, loops, *_: seen.append([one.recipe for one in loops]))
+    bench, plan = Bench("test", CPU, "naive"), end_to_end.Plan("rdn-b", 8, 2, 1, "cpu", 1)
+    end_to_end.compare(bench, [plan], rounds=3)
+    bench.on_cpu = False
+    monkeypatch.setattr(bench, "strongest_stock", lambda: ("stock compiled graphed", torch.float16, {}))
+    end_to_end.compare(bench, [plan], rounds=3)
+    assert seen == [["reference", "stock", "rdn_fast"], ["rdn_fast", "reference", "stock compiled graphed"]]
+
+
+def test_without_a_measured_step_a_gpu_takes_the_recipe_that_is_compiled_and_captured(out):
+    bench = Bench("test", CPU, "naive")
+    bench.device, bench.on_cpu, bench.dtypes = torch.device("cuda"), False, [torch.float16]
+    assert bench.strongest_stock() == (
+        "stock compiled graphed",
+        torch.float16,
+        {"compiled": True, "graphed": True},
+    )
 
 
 def test_the_demos_minutes_and_gain_are_a_row_with_gates(out, monkeypatch):
