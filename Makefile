@@ -10,7 +10,7 @@ where := import pathlib, torch; print(pathlib.Path(torch.__file__).parent.parent
 site := import sysconfig; print(sysconfig.get_path("purelib"))
 ready := .venv/ready
 
-.PHONY: setup demo test test-machines test-slow lint train-full bench-1p bench-8p bench-upscale bench profile report report-check gpu-check
+.PHONY: setup setup-ascend demo test test-machines test-slow lint train-full bench-1p bench-8p bench-upscale bench profile report report-check gpu-check
 
 setup: $(ready)
 
@@ -29,6 +29,13 @@ else
 endif
 	$(bin)/python -m pip install --quiet --editable '.[log,demo,export,dev]'
 	@touch $@
+
+# Ascend's compiler, without a card or CANN, in an environment of its own: what proves npu_conv (docs/ascend.md).
+# For Python 3.11 on x86-64 Linux, which PY must be.
+setup-ascend:
+	$(PY) -m venv .venv-ascend
+	.venv-ascend/bin/python -m pip install --quiet triton-ascend==3.2.0 ascendnpu-ir==1.2.0
+	chmod +x .venv-ascend/lib/python3*/site-packages/ascendnpuir/bin/*
 
 demo: $(ready)
 	$(bin)/rdn-fast demo
