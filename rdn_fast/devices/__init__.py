@@ -1,4 +1,5 @@
-"""The only home of cuda, npu and cpu. Read select, forks, memory, streams, cuda_graph, numerics, optim, npu_modes."""
+"""The only home of cuda, npu and cpu. Read select, forks, memory, streams, cuda_graph, numerics, optim, npu_modes,
+npu_kernels."""
 
 from rdn_fast.devices import forks as _forks
 from rdn_fast.devices.cuda_graph import CudaGraphed

@@ -52,10 +52,18 @@ def _forget_package():
 def test_the_memory_format_is_contiguous_and_these_impls_can_run():
     assert devices.memory_format(NPU) is torch.contiguous_format
     here = [impl for impl in IMPLS.values() if "npu" in impl.devices]
-    assert [impl.name for impl in here] == ["naive", "summed", "sliced", "torchair"]
-    assert all(set(impl.dtypes) >= set(FLOATS) for impl in here if impl.name != "summed")
+    assert [impl.name for impl in here] == ["naive", "summed", "sliced", "torchair", "npu_conv"]
+    assert all(set(impl.dtypes) >= set(FLOATS) for impl in here if impl.name not in ("summed", "npu_conv"))
     assert IMPLS["summed"].dtypes == NO_BF16
-    assert [impl.name for impl in here if impl.trains] == ["naive", "summed", "sliced"]
+    assert [impl.name for impl in here if impl.trains] == ["naive", "summed", "sliced", "npu_conv"]
+
+
+def test_npu_conv_is_refused_on_a_card_that_its_compiler_does_not_know():
+    reason = "runs on Ascend A2 \\(910B1 to B4\\) and A3 cards only: the compiler has no target for .*simulated"
+    with pytest.raises(
+        UserError, match=rf"--rdb npu_conv {reason}.*; on npu in float16 can run: naive, summed, sliced"
+    ):
+        select("npu_conv", NPU, torch.float16, training=True)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

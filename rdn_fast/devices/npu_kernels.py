@@ -1,0 +1,115 @@
+"""Compile and launch kernels for Ascend's A2 and A3 cards that are text in the IR of its compiler, by triton-ascend.
+
+triton-ascend turns Triton into that IR and gives it to bishengir-compile, which calls CANN's hivmc for machine code.
+Here the text takes the place of its own, so that only the last stage runs. triton-ascend keeps the result in the cache
+folder, loads it, and launches it on torch_npu's current stream. No part of this ever ran on a card.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from rdn_fast.cache import cache_folder
+from rdn_fast.errors import UserError, what_failed
+
+_CHIPS = r"Ascend910B[1-4]|Ascend910_93"  # A2 and A3; an Ascend910B without a number is of the first 910
+_CONVOLUTION = b"conv2d_group_half_to_float"
+_CANN = "source CANN's set_env.sh (8.3 or newer)"
+_TYPES = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}
+
+
+class Toolchain:
+    """The compiler, and the kernels that it compiled in this process."""
+
+    def __init__(self):
+        self.kernels: dict[str, object] = {}
+
+    @cached_property
+    def missing(self) -> str | None:
+        """Return what the current card lacks to run such kernels, or None. Compiles nothing."""
+        chip = torch.get_device_module("npu").get_device_name()
+        if not re.match(_CHIPS, chip):
+            return f"runs on Ascend A2 (910B1 to B4) and A3 cards only: the compiler has no target for {chip}"
+        try:
+            found = find_spec("triton.backends.ascend")  # imports triton
+        except Exception as error:  # not there, or broken
+            return f"needs the package triton-ascend, whose import fails: {what_failed(error)}"
+        if found is None:
+            return "needs the package triton-ascend, and found another triton; pip install triton-ascend==3.2.0"
+        for program in ("bishengir-compile", "hivmc"):
+            if shutil.which(program) is None:
+                return f"needs CANN's {program}, which is not in PATH; {_CANN}"
+        return _library_lacks_convolution(Path(shutil.which("bishengir-compile")).resolve())
+
+    @cached_property
+    def cores(self) -> int:
+        """The number of matrix units."""
+        return _triton().runtime.driver.active.utils.get_aicore_num()
+
+    def launch(self, text: str, arguments: tuple[torch.Tensor | int, ...], items: int) -> None:
+        """Run a kernel on the current stream, a program for each core and at most `items`. Compile it before, once.
+
+        Raises UserError when it cannot be compiled.
+        """
+        if text not in self.kernels:
+            try:
+                self.kernels[text] = compile_kernel(text, arguments)
+            except Exception as error:  # of the front end, the compiler, or the cache
+                raise UserError(f"a kernel cannot be compiled: {what_failed(error)}; choose another --rdb") from error
+        self.kernels[text][min(self.cores, items), 1, 1](*arguments)
+
+    def clear(self) -> None:
+        """Forget all."""
+        vars(self).clear()
+        self.kernels = {}
+
+
+toolchain = Toolchain()
+
+
+def compile_kernel(text: str, arguments: tuple[torch.Tensor | int, ...]):
+    """Return triton-ascend's handle of a kernel, a CompiledKernel, from the cache folder if it was compiled before."""
+    triton = _triton()
+    from triton.compiler.compiler import ASTSource
+
+    class Text(ASTSource):
+        """A kernel whose stages before the last are done: triton.compile asks a source for its stage and its IR."""
+
+        def __init__(self):
+            self.ext = "npubin"  # the first stage to run
+            self.name = re.search(r"func\.func @(\w+)", text)[1]
+            self.signature = {
+                i: _TYPES[a.dtype] if isinstance(a, torch.Tensor) else "i32" for i, a in enumerate(arguments)
+            }
+            self.constants = {}
+
+        def hash(self):
+            return hashlib.sha256(text.encode()).hexdigest()
+
+        def make_ir(self, *_):
+            return text
+
+    return triton.compile(Text())
+
+
+def _triton():
+    os.environ.setdefault("TRITON_CACHE_DIR", str(cache_folder() / "triton"))  # read at each look into the cache
+    import triton
+
+    return triton
+
+
+def _library_lacks_convolution(compiler: Path) -> str | None:
+    """Return the refusal for a CANN whose library of macros has no convolution; None if it has, or is not found."""
+    files = [file for root in compiler.parents[:2] for file in root.glob("**/meta_op*.bc")]
+    if files and not any(_CONVOLUTION in file.read_bytes() for file in files):
+        return f"needs a CANN whose library has {_CONVOLUTION.decode()}, which {files[0].parent} has not"
+    return None

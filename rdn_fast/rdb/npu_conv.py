@@ -1,0 +1,160 @@
+"""The residual dense block as convolutions of Ascend's matrix unit, for A2 (910B) and A3 cards, with a backward pass.
+
+Its kernels (npu_conv_kernels) were compiled by Ascend's compiler and executed by an emulator, never on a card. On a
+card it runs only after a trial there has passed.
+
+Planes [S, pixels, K] hold a block's feature maps, K channels each: x takes X = G0 / K, each layer G / K more. A layer
+writes its own planes, so nothing is concatenated; a convolution of them is the sum of one for each plane.
+
+The backward pass is a dense block in reverse. The gradient of a layer is the sum over the later layers' gradients,
+convolved with the turned weights, plus the fusion's part (one matrix product for all maps), where the map is positive.
+The weight gradient is a product over pixels. There a row's last pixel must not meet the next row's first: where no zero
+lies between them, it reads a copy of the gradients without the first column, and one without the last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from rdn_fast.devices.npu_kernels import toolchain
+from rdn_fast.errors import UserError
+from rdn_fast.rdb import npu_conv_kernels
+from rdn_fast.rdb.npu_conv_planes import TILE, Planes
+from rdn_fast.rdb.trial import flaw_on
+
+SPLITS = 8  # of the pixels in a weight gradient: with 3 rows of taps, a multiple of 24 programs
+
+
+def missing() -> str | None:
+    """Return why this impl cannot run on the current card, or None: it has computed a block there as naive does."""
+    if toolchain.missing:
+        return toolchain.missing
+    card = torch.device(torch.accelerator.current_accelerator().type, torch.accelerator.current_device_index())
+    here = Path(__file__)
+    sources = b"".join(file.read_bytes() for file in sorted(here.parent.glob(f"{here.stem}*.py")))
+    version = f"{hashlib.sha256(sources).hexdigest()[:12]}, triton {metadata.version('triton-ascend')}"
+    return flaw_on(card, here.stem, f"{__name__}_trial", version)
+
+
+def rdb(x, conv_w, conv_b, fuse_w, fuse_b):
+    """x: [B, G0, H, W], float16 or bfloat16 -> y: [B, G0, H, W]. Raise UserError unless 16 divides G0 and G.
+
+    Images wider than TILE pixels are computed in strips that overlap by the receptive field.
+    """
+    if (g0 := x.shape[1]) % 16 or (g := len(conv_b[0])) % 16:
+        raise UserError(f"--rdb npu_conv: computes multiples of 16 channels, not {g0} and {g}; choose another --rdb")
+    width, halo = x.shape[3], len(conv_w)
+    if width <= TILE:
+        return _Block.apply(x, fuse_w, fuse_b, *conv_w, *conv_b)
+    strips = []
+    for left in range(0, width, TILE - 2 * halo):
+        first, last = max(0, left - halo), min(width, left + TILE - halo)
+        y = _Block.apply(x[..., first:last], fuse_w, fuse_b, *conv_w, *conv_b)
+        strips.append(y[..., left - first : left - first + TILE - 2 * halo])
+    return torch.cat(strips, dim=3)
+
+
+class _Block(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, fuse_w, fuse_b, *convs):
+        conv_w, conv_b = convs[: len(convs) // 2], convs[len(convs) // 2 :]
+        shape = Planes(len(x), *x.shape[2:], x.shape[1], len(conv_b[0]), len(conv_b))
+        k, inputs, outputs = shape.k, shape.inputs, shape.outputs
+        count = inputs + shape.gradients
+        planes = shape.planes(x, count, k)
+        shape.fill(planes[:inputs], x)
+        # [planes of layers, sources, ky, kx, output, input]; a layer's later sources stay uninitialized and unread.
+        weights = x.new_empty(shape.gradients, count, 3, 3, k, k)
+        for j, w in enumerate(conv_w):
+            seen = inputs + j * outputs
+            parts = w.reshape(outputs, k, seen, k, 3, 3).permute(0, 2, 4, 5, 1, 3)
+            weights[j * outputs : (j + 1) * outputs, :seen] = parts
+        table = shape.table(torch.cat(conv_b).view(-1, k))
+        for i in range(0, shape.gradients, outputs):
+            to = planes[inputs + i :]
+            _sums(shape, "layer", planes, weights[i:], table[i:], to, to, inputs + i, outputs)
+        fusion = fuse_w.reshape(inputs, k, count, k).transpose(1, 2).contiguous()
+        table, y = shape.table(fuse_b.view(-1, k)), planes.new_empty(inputs, shape.pixels, k)
+        _sums(shape, "fusion", planes, fusion, table, planes, y, count, inputs)
+        ctx.shape = shape
+        ctx.save_for_backward(planes, weights, fuse_w)
+        return shape.unfill(y)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):
+        planes, weights, fuse_w = ctx.saved_tensors
+        shape = ctx.shape
+        of_output = shape.planes(dy, 1, shape.g0)
+        shape.fill(of_output, dy)
+        dx, d = _data_gradients(shape, of_output[0], planes, weights, fuse_w)
+        conv_w = _weight_gradients(shape, planes, d)
+        conv_b = d.sum(1, dtype=torch.float32).to(dy.dtype).view(shape.layers, shape.g)
+        of_fusion = torch.matmul(of_output[0].T, planes)  # [S, G0, K]
+        of_fusion = of_fusion.transpose(0, 1).reshape(fuse_w.shape)
+        return dx, of_fusion, dy.sum((0, 2, 3)), *conv_w, *conv_b.unbind()
+
+
+def _data_gradients(shape: Planes, of_output, planes, weights, fuse_w):
+    """Return the gradient of x [B, G0, H, W], and those of the layers before their ReLUs as planes, first layer first.
+
+    of_output: the gradient of y, [pixels, G0].
+    """
+    k, inputs, outputs = shape.k, shape.inputs, shape.outputs
+    count, turned = len(planes), weights.flip(2, 3).permute(1, 0, 2, 3, 5, 4).contiguous()
+    fusion = fuse_w.reshape(shape.g0, count, k).transpose(0, 1)  # [S, G0, K]
+    of_maps = torch.matmul(of_output, fusion[inputs:])  # [S - X, pixels, K]: the fusion's part
+    residual = of_output.view(-1, inputs, k).transpose(0, 1)
+    of_x = torch.baddbmm(residual, of_output.expand(inputs, -1, -1), fusion[:inputs])
+    d, last = shape.planes(planes, shape.gradients, k), shape.gradients - outputs
+    torch.mul(of_maps[last:], planes[inputs + last :] > 0, out=d[last:])
+    for i in reversed(range(0, last, outputs)):
+        later = i + outputs
+        gate, w, sources = planes[inputs + i :], turned[inputs + i :, later:], shape.gradients - later
+        _sums(shape, "gradient", d[later:], w, of_maps[i:], gate, d[i:], sources, outputs)
+    dx = torch.empty_like(planes[:inputs])
+    _sums(shape, "input_gradient", d, turned, of_x, of_x, dx, shape.gradients, inputs)
+    return shape.unfill(dx), d
+
+
+def _weight_gradients(shape: Planes, planes, d) -> list[torch.Tensor]:
+    """Return the gradients of all layers' weights, each [G, G0 + j G, 3, 3]."""
+    k, copy = shape.k, 0
+    copies = d
+    if shape.width == shape.row:
+        copies, copy = d.expand(3, *d.shape).contiguous(), d.numel()
+        shape.images(copies[0])[..., 0, :] = 0
+        shape.images(copies[2])[..., -1, :] = 0
+        copies = copies.flatten(0, 1)
+    text = npu_conv_kernels.weight_gradient(k, shape.row, d.dtype)
+    gradients = []
+    for i in range(0, shape.gradients, shape.outputs):
+        seen = shape.inputs + i
+        pairs = -(-seen // 2)
+        splits = min(shape.steps, SPLITS)
+        parts = d.new_empty(splits, shape.outputs, 2 * pairs, 3, 3, k, k, dtype=torch.float32)
+        items = splits * shape.outputs * pairs * 3
+        sizes = (splits, pairs, shape.steps, shape.pixels * k, copy, parts[0].numel())
+        launch(text, (planes, copies[i:], parts, items, *sizes), items)
+        gradient = parts.sum(0)[:, :seen].permute(0, 5, 1, 4, 2, 3)  # of [outputs, sources, ky, kx, input, output]
+        gradients.append(gradient.reshape(shape.g, seen * k, 3, 3).to(d.dtype))
+    return gradients
+
+
+def _sums(shape: Planes, kind: str, planes, weights, term, gate, y, sources: int, chunks: int) -> None:
+    """Launch a kernel of npu_conv_kernels.sums, which writes `chunks` planes. weights: [chunk, source, ...]."""
+    text = npu_conv_kernels.sums(kind, shape.k, shape.row, shape.rows, planes.dtype)
+    tiles = shape.batch * shape.tiles
+    sizes = tiles, shape.tiles, shape.height, shape.pixels * shape.k, weights.stride(0)
+    launch(text, (planes, weights, term, gate, y, sources, chunks * tiles, *sizes), chunks * tiles)
+
+
+def launch(text: str, arguments, items: int) -> None:
+    """Run a kernel on the card. All launches pass here: tests replace it to run without a card."""
+    if items:
+        toolchain.launch(text, arguments, items)
