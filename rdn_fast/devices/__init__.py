@@ -30,6 +30,7 @@ from rdn_fast.devices.select import (
     check_shared,
     cores,
     count,
+    current_gpu,
     describe,
     hardware,
     inventory,

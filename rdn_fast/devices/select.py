@@ -123,6 +123,11 @@ def make_current(device: torch.device) -> None:
         torch.accelerator.set_device_index(device.index or 0)
 
 
+def current_gpu() -> torch.device | None:
+    """Return the CUDA GPU that is current in this process; None where there is none."""
+    return torch.device("cuda", torch.cuda.current_device()) if count("cuda") else None
+
+
 def is_host(device: torch.device) -> bool:
     """Return whether the device computes in host memory."""
     return device.type == "cpu"

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-from rdn_fast.devices import count
+from rdn_fast.devices import current_gpu
 from rdn_fast.errors import UserError
 from rdn_fast.rdb.trial import flaw_on
 from rdn_fast.rdb.triton_configs import CANDIDATES, KernelConfigs
@@ -44,9 +44,8 @@ def missing() -> str | None:
         return f"needs the package triton, whose import fails: {' '.join(str(error).split()) or repr(error)}"
     if not found:
         return "needs the package triton, 3.6 or newer (CUDA builds of torch bring it)"
-    if not count("cuda"):  # there they are only compiled, or interpreted
+    if (card := current_gpu()) is None:  # there they are only compiled, or interpreted
         return None
-    card = torch.device("cuda", torch.accelerator.current_device_index())
     return flaw_on(card, "triton_planes", "rdn_fast.rdb.triton_trial", _version())
 
 

@@ -115,8 +115,7 @@ def test_wrong_results_are_a_flaw():
 def test_an_impl_with_a_flaw_cannot_be_selected(monkeypatch, capsys):
     """auto goes on without it; its name is refused in one line."""
     pytest.importorskip("triton")
-    monkeypatch.setattr(triton_planes, "count", lambda kind: 1)
-    monkeypatch.setattr(torch.accelerator, "current_device_index", lambda: 0)
+    monkeypatch.setattr(triton_planes, "current_gpu", lambda: torch.device("cuda", 0))
     monkeypatch.setattr(trial, "hardware", lambda device: "Some card")
     monkeypatch.setattr(trial, "_run", lambda command: (1, "the output is wrong by 0.3"))
     with pytest.raises(UserError) as told:
