@@ -222,11 +222,22 @@ def _prepare(options: argparse.Namespace, arguments: list[str]) -> None:
                 f"{flag} is missing; give it, or --repack OLD.h5 NEW.h5 to rewrite a file; "
                 "`rdn-fast prepare --help` lists the flags"
             )
+    from rdn_fast.data.degradation import Degradation
     from rdn_fast.data.prepare import prepare
 
+    degradation = Degradation(options.bicubic, options.degradation)
     folder, file = options.images_dir, options.output_path
     with naming_flag("--images-dir", folder), naming_flag("--output-path", file):
-        prepare(folder, file, options.scale, options.eval, options.yjn870_compat, options.strict, options.recursive)
+        prepare(
+            folder,
+            file,
+            options.scale,
+            options.eval,
+            options.yjn870_compat,
+            options.strict,
+            options.recursive,
+            degradation=degradation,
+        )
 
 
 def _call(module: str, function: str, options: argparse.Namespace, _) -> int:

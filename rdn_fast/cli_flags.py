@@ -11,7 +11,7 @@ import typing
 from collections.abc import Iterable
 
 from rdn_fast import __version__
-from rdn_fast.config import PRESETS, SCALES, ModelConfig, TrainConfig
+from rdn_fast.config import DEGRADATION_HELP, PRESETS, SCALES, ModelConfig, TrainConfig
 from rdn_fast.errors import UserError
 
 _DEVICES = "auto, cpu, cuda[:i] or npu[:i]"
@@ -170,6 +170,7 @@ def _eval(commands) -> None:
     flag("--data", metavar="DIR", help="every set that lies in this folder: Set5, Set14, ...")
     flag("--scale", type=int, help="checked against the weights, which know it")
     flag("--self-ensemble", action="store_true", help="mean over the eight turns and mirror images")
+    _add_degradation(parser, "LR images of folders, and the bicubic beside the model")
     flag("--strict", action="store_true", help="stop at a file that cannot be evaluated instead of skipping it")
     flag("--device", default="auto", help=_DEVICES)
     for name in ("json", "csv", "markdown"):
@@ -224,6 +225,7 @@ def _prepare(commands) -> None:
     flag("--eval", action="store_true", help="whole images for evaluation instead of five half-size crops")
     compat_help = "resize HR to multiples of the scale, as yjn870's code does, instead of cropping"
     flag("--yjn870-compat", action="store_true", help=compat_help)
+    _add_degradation(parser, "LR images")
     flag("-r", "--recursive", action="store_true", help="folders with all that lies in them")
     flag("--strict", action="store_true", help="stop at a file that cannot be read instead of skipping it")
     repack_help = (
@@ -247,6 +249,12 @@ def _demo(commands) -> None:
 def _add_weights(parser: argparse.ArgumentParser, or_onnx: str = "") -> None:
     help_text = f"weights of any RDN{or_onnx} (default: the small x2 model that comes with rdn_fast)"
     parser.add_argument("-w", "--weights-file", metavar="WEIGHTS", help=help_text)
+
+
+def _add_degradation(parser: argparse.ArgumentParser, of_what: str) -> None:
+    bicubic_help = f"whose makes the {of_what}; matlab: imresize of a uint8 image, as benchmarks were made"
+    parser.add_argument("--bicubic", default="pillow", choices=("pillow", "matlab"), help=bicubic_help)
+    parser.add_argument("--degradation", default="bi", metavar="KIND", help=DEGRADATION_HELP)
 
 
 def _add_config_flags(parser: argparse.ArgumentParser) -> None:

@@ -26,6 +26,10 @@ def _number_or_auto(text: str) -> float | str:
 
 
 SCALES = (2, 3, 4, 8)
+DEGRADATION_HELP = (
+    "of LR images; bi: bicubic; bd: 7x7 Gaussian blur, then every third pixel (x3); dn: bicubic and noise of level 30; "
+    "jpeg:LOW-HIGH: bicubic and JPEG of a quality between these"
+)
 ESPCN = (64, 32)  # channels of the tail's first two convolutions
 _STEPS = {4: (2, 2), 8: (2, 2, 2)}
 
@@ -115,6 +119,12 @@ class TrainConfig:
         None, "folder of HR images to train on; an h5 file is made of it, once, beside it or in the user's cache folder"
     )
     eval_file: str | None = _flag(None, "validation h5 or folder of HR images; without it there is no validation")
+    bicubic: str = _flag(
+        "pillow",
+        "whose bicubic makes LR images of folders; matlab: imresize of a uint8 image, as benchmarks were made",
+        choices=("pillow", "matlab"),
+    )
+    degradation: str = _flag("bi", DEGRADATION_HELP)
     outputs_dir: str = _flag("outputs/train", "where weights, checkpoints and metrics.jsonl go")
     weights_file: str | None = _flag(
         None, "start from these weights (fine-tuning); without preset and shape, the model is theirs", "pth-path"

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from rdn_fast.cache import cache_folder
+from rdn_fast.data.degradation import PLAIN, Degradation
 from rdn_fast.data.h5 import PairedH5
 from rdn_fast.data.images import image_files
 from rdn_fast.data.prepare import prepare
@@ -24,21 +25,23 @@ _DAMAGED = "is damaged"
 _ATTRIBUTE = "made_from"  # of the file's root: the key of its images
 
 
-def training_pairs(folder: str | Path, scale: int) -> PairedH5:
+def training_pairs(folder: str | Path, scale: int, degradation: Degradation = PLAIN) -> PairedH5:
     """Open the training h5 that `rdn-fast prepare` makes of a folder's images. Make it if it is missing or out of date.
 
-    It is <folder>_x<scale>.rdn_fast.h5 beside the folder or, where that cannot be written, in the user's cache folder.
+    It is <folder>_x<scale>.rdn_fast.h5 (with _matlab, _dn, ... before the dot for other degradations) beside the
+    folder or, where that cannot be written, in the user's cache folder.
     Of several processes one makes the file and the others wait. An old file is replaced, not changed: processes that
     have mapped it keep it. Raises UserError when no image can be used, or no file can be written.
     """
     if os.path.isfile(folder):
         raise UserError(f"{folder}: is a file; give a folder of images (--train-file takes h5 files)")
-    key = _key(folder, scale)
-    for path in _places(folder, scale):
+    degradation.check_scale(scale)
+    key = _key(folder, scale, degradation)
+    for path in _places(folder, scale, degradation):
         pairs, _ = _open(path, key, scale)
         if pairs is not None:
             return pairs
-    for path in _places(folder, scale):
+    for path in _places(folder, scale, degradation):
         # Longer than the temporary name of an atomic write: a file system that takes this name takes that one, too.
         lock_file = path.with_name(f".{path.name}.being-made.lock")
         waiting = f"--train-dir {folder}: another process is making {path}; waiting for it"
@@ -48,7 +51,7 @@ def training_pairs(folder: str | Path, scale: int) -> PairedH5:
             reason = error.strerror
             continue
         try:
-            return _make(path, folder, scale)
+            return _make(path, folder, scale, degradation)
         finally:
             with contextlib.suppress(OSError):
                 lock_file.unlink()  # still locked: a waiting process sees that it is gone and makes another
@@ -59,23 +62,30 @@ def training_pairs(folder: str | Path, scale: int) -> PairedH5:
     )
 
 
-def _key(folder: str | Path, scale: int) -> str:
-    """Return a hash of what decides the pairs: the images' names, sizes and times, the scale, and prepare's version."""
+def _key(folder: str | Path, scale: int, degradation: Degradation) -> str:
+    """Return a hash of what decides the pairs: names, sizes and times of images, and how prepare makes pairs."""
     try:
         stats = [(path.name, path.stat()) for path in image_files(folder) if why_no_file(path) is None]
     except OSError as error:
         raise UserError(f"{folder}: cannot be read ({error.strerror}); give a folder of images") from None
     files = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
-    return hashlib.sha256(json.dumps([_RECIPE, scale, files]).encode()).hexdigest()
+    other = [] if degradation == PLAIN else [degradation.in_words]
+    return hashlib.sha256(json.dumps([_RECIPE, scale, files, *other]).encode()).hexdigest()
 
 
-def _places(folder: str | Path, scale: int) -> Iterator[Path]:
+def _places(folder: str | Path, scale: int, degradation: Degradation) -> Iterator[Path]:
     """Yield the paths that the folder's file may have, best first."""
+    words = [f"x{scale}"]
+    if degradation.bicubic != PLAIN.bicubic:
+        words.append(degradation.bicubic)
+    if degradation.kind != PLAIN.kind:
+        words.append(degradation.kind.replace(":", ""))
+    end = "_".join(words) + ".rdn_fast.h5"
     folder = Path(os.path.abspath(folder))  # not resolved: beside a link, where the user knows it
     if folder.name:  # not the root
-        yield folder.with_name(f"{folder.name}_x{scale}.rdn_fast.h5")
+        yield folder.with_name(f"{folder.name}_{end}")
     digest = hashlib.sha256(os.fsencode(folder)).hexdigest()
-    yield cache_folder() / f"{folder.name[:40]}-{digest[:16]}_x{scale}.rdn_fast.h5"
+    yield cache_folder() / f"{folder.name[:40]}-{digest[:16]}_{end}"
 
 
 def _open(path: Path, key: str, scale: int) -> tuple[PairedH5 | None, str]:
@@ -90,9 +100,9 @@ def _open(path: Path, key: str, scale: int) -> tuple[PairedH5 | None, str]:
     return (pairs, "") if made_from == key else (None, "is out of date")
 
 
-def _make(path: Path, folder: str | Path, scale: int) -> PairedH5:
+def _make(path: Path, folder: str | Path, scale: int, degradation: Degradation) -> PairedH5:
     """Make the file, unless another process has made it while this one waited for the lock."""
-    key = _key(folder, scale)
+    key = _key(folder, scale, degradation)
     pairs, flaw = _open(path, key, scale)
     if pairs is not None:
         return pairs
@@ -103,5 +113,5 @@ def _make(path: Path, folder: str | Path, scale: int) -> PairedH5:
     print_line(f"--train-dir {folder}: {path} {flaw}; making it. {note}")
     if flaw == _DAMAGED and path.is_file():
         path.unlink()  # its content may be that of any file, which prepare would not replace
-    prepare(folder, path, scale, attributes={_ATTRIBUTE: key})
+    prepare(folder, path, scale, attributes={_ATTRIBUTE: key}, degradation=degradation)
     return PairedH5(path, scale)

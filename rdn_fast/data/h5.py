@@ -19,6 +19,7 @@ import h5py
 import numpy as np
 import torch
 
+from rdn_fast.data.degradation import LR_MADE_BY
 from rdn_fast.data.h5_open import open_h5
 from rdn_fast.data.heaps import read_heaps
 from rdn_fast.data.pairs import Pair
@@ -112,6 +113,12 @@ class PairedH5(Sequence[Pair]):
         """Return an attribute of the root of the file that has the path now. Raises UserError."""
         with self._reading("attributes") as file:
             return attribute_text(file.attrs[name]) if name in file.attrs else None
+
+    @property
+    def lr_made_by(self) -> str | None:
+        """Return how the file says that its LR images were made; None where it says nothing. Raises UserError."""
+        made_by = self.attribute(LR_MADE_BY)
+        return None if made_by is None else printable(made_by)
 
     @contextmanager
     def _reading(self, what: str) -> Iterator[h5py.File]:

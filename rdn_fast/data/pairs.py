@@ -1,4 +1,4 @@
-"""LR/HR pairs: the five crops that the reference takes of an image, and LR by Pillow's bicubic."""
+"""LR/HR pairs: the five crops that the reference takes of an image, and HR images with their LR images."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
+
+from rdn_fast.data.degradation import PLAIN, Degradation
 
 
 class Pair(NamedTuple):
@@ -24,7 +26,7 @@ def five_crops(image: np.ndarray) -> list[np.ndarray]:
     return [image[top : top + h, left : left + w] for top, left in corners]
 
 
-def degrade(name: str, image: np.ndarray, scale: int, compat: bool = False) -> Pair:
+def degrade(name: str, image: np.ndarray, scale: int, compat: bool = False, degradation: Degradation = PLAIN) -> Pair:
     """Make a pair of image, uint8 [H, W, 3]. HR is cropped (compat: resized, as yjn870's is) to multiples of scale.
 
     Raises ValueError when the image is too small.
@@ -33,7 +35,7 @@ def degrade(name: str, image: np.ndarray, scale: int, compat: bool = False) -> P
     if h == 0 or w == 0:
         raise ValueError(f"{image.shape[1]}x{image.shape[0]} pixels are too small for x{scale}")
     if compat:
-        hr = Image.fromarray(image).resize((w * scale, h * scale), Image.Resampling.BICUBIC)
+        hr = np.asarray(Image.fromarray(image).resize((w * scale, h * scale), Image.Resampling.BICUBIC))
     else:
-        hr = Image.fromarray(np.ascontiguousarray(image[: h * scale, : w * scale]))
-    return Pair(name, np.asarray(hr.resize((w, h), Image.Resampling.BICUBIC)), np.asarray(hr))
+        hr = np.ascontiguousarray(image[: h * scale, : w * scale])
+    return Pair(name, degradation.shrink(hr, scale), hr)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from rdn_fast.data.degradation import LR_MADE_BY, PLAIN, Degradation
 from rdn_fast.data.h5_writer import write_pairs
 from rdn_fast.data.images import folders_inside, image_files, read_image
 from rdn_fast.data.pairs import Pair, degrade, five_crops
@@ -22,14 +23,17 @@ def prepare(
     strict: bool = False,
     recursive: bool = False,
     attributes: Mapping[str, str] | None = None,
+    degradation: Degradation = PLAIN,
 ) -> None:
     """Write an h5 file from the images of a folder: five half-size crops an image, or with `evaluation` whole images.
 
     compat: resize HR images to multiples of the scale, as yjn870's code does, instead of cropping them.
     strict: raise UserError for a file that cannot be read, instead of printing and skipping it.
     recursive: take the images of all folders inside, too; without, one line says that they are passed over.
-    attributes: of the file's root. Raises UserError, and writes nothing, also when no image is left.
+    attributes: of the file's root. degradation: how LR images are made; the file's attribute lr_made_by says it.
+    Raises UserError, and writes nothing, also when no image is left.
     """
+    degradation.check_scale(scale)
     paths, skipped = image_files(images_dir, recursive), []
     if not recursive and (number := folders_inside(images_dir)):
         print_line(f"{images_dir}: {number} folders in it are passed over; prepare --recursive takes their images, too")
@@ -39,8 +43,11 @@ def prepare(
             image = read_image(path)
             name = str(path.relative_to(images_dir).with_suffix("")) if recursive else path.stem
             if evaluation:
-                return [degrade(name, image, scale, compat)]
-            return [degrade(f"{name} (crop {k})", crop, scale, compat) for k, crop in enumerate(five_crops(image))]
+                return [degrade(name, image, scale, compat, degradation)]
+            return [
+                degrade(f"{name} (crop {k})", crop, scale, compat, degradation)
+                for k, crop in enumerate(five_crops(image))
+            ]
         except ValueError as error:
             return f"{path}: {error}"
 
@@ -59,6 +66,7 @@ def prepare(
         if len(skipped) == len(paths):
             raise UserError(f"{images_dir}: none of its {len(paths)} files is an image that can be used")
 
-    written = write_pairs(output_path, pairs(), attributes)
-    used = f"{len(paths) - len(skipped)} images at x{scale}, {len(skipped)} files skipped"
+    written = write_pairs(output_path, pairs(), {LR_MADE_BY: degradation.in_words, **(attributes or {})})
+    made_by = "" if degradation == PLAIN else f", LR by {degradation.in_words}"
+    used = f"{len(paths) - len(skipped)} images at x{scale}{made_by}, {len(skipped)} files skipped"
     print_line(f"{output_path}: {written} pairs from {used}")

@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 
 from rdn_fast.config import SCALES
+from rdn_fast.data.degradation import LR_MADE_BY
 from rdn_fast.data.h5 import attribute_text
 from rdn_fast.data.h5_open import open_h5
 from rdn_fast.data.h5_writer import new_file, set_text
@@ -40,7 +41,11 @@ def repack(old: str | Path, new: str | Path) -> None:
             read_heaps(file, ("lr", "hr"))
             keys, scale = _read_structure(file)
         factor = _float_factor(file, keys)
+        with _readable(f"{old}: its attributes cannot be read"):
+            made_by = file.attrs.get(LR_MADE_BY)
         with new_file(new) as (copy, check), Bar("pairs", len(keys)) as bar:
+            if made_by is not None:
+                set_text(copy, LR_MADE_BY, attribute_text(made_by))
             for group in ("lr", "hr"):
                 copy.create_group(group, track_order=True)
             for key in keys:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from rdn_fast.data.degradation import PLAIN, Degradation
 from rdn_fast.data.h5 import PairedH5
 from rdn_fast.data.images import folders_inside
 from rdn_fast.data.pairs import Pair
@@ -25,15 +26,21 @@ class EvalDataset(NamedTuple):
     path: Path
     pairs: Sequence[Pair]
     notes: list[str]  # what of its files is left out, and why
+    lr_made_by: str | None  # in words; None where an h5 file does not say it
 
 
 def open_datasets(
-    paths: Sequence[str | Path], data: str | Path | None, scale: int, strict: bool = False
+    paths: Sequence[str | Path],
+    data: str | Path | None,
+    scale: int,
+    strict: bool = False,
+    degradation: Degradation = PLAIN,
 ) -> list[EvalDataset]:
     """Open the datasets at `paths`, then those found inside the folder `data`, in the order of the field's tables.
 
     Raises UserError for a path that cannot be used. Files inside `data` that cannot be used are left out, with a
-    printed line each. strict: as of load_pairs.
+    printed line each. strict, degradation: as of load_pairs. A line says so where LR images of an h5 file were made
+    otherwise.
     """
     found = [*map(Path, paths), *(_find_inside(Path(data), scale) if data else [])]
     taken: set[str] = set()
@@ -45,17 +52,23 @@ def open_datasets(
             notes.append(note)
             print_line(note)
 
-        pairs = load_pairs(path, scale, say, strict)
-        datasets.append(EvalDataset(unique_name(_name(path, scale), taken), path, pairs, notes))
+        pairs = load_pairs(path, scale, say, strict, degradation)
+        if (otherwise := made_otherwise(path, pairs.lr_made_by, degradation.in_words)) is not None:
+            say(otherwise)
+        datasets.append(EvalDataset(unique_name(_name(path, scale), taken), path, pairs, notes, pairs.lr_made_by))
     return datasets
 
 
 def load_pairs(
-    path: str | Path, scale: int, say: Callable[[str], None] = print_line, strict: bool = False
-) -> Sequence[Pair]:
+    path: str | Path,
+    scale: int,
+    say: Callable[[str], None] = print_line,
+    strict: bool = False,
+    degradation: Degradation = PLAIN,
+) -> PairedH5 | PictureFolder:
     """Open an evaluation h5, or a folder of HR images, whose pairs are read when they are indexed.
 
-    HR images of a folder are cropped to multiples of `scale`; their LR is made by Pillow's bicubic. Of *_HR beside *_LR
+    HR images of a folder are cropped to multiples of `scale`; their LR is made by `degradation`. Of *_HR beside *_LR
     only the former are taken. say: called with a line about that, and for each file of a folder that cannot be read or
     is too small for the metrics, which is skipped. strict: raise UserError for such a file instead.
 
@@ -64,7 +77,7 @@ def load_pairs(
     if os.path.isdir(path):
         if number := folders_inside(path):
             say(f"{path}: {number} folders in it are passed over")
-        return PictureFolder(path, scale, say, strict)
+        return PictureFolder(path, scale, say, strict, degradation)
     pairs = PairedH5(path, scale)
     pairs.names()  # read and kept now: the path may belong to another file later
     smallest = metrics.smallest_side(scale)
@@ -75,6 +88,16 @@ def load_pairs(
                 "need; remove it"
             )
     return pairs
+
+
+def made_otherwise(path: str | Path, made_by: str | None, expected: str) -> str | None:
+    """Return a line where LR images of the file at `path` were not made as expected; None where they were, or may be.
+
+    made_by, expected: as of Degradation.in_words; None: nobody knows.
+    """
+    if made_by in (None, expected):
+        return None
+    return f"{path}: its LR images were made by {made_by}, not by {expected}; they are taken as they are"
 
 
 def unique_name(name: str, taken: set[str]) -> str:

@@ -17,6 +17,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from rdn_fast import __version__, devices
+from rdn_fast.data.degradation import Degradation
 from rdn_fast.data.pairs import Pair
 from rdn_fast.errors import UserError, cannot_write
 from rdn_fast.evaluation import metrics, tables
@@ -52,6 +53,8 @@ def evaluate(
     scale: int | None = None,
     self_ensemble: bool = False,
     strict: bool = False,
+    bicubic: str = "pillow",
+    degradation: str = "bi",
     device: str = "auto",
     json: str | None = None,
     csv: str | None = None,
@@ -65,14 +68,15 @@ def evaluate(
     eval_file: evaluation h5 files and folders of HR images.
     data: a folder; every set inside it. scale: checked against the weights. self_ensemble: as of Upscaler.
     strict: raise UserError for a file of a folder that cannot be evaluated, instead of printing and skipping it.
+    bicubic, degradation: as of Degradation: how LR images of folders are made, and what stands beside the model.
     json, csv, markdown: files for the tables. save_images: a folder for the model's outputs, as <set>/<image>.png.
     figure: a PNG file for the crops where the model is best and worst.
 
     Returns {"weights", "weights_sha256", "model" (in words), "config", "parameters", "scale", "self_ensemble",
-    "precision", "device", "versions", "sets"}. Each set is {"name", "notes" (lines on what is left out),
-    "images": [{"name", "psnr_y", "psnr_y_compat", "ssim_y", "bicubic_psnr_y", "bicubic_psnr_y_compat",
-    "bicubic_ssim_y"}], "mean": {...}}. PSNR is in dB; inf for equal images,
-    which the means leave out.
+    "precision", "device", "versions", "bicubic", "degradation", "sets"}. Each set is {"name", "lr_made_by" (in words;
+    None: unknown), "notes" (lines on what is left out), "images": [{"name", "psnr_y", "psnr_y_compat", "ssim_y",
+    "psnr_rgb", and the same with "bicubic_" before}], "mean": {...}}. PSNR is in dB; inf for equal images, which the
+    means leave out.
 
     Raises UserError, also for a file to write that is an input or lies in a set's folder.
     """
@@ -81,17 +85,18 @@ def evaluate(
             "--eval-file SET or --data DIR is missing; give evaluation h5 files or folders of HR images, "
             "or the folder that they lie in"
         )
+    degraded = Degradation(bicubic, degradation)
     files = _files_to_write(json, csv, markdown, figure)
     model = load_any_model(weights_file, device)
     weights = str(convert.SHIPPED if weights_file is None else weights_file)
     check_scale(scale, model.config.scale, "--scale")
-    datasets = open_datasets(eval_file, data, model.config.scale, strict)
+    datasets = open_datasets(eval_file, data, model.config.scale, strict, degraded)
     _check_no_input_is_lost(files, weights, datasets)
     folders = _make_image_folders(save_images, datasets) if save_images else None
-    report = _describe_run(model, weights, self_ensemble)
+    report = _describe_run(model, weights, self_ensemble) | {"bicubic": bicubic, "degradation": degradation}
     print_line(f"{weights}: {tables.model_in_words(report)}")
     print_line(f"on {report['device']}, torch {torch.__version__}, rdn-fast {__version__}")
-    report["sets"], crops = _score_all(model, datasets, self_ensemble, folders, with_crops=figure is not None)
+    report["sets"], crops = _score_all(model, datasets, degraded, self_ensemble, folders, with_crops=figure is not None)
     tables.print_report(report)
     for flag, file in files.items():
         content = _png(draw_figure(crops)) if flag == "--figure" else _encoded(_TABLES[flag](report))
@@ -117,20 +122,19 @@ class _ExactUpscaler(Upscaler):
             return super().exactly(image)
 
 
-def bicubic(pair: Pair) -> np.ndarray:
-    """Up-sample the LR image by Pillow's bicubic: uint8, the size of the HR image."""
-    return np.asarray(Image.fromarray(pair.lr).resize(pair.hr.shape[1::-1], Image.Resampling.BICUBIC))
+def score(prediction: np.ndarray, cubic: np.ndarray, hr: np.ndarray, scale: int) -> dict[str, float]:
+    """Return all metrics of one image, by column.
 
-
-def score(prediction: np.ndarray, pair: Pair, scale: int) -> dict[str, float]:
-    """Return all metrics of one image, by column. prediction: [H, W, 3], uint8, or float in 0..255, not yet rounded."""
+    prediction, cubic (the LR image enlarged by bicubic): [H, W, 3], uint8, or float in 0..255, not yet rounded.
+    """
     return {
-        prefix + name: measure(image, pair.hr, scale)
-        for prefix, image in (("", prediction), ("bicubic_", bicubic(pair)))
+        prefix + name: measure(image, hr, scale)
+        for prefix, image in (("", prediction), ("bicubic_", cubic))
         for name, measure in (
             ("psnr_y", metrics.psnr_y),
             ("psnr_y_compat", metrics.psnr_y_compat),
             ("ssim_y", metrics.ssim_y),
+            ("psnr_rgb", metrics.psnr_rgb),
         )
     }
 
@@ -145,6 +149,7 @@ class _Prediction(NamedTuple):
 def _score_all(
     model: RDN | OnnxModel,
     datasets: list[EvalDataset],
+    degradation: Degradation,
     self_ensemble: bool,
     folders: list[Path] | None,
     with_crops: bool,
@@ -155,14 +160,16 @@ def _score_all(
     def score_one(prediction: _Prediction) -> tuple[int, dict, tuple[Crop, Crop] | None]:
         dataset, file_name, pair, image = prediction
         rounded, crops = metrics.to_uint8(image), None
+        cubic = degradation.resize(pair.lr, *pair.hr.shape[:2])
         if folders:
             file = folders[dataset] / f"{file_name}.png"
             write_result(file, _png(Image.fromarray(rounded)), f"--save-images {file}", _PNG)
         if with_crops:
-            crops = worst_and_best(f"{datasets[dataset].name}/{pair.name}", pair.hr, bicubic(pair), rounded, scale)
-        return dataset, {"name": pair.name, **score(image, pair, scale)}, crops
+            crops = worst_and_best(f"{datasets[dataset].name}/{pair.name}", pair.hr, cubic, rounded, scale)
+        return dataset, {"name": pair.name, **score(image, cubic, pair.hr, scale)}, crops
 
-    sets, all_crops = [{"name": each.name, "notes": each.notes, "images": []} for each in datasets], []
+    sets = [{"name": d.name, "lr_made_by": d.lr_made_by, "notes": d.notes, "images": []} for d in datasets]
+    all_crops = []
     with Bar("images", sum(len(dataset.pairs) for dataset in datasets)) as bar:
         predictions = _predict(exact_upscaler(model, self_ensemble, bar.say), datasets)
         # Threads score images while the device computes the next ones: metrics and PNG take longer than a fast device.

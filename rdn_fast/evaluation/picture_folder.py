@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+from rdn_fast.data.degradation import Degradation
 from rdn_fast.data.images import image_files, read_image
 from rdn_fast.data.pairs import Pair, degrade
 from rdn_fast.errors import Failure, UserError
@@ -18,11 +19,16 @@ class PictureFolder(Sequence[Pair]):
     """The pairs of a folder's images in the order of their paths, read when they are indexed.
 
     Raises Failure where a file has changed since the folder was opened. `sizes`: height and width of the LR images.
+    `lr_made_by`: how LR images are made, in words.
     """
 
-    def __init__(self, folder: str | Path, scale: int, say: Callable[[str], None], strict: bool):
+    def __init__(
+        self, folder: str | Path, scale: int, say: Callable[[str], None], strict: bool, degradation: Degradation
+    ):
         """Read every file once, and keep what can be evaluated. say, strict: as of datasets.load_pairs()."""
-        folder, self._scale = Path(folder), scale
+        degradation.check_scale(scale)
+        folder, self._scale, self._degradation = Path(folder), scale, degradation
+        self.lr_made_by = degradation.in_words
         files = image_files(folder)
         if any(file.stem.endswith("_LR") for file in files) and (hr := [f for f in files if f.stem.endswith("_HR")]):
             say(f"{folder}: its {len(hr)} files *_HR; {len(files) - len(hr)} others are left out")
@@ -70,7 +76,7 @@ class PictureFolder(Sequence[Pair]):
         return file, state, pair.lr.shape[:2]
 
     def _read(self, file: Path) -> Pair:
-        return degrade(printable(file.stem), read_image(file), self._scale)
+        return degrade(printable(file.stem), read_image(file), self._scale, degradation=self._degradation)
 
 
 def _state(file: Path) -> tuple[int, int] | None:

@@ -9,13 +9,14 @@ from typing import NamedTuple
 import torch
 
 from rdn_fast.config import ModelConfig, TrainConfig
+from rdn_fast.data.degradation import PLAIN, Degradation
 from rdn_fast.data.from_folder import training_pairs
 from rdn_fast.data.h5 import PairedH5
 from rdn_fast.data.pairs import Pair
 from rdn_fast.data.prefetch import check_mode
 from rdn_fast.data.sampler import PatchSampler
 from rdn_fast.errors import UserError, naming_flag
-from rdn_fast.evaluation.datasets import load_pairs
+from rdn_fast.evaluation.datasets import load_pairs, made_otherwise
 from rdn_fast.model import RDN, check_state
 from rdn_fast.terminal import print_line
 from rdn_fast.weights.convert import read_weights
@@ -42,9 +43,11 @@ def open_inputs(
     """
     c, scale = train_config, model_config.scale
     train_file, eval_file = c.files(scale)
+    degradation = Degradation(c.bicubic, c.degradation)
+    degradation.check_scale(scale)
     if c.train_dir:
         with naming_flag("--train-dir"):
-            pairs = training_pairs(train_file, scale)
+            pairs = training_pairs(train_file, scale, degradation)
     else:
         pairs = PairedH5(train_file, scale)
     if c.data_mode == "h5py":
@@ -52,7 +55,11 @@ def open_inputs(
     sampler = PatchSampler(pairs, c.patch_size, c.batch_size, c.seed, rank, world, c.drop_last)
     check_mode(c.data_mode, sampler, device)
     say = print_line if rank == 0 else lambda _: None
-    validation = load_pairs(eval_file, scale, say) if eval_file is not None else []
+    validation = load_pairs(eval_file, scale, say, degradation=degradation) if eval_file is not None else []
+    asked = degradation.in_words if degradation != PLAIN else pairs.lr_made_by
+    for path, made_by in ((pairs.path, pairs.lr_made_by), (eval_file, validation.lr_made_by if validation else None)):
+        if asked and (otherwise := made_otherwise(path, made_by, asked)) is not None:
+            say(otherwise)
     weights = read_weights(c.weights_file).state if c.weights_file is not None else None
     if weights is not None:
         check_state(model_config, weights, c.weights_file)

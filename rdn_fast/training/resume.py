@@ -35,6 +35,7 @@ def settings(setup: Setup) -> dict:
         "seed": c.seed,
         "patches_per_epoch": len(sampler),
         "drop_last": c.drop_last,
+        "lr_made_by": sampler.pairs.lr_made_by,
         "precision": str(setup.precision),
         "ema": c.ema,
     }

@@ -18,6 +18,7 @@ from runs import ROOT
 
 from rdn_fast.cache import cache_folder
 from rdn_fast.data import from_folder as module
+from rdn_fast.data.degradation import PLAIN, Degradation
 from rdn_fast.data.from_folder import training_pairs
 from rdn_fast.data.h5 import PairedH5
 from rdn_fast.errors import UserError
@@ -108,6 +109,18 @@ def test_a_linked_folder_has_its_file_beside_the_link(image_folder, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "link").symlink_to(image_folder(1))
     assert training_file(tmp_path / "mine" / "link", 2) == tmp_path / "mine" / "link_x2.rdn_fast.h5"
+
+
+def test_each_degradation_has_its_own_file_that_says_it(image_folder, tmp_path, made_anew):
+    folder = image_folder(2)
+    others = [Degradation("matlab"), Degradation("pillow", "dn"), Degradation("matlab", "jpeg:30-90")]
+    files = [training_pairs(folder, 2, each) for each in (PLAIN, *others)]
+    names = ["", "_matlab", "_dn", "_matlab_jpeg30-90"]
+    assert [file.path.name for file in files] == [f"images_x2{name}.rdn_fast.h5" for name in names]
+    assert [file.lr_made_by for file in files] == [each.in_words for each in (PLAIN, *others)]
+    assert len({file[0].lr.tobytes() for file in files}) == 4
+    again = [training_pairs(folder, 2, each).path.stat().st_ino for each in (PLAIN, *others)]
+    assert again == [file.path.stat().st_ino for file in files]
 
 
 def test_each_scale_has_its_own_file(image_folder, tmp_path, made_anew):
@@ -505,4 +518,5 @@ def test_ctrl_c_leaves_nothing(large, tmp_path, start):
 
 
 def test_the_root_has_no_place_beside_it(monkeypatch):
-    assert list(module._places("/", 2)) == [cache_folder() / next(module._places("/", 2)).name]
+    (place,) = module._places("/", 2, PLAIN)
+    assert place == cache_folder() / place.name

@@ -17,7 +17,7 @@ from PIL import Image
 
 from rdn_fast import devices
 from rdn_fast.config import ModelConfig
-from rdn_fast.data.pairs import Pair
+from rdn_fast.data.degradation import PLAIN
 from rdn_fast.evaluation import metrics
 from rdn_fast.evaluation.evaluate import exact_upscaler, score
 from rdn_fast.files import finite
@@ -25,7 +25,9 @@ from rdn_fast.model import RDN
 from rdn_fast.terminal import printable
 from rdn_fast.weights import convert
 
-COLUMNS = ["psnr_y", "psnr_y_compat", "ssim_y", "bicubic_psnr_y", "bicubic_psnr_y_compat", "bicubic_ssim_y"]
+MEASURED = ["psnr_y", "psnr_y_compat", "ssim_y", "psnr_rgb"]
+COLUMNS = [*MEASURED, *(f"bicubic_{name}" for name in MEASURED)]
+SHOWN = COLUMNS[:-1]
 
 
 def small(scale=2) -> RDN:
@@ -234,7 +236,8 @@ def test_cuda_measures_in_float32_and_then_is_as_before(monkeypatch):
 
 def test_report_tells_of_the_model_and_the_machine(report, weights, prepared):
     result = report(weights(3), prepared.images)
-    keys = "weights weights_sha256 model config parameters scale self_ensemble precision device versions sets"
+    keys = "weights weights_sha256 model config parameters scale self_ensemble precision device versions "
+    keys += "bicubic degradation sets"
     assert " ".join(result) == keys
     assert result["weights_sha256"] == hashlib.sha256(Path(result["weights"]).read_bytes()).hexdigest()
     assert (result["weights"], result["scale"]) == (str(weights(3)), 3)
@@ -265,7 +268,7 @@ def test_several_sets_end_with_a_table_of_means(evaluate, weights, prepared, tmp
 
 def in_pairs(mean: dict) -> list[str]:
     """Return the cells of the table of means: bicubic before RDN in each measure."""
-    keys = [prefix + key for key in COLUMNS[:3] for prefix in ("bicubic_", "")]
+    keys = [*(prefix + key for key in COLUMNS[:3] for prefix in ("bicubic_", "")), "psnr_rgb"]
     return [f"{mean[key]:.4f}" if "ssim" in key else f"{mean[key]:.2f}" for key in keys]
 
 
@@ -277,11 +280,11 @@ def test_csv_has_a_row_for_each_image_and_each_mean(report, weights, prepared, t
     with (tmp_path / "report.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     expected = [
-        {"set": each["name"], "image": row["name"], **row}
+        {"set": each["name"], "image": row["name"], **row, "lr_made_by": "Pillow's bicubic"}
         for each in result["sets"]
         for row in (*each["images"], {"name": "mean", **each["mean"]})
     ]
-    assert list(rows[0]) == ["set", "image", *COLUMNS]
+    assert list(rows[0]) == ["set", "image", *COLUMNS, "lr_made_by"]
     assert [{**row, **{column: float(row[column]) for column in COLUMNS}} for row in rows] == [
         {key: value for key, value in row.items() if key != "name"} for row in expected
     ]
@@ -293,10 +296,11 @@ def test_markdown_has_a_row_for_each_set(report, weights, prepared, tmp_path):
     head, line, *rows = [
         [cell.strip() for cell in row.strip("|").split("|")] for row in text.splitlines() if row.startswith("|")
     ]
-    assert [len(row) for row in (head, line, *rows)] == [8] * 4
+    assert [len(row) for row in (head, line, *rows)] == [9] * 4
     assert {*"".join(line)} == {"-"}
     measures = ("PSNR-Y", "PSNR-Y ref.", "SSIM-Y")
-    assert head == ["set", "images", *(f"{who} {measure}" for measure in measures for who in ("bicubic", "RDN"))]
+    of_both = [f"{who} {measure}" for measure in measures for who in ("bicubic", "RDN")]
+    assert head == ["set", "images", *of_both, "RDN PSNR-RGB"]
     assert rows == [[each["name"], "4", *in_pairs(each["mean"])] for each in result["sets"]]
     assert text.startswith("x2.pth: RDN x2 ")
     assert "canonical" in text  # both conventions are labelled
@@ -390,7 +394,7 @@ def test_table_shows_two_decimals_of_psnr_and_four_of_ssim(evaluate, weights, pr
     for row in (*result["images"], {"name": "mean", **result["mean"]}):
         (line,) = [line for line in ended.out.splitlines() if re.search(rf"\W{row['name']}\W", line)]
         shown = re.findall(r"-?\d+\.\d+", line)
-        assert shown == [f"{row[column]:.4f}" if "ssim" in column else f"{row[column]:.2f}" for column in COLUMNS]
+        assert shown == [f"{row[column]:.4f}" if "ssim" in column else f"{row[column]:.2f}" for column in SHOWN]
     assert "canonical" in ended.out  # both conventions are labelled
     assert "yjn870" in ended.out
 
@@ -407,7 +411,8 @@ def test_table_shows_names_as_they_are(evaluate, weights, image_folder, photogra
 
 def test_score_of_a_perfect_prediction(photograph):
     hr = photograph(32, 30)
-    row = score(hr.astype(np.float32), Pair("a", hr[::2, ::2], hr), 2)
+    cubic = PLAIN.resize(np.ascontiguousarray(hr[::2, ::2]), *hr.shape[:2])
+    row = score(hr.astype(np.float32), cubic, hr, 2)
     assert list(row) == COLUMNS
     assert row["psnr_y"] == row["psnr_y_compat"] == math.inf
     assert row["ssim_y"] == pytest.approx(1, abs=1e-12)
