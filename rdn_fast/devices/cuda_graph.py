@@ -26,14 +26,19 @@ class CudaGraphed:
         self._function, self._device, self._what, self._calls, self._graph = function, device, what, 0, None
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
+    @property
+    def captures(self) -> bool:
+        """Whether calls are captured; False on other devices, and once a capture has failed."""
+        return self._stream is not None
+
     def prepare(self, *tensors) -> None:
         """Make the calls that come before the first replay, and the capture; elsewhere none. They do their work."""
-        while self._stream is not None and self._graph is None:
+        while self.captures and self._graph is None:
             self(*tensors)
 
     def __call__(self, *tensors):
         self._calls += 1
-        if self._stream is None:
+        if not self.captures:
             return self._function(*tensors)
         if self._calls <= self.EAGER:
             return self._on_side_stream(*tensors)

@@ -147,8 +147,8 @@ class TrainingRun:
         devices.set_learning_rate(self.optimizer, rate, device)
         # This rank's share of the mean over all ranks' patches.
         weight = torch.full((), 1 / (batch.total * batch.hr[0].numel()) if batch.count else 0.0, device=device)
-        usual = batch.total == self.sampler.global_batch
-        share, skipped = self.train_step(batch.lr, batch.hr, weight, usual)
+        size = min(c.batch_size, len(self.sampler))
+        share, skipped = self.train_step(batch.lr, batch.hr, weight, size)
         if self.average:
             update_average(self.average, self.model, ema_decay(c.ema, step))
         self.results.add(step + 1, epoch, rate, share, skipped, self.optimizer_step.scale)

@@ -18,8 +18,8 @@ class TrainStep:
     lr: float32 [b, 3, p, p], hr: float32 [b, 3, s*p, s*p], both in 0..1. weight: float32 [], multiplies the sum of
     absolute errors. Both results are float32 [] on the device and hold until the next call.
 
-    With one rank the whole step is CudaGraphed for batches of one shape, unless its optimizer step synchronizes. The
-    optimizer must have been made for that by devices.adam(captured=True).
+    With one rank the whole step is CudaGraphed, unless its optimizer step synchronizes. The optimizer must have been
+    made for that by devices.adam(captured=True). One graph serves all batches: patches of weight 0 fill a smaller one.
     """
 
     def __init__(
@@ -33,13 +33,19 @@ class TrainStep:
         """replica: the model, or DistributedDataParallel around it."""
         self._replica, self._optimizer, self._optimizer_step, self._world = replica, optimizer, optimizer_step, world
         capture = world == 1 and not optimizer_step.syncs
-        self._graphed = devices.CudaGraphed(self._eager, device) if capture else self._eager
+        self._graphed = devices.CudaGraphed(self._eager, device) if capture else None
 
     def __call__(
-        self, lr: torch.Tensor, hr: torch.Tensor, weight: torch.Tensor, usual: bool = True
+        self, lr: torch.Tensor, hr: torch.Tensor, weight: torch.Tensor, size: int = 0
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """usual: whether the batch has the shape of all others; an epoch's last one may be smaller."""
-        return (self._graphed if usual else self._eager)(lr, hr, weight)
+        """size: patches of the usual batch; an epoch's last one may be smaller."""
+        if self._graphed is None or not self._graphed.captures:
+            return self._eager(lr, hr, weight)
+        weights = weight.repeat(len(lr))
+        if (missing := size - len(lr)) > 0:  # repeat a real patch, whose output is as finite as its own
+            lr, hr = (torch.cat([part, part[:1].expand(missing, -1, -1, -1)]) for part in (lr, hr))
+            weights = F.pad(weights, (0, missing))
+        return self._graphed(lr, hr, weights)
 
     def _eager(self, lr, hr, weight):
         self._optimizer.zero_grad()
@@ -49,7 +55,12 @@ class TrainStep:
 
 
 def weighted_l1(y: torch.Tensor, hr: torch.Tensor, weight: torch.Tensor | float) -> torch.Tensor:
-    """Return the sum of absolute errors times `weight`, float32 []. y: any dtype, hr: float32, both [b, 3, h, w]."""
+    """Return the sum of absolute errors times `weight`, float32 []. y: any dtype, hr: float32, both [b, 3, h, w].
+
+    weight: of all patches, or float32 [b], of each.
+    """
+    if isinstance(weight, torch.Tensor) and weight.dim():
+        return (F.l1_loss(y.float(), hr, reduction="none").sum((1, 2, 3)) * weight).sum()
     return F.l1_loss(y.float(), hr, reduction="sum") * weight
 
 

@@ -1,9 +1,8 @@
 """CudaGraphed with a stand-in for CUDA's graphs, which records a call and replays it."""
 
-from contextlib import contextmanager
-
 import pytest
 import torch
+from simulated_cuda import Cuda
 
 from rdn_fast.devices import CudaGraphed
 from rdn_fast.training.throughput import WARM_UP
@@ -21,63 +20,6 @@ class Step:
         self.calls += 1
         self.total += a + b
         return self.total.clone(), a * b
-
-
-class Cuda:
-    """Stands in for torch.cuda. `log`: what was done, in order; `current`: the current stream."""
-
-    class Stream:
-        def __init__(self, cuda, name):
-            self.cuda, self.name = cuda, name
-
-        def wait_stream(self, other):
-            self.cuda.log.append(f"{self.name} waits for {other.name}")
-
-    def __init__(self, monkeypatch, during_capture=lambda: None):
-        self.log, self.capturing, self.during_capture, self.recorded = [], False, during_capture, []
-        self.main = self.current = self.Stream(self, "main")
-        cuda = self
-
-        class Graph:
-            def replay(self):
-                cuda.log.append(f"replay on {cuda.current.name}")
-                step, inputs, outputs = cuda.recorded[-1]
-                for output, value in zip(outputs, step(*inputs), strict=True):
-                    output.copy_(value)
-
-        monkeypatch.setattr(torch.cuda, "Stream", lambda device: self.Stream(self, "side"))
-        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: self.current)
-        monkeypatch.setattr(torch.cuda, "stream", self.stream)
-        monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
-        monkeypatch.setattr(torch.cuda, "graph", self.graph)
-
-    @contextmanager
-    def stream(self, stream):
-        before, self.current = self.current, stream
-        yield
-        self.current = before
-
-    @contextmanager
-    def graph(self, graph, stream, capture_error_mode):
-        assert capture_error_mode == "thread_local"  # the loader's threads go on
-        self.during_capture()
-        with self.stream(stream):
-            self.capturing = True
-            yield
-            self.capturing = False
-
-    def records(self, step):
-        """Return a function that computes step, except in a capture, where it is recorded and computes nothing."""
-
-        def recording(*inputs):
-            self.log.append(f"{'capture' if self.capturing else 'call'} on {self.current.name}")
-            if not self.capturing:
-                return step(*inputs)
-            outputs = tuple(torch.full((2,), float("nan")) for _ in range(2))
-            self.recorded.append((step, inputs, outputs))
-            return outputs
-
-        return recording
 
 
 @pytest.fixture
