@@ -34,7 +34,7 @@ endif
 # For Python 3.11 on x86-64 Linux, which PY must be.
 setup-ascend:
 	$(PY) -m venv .venv-ascend
-	.venv-ascend/bin/python -m pip install --quiet triton-ascend==3.2.0 ascendnpu-ir==1.2.0
+	.venv-ascend/bin/python -m pip install --quiet triton-ascend==3.2.0 ascendnpu-ir==1.2.0 pybind11
 	chmod +x .venv-ascend/lib/python3*/site-packages/ascendnpuir/bin/*
 
 demo: $(ready)

@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 from functools import cached_property
-from importlib.util import find_spec
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -39,11 +39,9 @@ class Toolchain:
         if not re.match(_CHIPS, chip):
             return f"runs on Ascend A2 (910B1 to B4) and A3 cards only: the compiler has no target for {chip}"
         try:
-            found = find_spec("triton.backends.ascend")  # imports triton
-        except Exception as error:  # not there, or broken
-            return f"needs the package triton-ascend, whose import fails: {what_failed(error)}"
-        if found is None:
-            return "needs the package triton-ascend, and found another triton; pip install triton-ascend==3.2.0"
+            import_module("triton.backends.ascend.compiler")
+        except Exception as error:  # not there, broken, or another triton
+            return f"needs `pip install triton-ascend==3.2.0 pybind11`; its import fails: {what_failed(error)}"
         for program in ("bishengir-compile", "hivmc"):
             if shutil.which(program) is None:
                 return f"needs CANN's {program}, which is not in PATH; {_CANN}"
