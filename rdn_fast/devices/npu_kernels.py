@@ -23,6 +23,8 @@ from rdn_fast.errors import UserError, what_failed
 _CHIPS = r"Ascend910B[1-4]|Ascend910_93"  # A2 and A3; an Ascend910B without a number is of the first 910
 _CONVOLUTION = b"conv2d_group_half_to_float"
 _CANN = "source CANN's set_env.sh (8.3 or newer)"
+# One workspace between cube and vector cores, not several: else a tile's epilogue is done by one vector core of two.
+OPTIONS = {"limit_auto_multi_buffer_only_for_local_buffer": True}  # of triton-ascend; bishengir-compile's have dashes
 _TYPES = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}
 
 
@@ -95,7 +97,7 @@ def compile_kernel(text: str, arguments: tuple[torch.Tensor | int, ...]):
         def make_ir(self, *_):
             return text
 
-    return triton.compile(Text())
+    return triton.compile(Text(), options=OPTIONS)
 
 
 def _triton():

@@ -69,6 +69,7 @@ def test_the_plan_of_a_sum_is_two_loads_and_a_convolution_for_each_source(kind, 
     k, row, rows = shape
     module = hivm.compile_module(npu_conv_kernels.sums(kind, *shape, dtype), target)
     assert hivm.missing_functions(module) == []
+    assert "limit_sub_block_id0" not in module  # each of the two vector cores does half of a tile
     cube, vector = hivm.parse(module).values()
     assert [count(cube, name) for name in ("nd2nz", "conv2d_group", "fixpipe", "")] == [2, 1, 1, 4]
     calls = tuple(count(vector, name) for name in ("load_gm", ("v", "broadcast"), "store_ubuf"))
