@@ -137,7 +137,7 @@ def _flag_of_path(path: object, options: argparse.Namespace) -> str | None:
     for name, values in vars(options).items():
         for value in values if isinstance(values, list) else [values]:
             if isinstance(value, str) and f"{found}{os.sep}".startswith(f"{os.path.abspath(value)}{os.sep}"):
-                return "" if name in ("source", "target") else f"--{name.replace('_', '-')} "
+                return "" if name in ("source", "target", "sr", "hr") else f"--{name.replace('_', '-')} "
     return None
 
 
@@ -252,6 +252,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], int | None]] = {
     "tune": _tune,
     "upscale": partial(_call, "rdn_fast.pictures.upscale_files", "upscale_files"),
     "eval": partial(_call, "rdn_fast.evaluation.evaluate", "evaluate"),
+    "metrics": partial(_call, "rdn_fast.evaluation.score_folders", "score_folders"),
     "convert": partial(_call, "rdn_fast.weights.convert", "convert"),
     "export": partial(_call, "rdn_fast.weights.onnx_export", "export"),
     "prepare": _prepare,

@@ -59,7 +59,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="rdn-fast", description=description)
     parser.add_argument("--version", action="version", version=f"rdn-fast {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)
-    for add in (_train, _tune, _upscale, _eval, _convert, _export, _prepare, _doctor, _demo):
+    for add in (_train, _tune, _upscale, _eval, _metrics, _convert, _export, _prepare, _doctor, _demo):
         add(commands)
     return parser
 
@@ -179,6 +179,19 @@ def _eval(commands) -> None:
     flag("--save-images", metavar="DIR", help=images_help)
     figure_help = "draw where the model is worst and best against bicubic: HR, bicubic, RDN, error"
     flag("--figure", metavar="FILE.png", help=figure_help)
+
+
+def _metrics(commands) -> None:
+    help_text = "PSNR and SSIM of finished pictures in every convention, and which of them gives a printed number"
+    parser = commands.add_parser("metrics", help=help_text, description=help_text)
+    flag = parser.add_argument
+    flag("sr", metavar="SR", help="folder of results of any program, or one picture")
+    flag("hr", metavar="HR", help="folder of the HR pictures, or one; names may lack what SR names end in, as _x2_SR")
+    flag("--scale", type=int, choices=SCALES, help="for the crops: none, the scale, scale + 6 (default: as names tell)")
+    flag("--claim", metavar="NUMBER", help="say which convention gives this PSNR, as 38.24, or SSIM, as 0.9614")
+    flag("--strict", action="store_true", help="stop at a file without partner or of another size instead of naming it")
+    for name in ("json", "csv", "markdown"):
+        flag(f"--{name}", metavar="FILE", help=f"write the table there as {name}, too")
 
 
 def _convert(commands) -> None:

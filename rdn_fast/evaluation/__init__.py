@@ -1,1 +1,1 @@
-"""PSNR and SSIM over datasets. Read metrics, picture_folder, datasets, evaluate, tables, crops."""
+"""PSNR and SSIM over datasets. Read metrics, picture_folder, datasets, evaluate, tables, crops; then score_folders."""

@@ -23,8 +23,9 @@ from rdn_fast.errors import UserError, cannot_write
 from rdn_fast.evaluation import metrics, tables
 from rdn_fast.evaluation.crops import Crop, draw_figure, worst_and_best
 from rdn_fast.evaluation.datasets import EvalDataset, open_datasets, unique_name
+from rdn_fast.evaluation.outputs import check_no_input_is_lost, files_to_write
 from rdn_fast.evaluation.picture_folder import read_ahead
-from rdn_fast.files import Kind, check_replaceable, check_writable, write_result
+from rdn_fast.files import Kind, write_result
 from rdn_fast.model import RDN
 from rdn_fast.ordered_map import ordered_map
 from rdn_fast.pictures.tiled import Upscaler
@@ -86,12 +87,14 @@ def evaluate(
             "or the folder that they lie in"
         )
     degraded = Degradation(bicubic, degradation)
-    files = _files_to_write(json, csv, markdown, figure)
+    files = files_to_write({"--json": json, "--csv": csv, "--markdown": markdown, "--figure": figure})
+    if figure is not None and Path(figure).suffix.lower() != ".png":
+        raise UserError(f"--figure {figure}: its name must end in .png")
     model = load_any_model(weights_file, device)
     weights = str(convert.SHIPPED if weights_file is None else weights_file)
     check_scale(scale, model.config.scale, "--scale")
     datasets = open_datasets(eval_file, data, model.config.scale, strict, degraded)
-    _check_no_input_is_lost(files, weights, datasets)
+    check_no_input_is_lost(files, [weights, *(dataset.path for dataset in datasets)], _KINDS)
     folders = _make_image_folders(save_images, datasets) if save_images else None
     report = _describe_run(model, weights, self_ensemble) | {"bicubic": bicubic, "degradation": degradation}
     print_line(f"{weights}: {tables.model_in_words(report)}")
@@ -210,33 +213,6 @@ def _describe_run(model: RDN | OnnxModel, weights: str, self_ensemble: bool) -> 
             "python": platform.python_version(),
         },
     }
-
-
-def _files_to_write(json: str | None, csv: str | None, markdown: str | None, figure: str | None) -> dict[str, str]:
-    """Return the files by flag. Raises UserError for one that cannot be written."""
-    given = zip((*_TABLES, "--figure"), (json, csv, markdown, figure), strict=True)
-    files = {flag: file for flag, file in given if file is not None}
-    for flag, file in files.items():
-        check_writable(file, f"{flag} {file}")
-    if figure is not None and Path(figure).suffix.lower() != ".png":
-        raise UserError(f"--figure {figure}: its name must end in .png")
-    return files
-
-
-def _check_no_input_is_lost(files: dict[str, str], weights: str, datasets: list[EvalDataset]) -> None:
-    """Raise UserError for a file to write that is an input, is given twice, or lies among the images of a dataset.
-
-    So for one that is there and is no earlier output.
-    """
-    taken = {os.path.realpath(weights), *(os.path.realpath(dataset.path) for dataset in datasets)}
-    for flag, file in files.items():
-        path = os.path.realpath(file)
-        if taken & {path, *map(str, Path(path).parents)}:
-            raise UserError(
-                f"{flag} {file}: is read by this command, or in a set's folder, or given twice; choose another file"
-            )
-        taken.add(path)
-        check_replaceable(file, _KINDS[flag], f"{flag} {file}")
 
 
 def _make_image_folders(save_images: str, datasets: list[EvalDataset]) -> list[Path]:

@@ -7,7 +7,7 @@ there. Gives about 0.05 dB more near 38 dB.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -44,11 +44,12 @@ def psnr_y_compat(prediction: np.ndarray, hr: np.ndarray, scale: int) -> float:
 
 def psnr_rgb(prediction: np.ndarray, hr: np.ndarray, scale: int) -> float:
     """Return PSNR of all three channels together, rounded and cropped as psnr_y()'s, in dB; inf for equal images."""
-    inner = np.s_[scale:-scale, scale:-scale]
-    total = sum(
-        float(np.square(_rounded(a.astype(np.float64)) - b).sum()) for a, b in _bands(prediction[inner], hr[inner])
-    )
-    return psnr(np.array(total / hr[inner].size))
+    inner, total = np.s_[scale:-scale, scale:-scale], 0.0
+    prediction, hr = prediction[inner], hr[inner]
+    for top in range(0, len(hr), _BAND):
+        rows = slice(top, top + _BAND)
+        total += float(np.square(_rounded(prediction[rows].astype(np.float64)) - hr[rows]).sum())
+    return psnr(np.array(total / hr.size))
 
 
 def psnr(squared_error: np.ndarray) -> float:
@@ -72,11 +73,25 @@ def ssim_y(prediction: np.ndarray, hr: np.ndarray, scale: int) -> float:
     It is the mean over all windows inside the cropped image, at least 11 pixels in both directions.
     """
     a, b = _luma(prediction, _CANONICAL, scale, _rounded), _luma(hr, _CANONICAL, scale)
+    return float(ssim_map(a, b).mean())
+
+
+def ssim_map(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return SSIM of every 11x11 window that lies inside: float [H, W] in 0..255 -> [H - 10, W - 10]."""
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     mean_a, mean_b = _blur(a), _blur(b)
     var_a, var_b, cov = _blur(a * a) - mean_a**2, _blur(b * b) - mean_b**2, _blur(a * b) - mean_a * mean_b
-    ssim = (2 * mean_a * mean_b + c1) * (2 * cov + c2) / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))
-    return float(ssim.mean())
+    return (2 * mean_a * mean_b + c1) * (2 * cov + c2) / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))
+
+
+def luma(rgb: np.ndarray) -> np.ndarray:
+    """Return canonical Y of uint8 [H, W, 3]: float64 [H, W]."""
+    return _luma(rgb, _CANONICAL, 0)
+
+
+def luma_compat(rgb: np.ndarray) -> np.ndarray:
+    """Return reference-compatible Y of uint8 [H, W, 3]: float64 [H, W]."""
+    return _luma(rgb, _COMPATIBLE, 0)
 
 
 def smallest_side(scale: int) -> int:
@@ -94,18 +109,12 @@ def _rounded(rgb: np.ndarray) -> np.ndarray:
 
 def _luma(rgb: np.ndarray, weights: np.ndarray, crop: int, prepare: Callable = np.asarray) -> np.ndarray:
     """Return Y of prepare(rgb), [H, W, 3] -> [H - 2*crop, W - 2*crop], without more memory than for that."""
-    inner = rgb[crop:-crop, crop:-crop]
+    inner = rgb[crop : rgb.shape[0] - crop, crop : rgb.shape[1] - crop]
     luma = np.empty(inner.shape[:2])
     for top in range(0, len(inner), _BAND):
         rows = slice(top, top + _BAND)
         luma[rows] = 16 + prepare(inner[rows]).astype(np.float64) @ weights
     return luma
-
-
-def _bands(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield the same rows of both, a few at a time."""
-    for top in range(0, len(a), _BAND):
-        yield a[top : top + _BAND], b[top : top + _BAND]
 
 
 def _squared(a: np.ndarray, b: np.ndarray) -> np.ndarray:
