@@ -1,7 +1,6 @@
 """npu_conv: its kernels as Ascend's compiler plans them, and the block computed by the compiled modules, emulated."""
 
 import re
-from functools import cache
 
 import pytest
 import torch
@@ -9,8 +8,7 @@ import torch.nn.functional as F
 from test_rdb import _poisoned_memory, block, in_float64, problem, relative_error, solve  # noqa: F401 (a fixture)
 
 from bench.parity import assert_as_good_as_naive
-from profiling import hivm
-from profiling.hivm_machine import Machine
+from profiling import hivm, npu_plan
 from rdn_fast import devices, rdb
 from rdn_fast.config import ModelConfig
 from rdn_fast.errors import UserError
@@ -19,20 +17,14 @@ from rdn_fast.precision import Precision
 from rdn_fast.rdb import IMPLS, LOW, Impl, naive, npu_conv, npu_conv_kernels, npu_conv_trial
 from rdn_fast.rdb.npu_conv_planes import Planes
 
-needs_package = pytest.mark.skipif(
-    hivm.package() is None, reason="needs Ascend's compiler: make setup-ascend (Python 3.11, x86-64 Linux)"
-)
+NEEDED = "needs Ascend's compiler: make setup-ascend (Python 3.11, x86-64 Linux)"
+needs_package = pytest.mark.skipif(hivm.package() is None, reason=NEEDED)
 CPU = torch.device("cpu")
 A2, A2_20_CORES, A3 = TARGETS = "Ascend910B2", "Ascend910B3", "Ascend910_9392"
-TRAINED = (64, 32, 8)  # channels of a plane, pixels of a row, rows of a tile: rdn-b and rdn-c on patches of 32 x 32
-SHAPES = {
-    TRAINED: TARGETS,
-    (32, 32, 8): TARGETS,
-    (64, 48, 5): [A2],
-    (64, 256, 1): [A2],
-    (48, 16, 16): [A2],
-    (16, 64, 3): [A2],
-}
+TRAINED = (64, 32, 8)  # channels of a plane, pixels of a row, rows of a tile: rdn-b on patches of 32 x 32
+PLANS = [(TRAINED, target, torch.float16) for target in TARGETS]
+PLANS += [(shape, A2, torch.float16) for shape in ((32, 32, 8), (64, 48, 5), (64, 256, 1), (48, 16, 16), (16, 64, 3))]
+PLANS += [(TRAINED, A2, torch.bfloat16)]
 
 VECTOR = {  # of each kernel: loads, operations and stores of the vector cores for a tile
     "layer": (2, 4, 1),  # term to float32, add, ReLU, to low precision
@@ -42,28 +34,16 @@ VECTOR = {  # of each kernel: loads, operations and stores of the vector cores f
 }
 
 
-@cache
-def machine(text: str) -> Machine:
-    return Machine(hivm.compile_module(text))
-
-
 @pytest.fixture
 def emulated(monkeypatch):
-    """Let launches run the compiled modules on the host, on three cores."""
+    """Let launches run the compiled modules on the host."""
     if hivm.package() is None:
-        pytest.skip("needs Ascend's compiler: make setup-ascend (Python 3.11, x86-64 Linux)")
-    monkeypatch.setattr(
-        npu_conv,
-        "launch",
-        lambda text, arguments, items: machine(text).run(list(arguments), min(3, items)) if items else None,
-    )
+        pytest.skip(NEEDED)
+    monkeypatch.setattr(npu_conv, "launch", npu_plan.emulate)
 
 
 @needs_package
-@pytest.mark.parametrize("dtype", LOW, ids=str)
-@pytest.mark.parametrize(
-    ("shape", "target"), [(s, target) for s, targets in SHAPES.items() for target in targets], ids=str
-)
+@pytest.mark.parametrize(("shape", "target", "dtype"), PLANS, ids=str)
 @pytest.mark.parametrize("kind", VECTOR)
 def test_the_plan_of_a_sum_is_two_loads_and_a_convolution_for_each_source(kind, shape, target, dtype):
     k, row, rows = shape
@@ -83,10 +63,10 @@ def test_the_plan_of_a_sum_is_two_loads_and_a_convolution_for_each_source(kind, 
 
 
 @needs_package
-@pytest.mark.parametrize("dtype", LOW, ids=str)
-@pytest.mark.parametrize(("k", "target"), [(64, A2), (64, A2_20_CORES), (64, A3), (48, A2), (32, A2), (16, A2)])
-def test_the_plan_of_a_weight_gradient_is_five_loads_for_six_products(k, target, dtype):
-    module = hivm.compile_module(npu_conv_kernels.weight_gradient(k, 32, dtype), target)
+@pytest.mark.parametrize(("shape", "target", "dtype"), PLANS, ids=str)
+def test_the_plan_of_a_weight_gradient_is_five_loads_for_six_products(shape, target, dtype):
+    k, row, _ = shape
+    module = hivm.compile_module(npu_conv_kernels.weight_gradient(k, row, dtype), target)
     assert hivm.missing_functions(module) == []
     (cube,) = hivm.parse(module).values()  # no vector core
     assert [count(cube, name) for name in ("nd2nz", "mma_tile", "fixpipe", "")] == [5, 6, 6, 17]
@@ -199,6 +179,22 @@ def test_the_trial_needs_the_card(monkeypatch, capsys):
 @pytest.mark.parametrize(("g0", "g", "k"), [(64, 64, 64), (64, 32, 32), (96, 48, 48), (64, 48, 16), (128, 128, 64)])
 def test_planes_have_as_many_channels_as_fit(g0, g, k):
     assert Planes(1, 8, 8, g0, g, 2).k == k
+
+
+def test_on_a_card_the_kernels_are_tried_in_a_process_of_their_own(monkeypatch):
+    tried = []
+    monkeypatch.setattr(npu_conv.metadata, "version", lambda _: "3.2.0")
+    monkeypatch.setattr(npu_conv, "flaw_on", lambda *trial: tried.append(trial) or "fails in a trial")
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: CPU)
+    monkeypatch.setattr(torch.accelerator, "current_device_index", lambda: 0)
+    monkeypatch.setitem(vars(npu_conv.toolchain), "missing", "needs hivmc")
+    assert npu_conv.missing() == "needs hivmc"
+    assert not tried
+    monkeypatch.setitem(vars(npu_conv.toolchain), "missing", None)
+    assert npu_conv.missing() == "fails in a trial"
+    ((card, name, module, version),) = tried
+    assert (card, name, module) == (torch.device("cpu", 0), "npu_conv", "rdn_fast.rdb.npu_conv_trial")
+    assert re.fullmatch(r"[0-9a-f]{12}, triton 3\.2\.0", version)
 
 
 def test_the_table_has_it_for_low_precision_with_a_backward_pass():
