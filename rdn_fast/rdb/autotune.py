@@ -7,8 +7,9 @@ from dataclasses import replace
 from rdn_fast import devices
 from rdn_fast.rdb import able, select
 from rdn_fast.rdb.case import Case
-from rdn_fast.rdb.measure import Timing, measure, works
+from rdn_fast.rdb.measure import Timing, measure, why_not
 from rdn_fast.rdb.tuning import remember, remembered
+from rdn_fast.terminal import print_line
 
 winners: dict[Case | str, str] = {}  # choices of this process, by case or by key; winners.clear() forgets them
 
@@ -23,7 +24,10 @@ def resolve_impl(name: str, case: Case) -> str:
     if case not in winners:
         names = [impl.name for impl in able(case.device, case.dtype, case.training)]
         known = remembered().get(case.key())
-        if known not in names or not works(known, case):
+        reason = why_not(known, case) if known in names else None
+        if reason:
+            print_line(f"note: --rdb auto no longer takes {known}, which {reason}")
+        if reason or known not in names:
             known = names[0] if len(names) == 1 else autotune(case).verdict.choice
         winners[case] = known
     return winners[case]

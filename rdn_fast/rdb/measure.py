@@ -16,7 +16,6 @@ from rdn_fast.rdb.case import Case
 from rdn_fast.rdb.rounds import Rounds, Verdict, judge, run_rounds
 from rdn_fast.terminal import print_line
 
-NO_MEMORY = "out of memory"
 BUDGET = 1.5  # seconds for more rounds while the fastest impl is not clear
 PICTURE_BUDGET = 0.3  # the same for inference: a picture may take less than that
 
@@ -62,8 +61,9 @@ def measure_in_turn(cases: list[Case], is_clear: Callable[[list[Timing]], bool],
 
     def leave_out(key: tuple[Case, str], error: Exception) -> None:
         case, name = key
-        reason = failed[case][name] = _failure(error)
-        print_line(f"note: --rdb auto leaves out {name}, which {'runs ' if reason == NO_MEMORY else ''}{reason}")
+        reason = _failure(error)
+        failed[case][name] = reason.removeprefix("runs ")
+        print_line(f"note: --rdb auto leaves out {name}, which {reason}")
         gc.collect()
 
     def timings(rounds: Rounds) -> list[Timing]:
@@ -82,26 +82,26 @@ def measure_in_turn(cases: list[Case], is_clear: Callable[[list[Timing]], bool],
     return found
 
 
-def works(name: str, case: Case) -> bool:
-    """Return whether an impl that was chosen before still runs the case. On a host nothing is tried: True.
+def why_not(name: str, case: Case) -> str | None:
+    """Run the case once by an impl that was not timed now. Return what goes wrong, else None.
 
-    A compiler, a driver or the device's memory may be others since.
+    It may have been chosen when compiler, driver or free memory were others. On a host, where none of them decides,
+    nothing is run.
     """
     if devices.is_host(case.device):
-        return True
+        return None
     try:
         with torch.inference_mode(False):
             arguments = _arguments(case)
         _Call(name, case, arguments)(1)
     except Exception as error:  # what run_rounds() leaves out
-        print_line(f"note: --rdb auto no longer takes {name}, which {_failure(error)}")
-        return False
-    return True
+        return _failure(error)
+    return None
 
 
 def _failure(error: Exception) -> str:
     if isinstance(error, RuntimeError) and devices.is_out_of_memory(error):
-        return NO_MEMORY
+        return "runs out of memory"
     return f"fails: {what_failed(error)}"
 
 

@@ -17,6 +17,7 @@ from rdn_fast.rdb import able
 from rdn_fast.rdb.auto_level import resolve_precision
 from rdn_fast.rdb.autotune import fastest_mode, resolve_impl
 from rdn_fast.rdb.case import Case
+from rdn_fast.rdb.measure import why_not
 from rdn_fast.training import loss_scale
 from rdn_fast.training.apex import check_apex
 from rdn_fast.training.checkpoint import host_copy, load_checkpoint
@@ -115,13 +116,22 @@ def resolve_mode(setup: Setup, checkpoint: dict | None, say: Callable[[str], Non
 
 
 def resolve_impls(setup: Setup, checkpoint: dict | None, say: Callable[[str], None]) -> dict[str, str]:
-    """Return {"training": impl, "validation": impl}. "auto" keeps to the checkpoint's impls. For rank 0."""
+    """Return {"training": impl, "validation": impl}. "auto" keeps to the checkpoint's impls. For rank 0.
+
+    Raises UserError when the impl that was asked for fails here.
+    """
     before = checkpoint.get("rows", {}) if checkpoint else {}
     asked, impls = setup.train_config.rdb, {}
     for use, case in (("training", _training_case(setup)), ("validation", _validation_case(setup))):
         here = [impl.name for impl in able(case.device, case.dtype, case.training)]
         name = asked if use == "training" or asked in here else "auto"
-        impls[use] = resolve_impl(before[use] if name == "auto" and before.get(use) in here else name, case)
+        wanted = before[use] if name == "auto" and before.get(use) in here else name
+        impls[use] = resolve_impl(wanted, case)
+        if wanted != "auto" and (reason := why_not(impls[use], case)):
+            if name != "auto":
+                raise UserError(f"--rdb {name} {reason}; choose another --rdb")
+            say(f"note: {wanted}, which computed the steps before, now {reason}")
+            impls[use] = resolve_impl("auto", case)
         if impls[use] != before.get(use, impls[use]):
             say(f"note: --rdb for {use} was {before[use]}, now {impls[use]}: the same but for rounding")
     return impls

@@ -18,6 +18,7 @@ from rdn_fast.rdb import FLOATS, Impl, autotune, naive, tuning
 from rdn_fast.rdb import measure as measure_module
 from rdn_fast.rdb.autotune import measure, resolve_impl
 from rdn_fast.rdb.case import Case
+from rdn_fast.training import resume
 
 SMALL = ModelConfig(num_features=4, growth_rate=3, num_blocks=2, num_layers=2)
 CPU = torch.device("cpu")
@@ -235,6 +236,36 @@ def test_a_remembered_impl_that_no_longer_works_is_left_out_and_the_others_are_t
         f"note: --rdb auto no longer takes quick, {told}",
         f"note: --rdb auto leaves out quick, {told}",
     ]
+
+
+class PTXASError(Exception):
+    """No RuntimeError, as Triton's."""
+
+
+def test_an_impl_that_fails_at_the_start_of_training_is_refused_or_replaced(folder, table, monkeypatch):
+    """Refused where it was asked for, replaced where auto had chosen it: one line either way, no traceback."""
+
+    def broken(*arguments):
+        raise PTXASError("ptxas fatal\nmuch more")
+
+    def start(rdb: str, before: str | None = None) -> tuple[dict, list[str]]:
+        notes = []
+        setup = SimpleNamespace(train_config=SimpleNamespace(rdb=rdb))
+        checkpoint = {"rows": {"training": before, "validation": before}} if before else None
+        return resume.resolve_impls(setup, checkpoint, notes.append), notes
+
+    table(impl("broken", broken), impl("quick"))
+    on_a_card(monkeypatch)
+    monkeypatch.setattr(resume, "_training_case", lambda setup: case())
+    monkeypatch.setattr(resume, "_validation_case", lambda setup: case(training=False))
+    with pytest.raises(UserError, match=r"^--rdb broken fails: ptxas fatal; choose another --rdb$"):
+        start("broken")
+    quick = {"training": "quick", "validation": "quick"}
+    assert start("quick") == (quick, [])
+    assert start("auto", before="quick") == (quick, [])
+    impls, notes = start("auto", before="broken")
+    assert impls == quick
+    assert notes[0] == "note: broken, which computed the steps before, now fails: ptxas fatal"
 
 
 def test_training_is_timed_as_a_graph_and_inference_call_by_call(folder, table, monkeypatch):
