@@ -1,112 +1,43 @@
 """Execute a compiled module (profiling.hivm) on the host: its loops, addresses, cores, pipes and flags as they stand.
 
-Shown by a run: tiling, offsets, shared and double buffers, sums, the exchange between cube and vector cores, that every
-wait has its set, and that two pipes of a core touch the same bytes of L1, L0C or UB, one of them writing, only in an
-order that flags give. The vector pipe also needs a barrier between an operation and those that use its result.
-Not shown: the machine code, the inside of the library's macros (hivm_library), the order of accesses to global memory
-beyond this one interleaving, launching, speed.
+Shown by a run: tiling, offsets, shared and double buffers, sums, and that every wait has its set. Two pipes of a cube
+core and its vector cores touch the same bytes of L1, L0C, UB or the workspace, one of them writing, only in an order
+that flags give; the vector pipe also needs a barrier between an operation and those that use its result. Programs of a
+launch, which a card runs in any order, do not read what others write, and write the same where they write twice.
+Not shown: the machine code, the inside of the library's macros (hivm_library), launching, speed.
 """
 
 from __future__ import annotations
 
+import functools
 import re
-from collections import Counter, defaultdict, deque
+from collections import Counter
 from collections.abc import Iterator
 
 import torch
 
-from profiling.hivm import DYNAMIC, SPACES, Layout, Op, Region, parse
+from profiling.hivm import DTYPES, DYNAMIC, SPACES, Layout, Op, Region, parse
 from profiling.hivm_library import View, function
+from profiling.hivm_order import CUBE, PIPES, VECTORS, Exchange, Order, Race, Traffic
 
-PIPES = ("MTE1", "MTE2", "MTE3", "M", "V", "FIX", "S")
 POISON = 0xFF  # as bytes of a float: NaN
 
 
-class Race(RuntimeError):
-    """Two pipes touch the same bytes in no order, or a flag is waited for that nobody set."""
+class Program:
+    """A program of a launch: what its cores share."""
 
-
-class Order:
-    """What a core's pipes have done, and which of it is known to be complete: a vector clock for each pipe."""
-
-    def __init__(self):
-        self.issued = Counter()  # operations of each pipe
-        self.known = {pipe: Counter() for pipe in PIPES}  # what is complete when the pipe's next operation begins
-        self.flags = defaultdict(deque)  # (from, to, event): what is complete when it is set
-        self.seen = defaultdict(dict)  # space: {(pipe, writes, low, high): the pipe's last operation that did that}
-
-    def _done(self, pipe: str) -> Counter[str]:
-        """Return what is complete when all operations of the pipe so far are."""
-        return self.known[pipe] | Counter({pipe: self.issued[pipe]})
-
-    def set(self, source: str, to: str, event: str) -> None:
-        self.flags[source, to, event].append(self._done(source))
-
-    def wait(self, source: str, to: str, event: str) -> None:
-        if not self.flags[source, to, event]:
-            raise Race(f"{to} waits for flag {event} of {source}, which nobody set")
-        self.known[to] |= self.flags[source, to, event].popleft()
-
-    def follow(self, pipe: str, before: str) -> None:
-        """Let the pipe's next operations begin when those of another, or its own, are complete."""
-        self.known[pipe] |= self._done(before)
-
-    def barrier(self, which: str) -> None:
-        """Let the operations of one pipe wait for those before, or (ALL) those of all pipes for all."""
-        for pipe in PIPES if which == "ALL" else [which]:
-            for before in PIPES if which == "ALL" else [which]:
-                self.follow(pipe, before)
-
-    def touch(self, pipe: str, accesses: list[tuple[View, bool]]) -> None:
-        """Record an operation's accesses, (view, whether it writes). Raise Race if another is in no order with it."""
-        self.issued[pipe] += 1
-        spans = [(view.space, *view.span(), writes) for view, writes in accesses if view.space and 0 not in view.sizes]
-        for space, low, high, writes in spans:
-            for (other, wrote, start, end), operation in self.seen[space].items():
-                conflict = (writes or wrote) and start < high and low < end and (other != pipe or pipe == "V")
-                if conflict and self.known[pipe][other] < operation:
-                    raise Race(f"{pipe} and {other} touch {space} {max(low, start)}..{min(high, end)} in no order")
-        for space, low, high, writes in spans:
-            self.seen[space][pipe, writes, low, high] = self.issued[pipe]
-
-    def left(self) -> list:
-        """Return the flags that were set and never waited for."""
-        return [flag for flag, sent in self.flags.items() if sent]
-
-
-class Exchange:
-    """The flags between a cube core and its two vector cores. The cube waits for both, and sets for both."""
-
-    def __init__(self):
-        self.to_cube, self.to_vector = (Counter(), Counter()), (Counter(), Counter())
-        self.moves = 0  # flags set and taken
-
-    def set(self, vector: int | None, flag: int) -> None:
-        self.moves += 1
-        for counts in self.to_vector if vector is None else [self.to_cube[vector]]:
-            counts[flag] += 1
-
-    def take(self, vector: int | None, flag: int) -> bool:
-        mine = self.to_cube if vector is None else [self.to_vector[vector]]
-        if any(not counts[flag] for counts in mine):
-            return False
-        for counts in mine:
-            counts[flag] -= 1
-        self.moves += 1
-        return True
-
-    def left(self) -> list[int]:
-        return [flag for counts in (*self.to_cube, *self.to_vector) for flag, number in counts.items() if number]
+    def __init__(self, number: int, counts: Counter[str], traffic: Traffic):
+        self.number, self.counts, self.traffic = number, counts, traffic
+        self.order, self.exchange = Order(), Exchange()
 
 
 class Core:
     """Runs a function as a generator, which yields while it waits for a flag of another core."""
 
-    def __init__(self, op: Op, arguments: list, block: int, vector: int | None, exchange: Exchange, counts: Counter):
-        self.region, self.block, self.vector = op.regions[0], block, vector
+    def __init__(self, op: Op, arguments: list, name: str, program: Program):
+        self.region, self.name, self.program = op.regions[0], name, program
         self.values = dict(zip(self.region.arguments, arguments, strict=True))
         self.memory = {name: torch.full((size,), POISON, dtype=torch.uint8) for name, (_, size) in SPACES.items()}
-        self.order, self.exchange, self.counts = Order(), exchange, counts
 
     def run(self, region: Region) -> Iterator[str]:
         for op in region.operations:
@@ -124,16 +55,24 @@ class Core:
                 yield from self.run(op.regions[0 if operands[0] else 1])
             case "hivm.hir.sync_block_wait":
                 flag = self._flag(op, operands)
-                while not self.exchange.take(self.vector, flag):
-                    yield f"flag {flag} is waited for"
+                while (done := self.program.exchange.take(self.name, flag)) is None:
+                    yield f"{self.name} waits for flag {flag}"
+                for pipe in self.pipes(op.attribute("pipe")):
+                    self.program.order.follow(pipe, done)
             case "hivm.hir.sync_block_set":
-                self.exchange.set(self.vector, self._flag(op, operands))
+                (pipe,) = self.pipes(op.attribute("tpipe"))
+                self.program.exchange.set(self.name, self._flag(op, operands), self.program.order.done(pipe))
             case "scf.yield" | "func.return":  # no values here: they are in buffers by now
                 assert not operands
             case _:
                 value = self.compute(op, operands)
                 if op.result:
                     self.values[op.result] = value
+
+    def pipes(self, name: str) -> list[str]:
+        """Return the pipes that an attribute stands for: what the scalar pipe waits for, all pipes wait for."""
+        name = name.removeprefix("PIPE_")
+        return [f"{self.name} {pipe}" for pipe in (PIPES if name in ("ALL", "S") else [name])]
 
     @staticmethod
     def _flag(op: Op, operands: list) -> int:
@@ -158,15 +97,18 @@ class Core:
                 offset = operands[0] * 8 // item if item else 0
                 return View(self.memory[layout.space], layout.space, layout.kind, offset, layout.sizes, layout.strides)
             case "get_block_idx":
-                return self.block
+                return self.program.number
             case "get_sub_block_idx":
-                return self.vector
+                return VECTORS.index(self.name)
             case "set_flag" | "wait_flag":
                 event = op.attribute("static_event_id") or f"EVENT_ID{operands[0]}"
-                pipes = [op.attribute(f"{side}_pipe").removeprefix("PIPE_") for side in ("set", "wait")]
-                (self.order.set if name == "set_flag" else self.order.wait)(*pipes, event)
+                (source,), (to,) = (self.pipes(op.attribute(f"{side}_pipe")) for side in ("set", "wait"))
+                (self.program.order.set if name == "set_flag" else self.program.order.wait)(source, to, event)
             case "pipe_barrier":
-                self.order.barrier(op.attribute("pipe").removeprefix("PIPE_"))
+                pipes = self.pipes(op.attribute("pipe"))
+                everything = functools.reduce(Counter.__or__, map(self.program.order.done, pipes))
+                for pipe in pipes:
+                    self.program.order.follow(pipe, everything)
             case "set_mask_norm" | "set_ffts_base_addr":
                 pass
             case _:
@@ -175,23 +117,28 @@ class Core:
 
     def call(self, op: Op, operands: list) -> None:
         name = op.attribute("callee")
-        self.counts[name] += 1
-        model = function(name)
+        self.program.counts[name] += 1
+        model, order = function(name), self.program.order
         accesses = [(value, i == model.writes) for i, value in enumerate(operands) if isinstance(value, View)]
+        twice = self.program.traffic.touch(self.program.number, accesses)
+        (pipe,) = self.pipes(model.pipe)
         if model.events is None:
-            self.order.touch(model.pipe, accesses)
+            order.touch(pipe, accesses)
         else:  # a macro: MTE1 reads L1 when the loads are there, then the matrix unit writes L0C
+            loads, reads = f"{self.name} MTE2", f"{self.name} MTE1"
             waits, sets = (operands[model.events + i : model.events + i + 2] for i in (0, 2))
             for event in waits:
                 if event != -1:
-                    self.order.wait("MTE2", "MTE1", f"EVENT_ID{event}")
-            self.order.touch("MTE1", [access for access in accesses if not access[1]])
-            self.order.follow("M", "MTE1")
-            self.order.touch("M", [access for access in accesses if access[1]])
+                    order.wait(loads, reads, f"EVENT_ID{event}")
+            order.touch(reads, [access for access in accesses if not access[1]])
+            order.follow(pipe, order.done(reads))
+            order.touch(pipe, [access for access in accesses if access[1]])
             for event in sets:
                 if event != -1:
-                    self.order.set("MTE1", "MTE2", f"EVENT_ID{event}")
+                    order.set(reads, loads, f"EVENT_ID{event}")
         model.run(name, *operands)
+        if not all(now.equal(before) for now, before in twice):
+            raise Race(f"program {self.program.number} writes other values where another has written")
 
 
 def _product(sizes) -> int:
@@ -293,37 +240,37 @@ class Machine:
 
         Raise Race, or IndexError for an address outside of a buffer or of a tensor's storage.
         """
-        counts: Counter[str] = Counter()
-        kinds = {torch.float16: "f16", torch.bfloat16: "bf16", torch.float32: "f32"}
-
-        def view(tensor: torch.Tensor) -> View:
-            storage = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())
-            return View(storage, None, kinds[tensor.dtype], tensor.storage_offset(), [tensor.numel()], [1])
-
-        given = [view(a) if isinstance(a, torch.Tensor) else a for a in arguments]
-        nothing, work = (
-            View(torch.full((n,), POISON, dtype=torch.uint8), None, "i8", 0, [n], [1])
-            for n in (0, programs * self.workspace)
-        )
-        for block in range(programs):
-            exchange, cores = Exchange(), []
+        work = torch.full((programs * self.workspace,), POISON, dtype=torch.uint8)
+        nothing, workspace = (View(b, "workspace", "i8", 0, [len(b)], [1]) for b in (work[:0], work))
+        given = [_argument(a) if isinstance(a, torch.Tensor) else a for a in arguments]
+        counts, traffic = Counter(), Traffic()
+        for number in range(programs):
+            program = Program(number, counts, traffic)
+            cores = []
             for name, op in self.functions.items():
                 # The first, an address that flags between cores need, is not there where one kind of core does all.
-                values = [0, nothing, work, *given, programs, 1, 1][-len(op.regions[0].arguments) :]
-                vectors = (0, 1) if name.endswith("_mix_aiv") else (None,)
-                cores += [Core(op, values, block, vector, exchange, counts) for vector in vectors]
-            _run_together(cores)
-            if left := [core.order.left() for core in cores if core.order.left()] + exchange.left():
+                values = [0, nothing, workspace, *given, programs, 1, 1][-len(op.regions[0].arguments) :]
+                names = VECTORS if name.endswith("_mix_aiv") else [CUBE]
+                cores += [Core(op, values, core, program) for core in names]
+            _run_together(cores, program.exchange)
+            if left := program.order.left() + program.exchange.left():
                 raise Race(f"flags that nobody waited for: {left}")
         return counts
 
 
-def _run_together(cores: list[Core]) -> None:
-    """Run cores in turn, each until it waits or ends. They share an exchange. Raise Race when all wait for ever."""
+def _argument(tensor: torch.Tensor) -> View:
+    """Return a tensor as a kernel sees it: a pointer into its storage."""
+    storage = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())
+    kind = next(kind for kind, dtype in DTYPES.items() if dtype == tensor.dtype)
+    return View(storage, None, kind, tensor.storage_offset(), [tensor.numel()], [1])
+
+
+def _run_together(cores: list[Core], exchange: Exchange) -> None:
+    """Run cores in turn, each until it waits or ends. Raise Race when all wait for ever."""
     running = {core: core.run(core.region) for core in cores}
     while running:
-        before = len(running), cores[0].exchange.moves
+        before = len(running), exchange.moves
         said = {core: next(steps, None) for core, steps in running.items()}
         running = {core: steps for core, steps in running.items() if said[core] is not None}
-        if (len(running), cores[0].exchange.moves) == before:
+        if (len(running), exchange.moves) == before:
             raise Race(f"deadlock: {', '.join(map(str, said.values()))}")

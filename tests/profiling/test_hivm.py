@@ -8,7 +8,8 @@ import torch
 
 from profiling import hivm
 from profiling.hivm_library import View, function
-from profiling.hivm_machine import Machine, Order, Race
+from profiling.hivm_machine import Machine
+from profiling.hivm_order import Order, Race, Traffic
 from rdn_fast.rdb import npu_conv_kernels
 
 needs_package = pytest.mark.skipif(
@@ -22,10 +23,10 @@ def compiled(kind: str) -> str:
     return hivm.compile_module(npu_conv_kernels.sums(kind, K, WIDTH, ROWS, torch.float16))
 
 
-def run(module: str, cut: int = 0):
+def run(module: str, cut: int = 0, programs: int = 2, in_place: bool = False):
     """Compute the plane of a gradient by the module. Return it, and what it should be in float64, [B, K, H, W].
 
-    cut: elements that the planes' memory ends too early.
+    cut: elements that the planes' memory ends too early. in_place: write the plane over the first source.
     """
     generator = torch.Generator().manual_seed(0)
 
@@ -43,7 +44,8 @@ def run(module: str, cut: int = 0):
     tiles = -(-HEIGHT // ROWS)
     given = sources if not cut else sources.flatten()[:-cut].clone()
     sizes = (SOURCES, BATCH * tiles, BATCH * tiles, tiles, HEIGHT, sources[0].numel(), weights.numel())
-    Machine(module).run([given, weights, term, gate, y, *sizes], programs=2)
+    y = given[:1] if in_place else y
+    Machine(module).run([given, weights, term, gate, y, *sizes], programs)
     x = images(sources).permute(1, 0, 4, 2, 3).flatten(1, 2).double()
     sums = torch.nn.functional.conv2d(x, weights.permute(3, 0, 4, 1, 2).flatten(1, 2).double(), padding=1)
     term, gate, y = (images(plane)[0].permute(0, 3, 1, 2).double() for plane in (term, gate, y))
@@ -78,13 +80,13 @@ def test_the_loss_of_a_kind_of_flag_is_noticed(pair):
 @pytest.mark.parametrize(
     ("lost", "noticed"),
     [
-        (r"pipe_barrier\[<PIPE_V>", "V and V touch ub .* in no order"),
+        (r"pipe_barrier\[<PIPE_V>", "vector 0 V and vector 0 V touch ub .* in no order"),
         (r"wait_flag\[<PIPE_M>, <PIPE_FIX>", "in no order"),
-        (r"set_flag\[<PIPE_M>, <PIPE_FIX>", "waits for flag EVENT_ID0 of M, which nobody set"),
+        (r"set_flag\[<PIPE_M>, <PIPE_FIX>", "cube FIX waits for flag EVENT_ID0 of cube M, which nobody set"),
         (r"sync_block_set\[<CUBE>", "deadlock"),
         (r"sync_block_set\[<VECTOR>", "deadlock"),
-        (r"sync_block_wait\[<CUBE>", "flags that nobody waited for"),
-        (r"sync_block_wait\[<VECTOR>", "flags that nobody waited for"),
+        (r"sync_block_wait\[<CUBE>", "touch workspace .* in no order"),
+        (r"sync_block_wait\[<VECTOR>", "touch workspace .* in no order"),
     ],
 )
 def test_the_loss_of_one_side_is_noticed(lost, noticed):
@@ -99,7 +101,7 @@ def test_a_buffer_at_a_wrong_address_is_noticed():
     second = sorted(addresses)[1]
     wrong = module.replace(f"arith.constant {second} : i64", f"arith.constant {second - 512} : i64")
     assert wrong != module
-    assert not is_right(*run(wrong))  # one load overwrites the other's end
+    assert not is_right(*run(wrong, programs=1))  # one load overwrites the other's end
 
 
 @needs_package
@@ -110,6 +112,12 @@ def test_a_wrong_address_in_global_memory_is_noticed():
     assert not is_right(*run(module.replace(head, f"+ {npu_conv_kernels.HEAD * WIDTH * K + K})>")))
     with pytest.raises(IndexError, match="in global memory"):
         run(module, cut=3 * WIDTH * K)
+
+
+@needs_package
+def test_programs_that_read_what_others_write_are_noticed():
+    with pytest.raises(Race, match=r"program 1 or 0 reads what the other writes"):
+        run(compiled("gradient"), in_place=True)
 
 
 @needs_package
@@ -151,12 +159,26 @@ def test_flags_hand_on_what_their_sender_has_waited_for():
 
 
 def test_the_vector_pipe_needs_a_barrier_before_it_uses_its_own_results():
-    order, x = Order(), view(4)
-    order.touch("V", [(x, True)])
+    order, x, pipe = Order(), view(4), "vector 0 V"
+    order.touch(pipe, [(x, True)])
     with pytest.raises(Race):
-        order.touch("V", [(x, False)])
-    order.barrier("V")
-    order.touch("V", [(x, False)])
+        order.touch(pipe, [(x, False)])
+    order.follow(pipe, order.done(pipe))
+    order.touch(pipe, [(x, False)])
+
+
+def test_programs_of_a_launch_do_not_read_what_others_write():
+    memory, traffic = torch.zeros(64, dtype=torch.uint8), Traffic()
+    first, second, both = (View(memory, None, "f32", offset, [size], [1]) for offset, size in ((0, 8), (8, 8), (4, 8)))
+    traffic.touch(0, [(first, False), (second, True)])
+    assert traffic.touch(1, [(first, False)]) == []  # two may read
+    ((now, before),) = traffic.touch(1, [(second, True)])  # two may write: the machine compares what they write
+    assert now.equal(before)
+    assert len(now) == 32
+    with pytest.raises(Race, match=r"program 2 or . reads what the other writes"):
+        traffic.touch(2, [(second, False)])
+    with pytest.raises(Race, match=r"program 3 or . reads what the other writes"):
+        traffic.touch(3, [(both, True)])
 
 
 def test_bits_lie_in_bytes():
