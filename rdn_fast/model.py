@@ -72,6 +72,7 @@ class RDN(nn.Module):
     Input: [B, 3, H, W], RGB in 0..1, any H and W. Output: [B, 3, scale*H, scale*W] in the same range, not clamped.
     compute_dtype: of all convolutions but the last (None: the input's dtype).
     output_dtype: of the last convolution (None: the same as the others).
+    outer_dtype: of the first convolution, the sum with its result, and up-sampling (None: as compute_dtype).
     rdb: an impl of rdn_fast.rdb.IMPLS, or "auto": the fastest here, timed at the first call (rdb/autotune.py).
     window: the only LR size (H, W) that it takes; None, any, for every RDN.
     """
@@ -84,6 +85,7 @@ class RDN(nn.Module):
         self.rdb = rdb
         self.compute_dtype: torch.dtype | None = None
         self.output_dtype: torch.dtype | None = None
+        self.outer_dtype: torch.dtype | None = None
         g0, u = c.num_features, c.tail_channels
         self.sfe1 = nn.Conv2d(3, g0, 3, padding=1)
         self.sfe2 = nn.Conv2d(g0, g0, 3, padding=1)
@@ -107,13 +109,15 @@ class RDN(nn.Module):
     @contextmanager
     def computing(self, precision: Precision | None, rdb: str | None = None) -> Iterator[None]:
         """Within the block, compute at this precision (None: in the input's dtype) with this impl (None: no change)."""
-        before = self.compute_dtype, self.output_dtype, self.rdb
-        self.compute_dtype, self.output_dtype = (precision.compute, precision.output) if precision else (None, None)
+        before = self.compute_dtype, self.output_dtype, self.outer_dtype, self.rdb
+        self.compute_dtype = self.output_dtype = self.outer_dtype = None
+        if precision:
+            precision.apply(self)
         self.rdb = rdb or self.rdb
         try:
             yield
         finally:
-            self.compute_dtype, self.output_dtype, self.rdb = before
+            self.compute_dtype, self.output_dtype, self.outer_dtype, self.rdb = before
 
     @property
     def device(self) -> torch.device:
@@ -152,18 +156,19 @@ class RDN(nn.Module):
     def forward(self, x):  # x: [B, 3, H, W]
         if 0 in x.shape[2:]:
             raise ValueError(f"a picture has no pixels: {list(x.shape)}; give [B, 3, H, W]")
-        x = x.to(self.compute_dtype or x.dtype)
-        case = Case.of(self.config, x.shape, x.device, x.dtype, torch.is_grad_enabled())
+        compute = self.compute_dtype or x.dtype
+        x = x.to(self.outer_dtype or compute)
+        case = Case.of(self.config, x.shape, x.device, compute, torch.is_grad_enabled())
         impl = select(resolve_impl(self.rdb, case), case.device, case.dtype, case.training)
         if self.config.mean_shift:
             x = x - self.mean.to(x.dtype)[:, None, None]
         shallow = _conv(self.sfe1, x)  # [B, G0, H, W]
-        y = _conv(self.sfe2, shallow)
+        y = _conv(self.sfe2, shallow.to(compute))
         local = []
         for block in self.rdbs:
             y = block(y, impl)
             local.append(y)
-        y = _conv(self.gff[1], _conv(self.gff[0], torch.cat(local, dim=1))) + shallow
+        y = _conv(self.gff[1], _conv(self.gff[0], torch.cat(local, dim=1))).to(x.dtype) + shallow
         for layer in self.upscale:
             y = _conv(layer, y) if isinstance(layer, nn.Conv2d) else layer(y)
         # y: [B, U, s*H, s*W]; with tail "espcn" [B, 3*s*s, H, W]

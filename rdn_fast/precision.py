@@ -25,6 +25,7 @@ class Precision:
     level: str  # "O0", "O1" or "O2"
     compute: torch.dtype
     output: torch.dtype  # of the last convolution
+    outer: torch.dtype | None = None  # of the first convolution, the sum with its result, and up-sampling; compute's
 
     @property
     def scaled(self) -> bool:
@@ -32,8 +33,8 @@ class Precision:
         return self.level != "O0"
 
     def apply(self, model) -> None:
-        """Set the RDN's `compute_dtype` and `output_dtype`. RDN.computing() sets them for a while only."""
-        model.compute_dtype, model.output_dtype = self.compute, self.output
+        """Set the RDN's dtypes. RDN.computing() sets them for a while only."""
+        model.compute_dtype, model.output_dtype, model.outer_dtype = self.compute, self.output, self.outer
 
     def __str__(self) -> str:
         return f"{self.level} {dtype_name(self.compute)}"

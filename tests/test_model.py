@@ -7,11 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+import rdn_fast.model
 from bench.parity import assert_as_good_as_naive, assert_same_in_float64, relative_error
 from rdn_fast.config import PRESETS, ModelConfig, make_configs
 from rdn_fast.errors import UserError
 from rdn_fast.model import RDN, check_state, describe, infer_config, meta_model
-from rdn_fast.precision import resolve
+from rdn_fast.precision import Precision, resolve
 
 TINY = {"num_features": 6, "growth_rate": 4, "num_blocks": 2, "num_layers": 2}  # G0 != G
 
@@ -238,6 +239,21 @@ def test_low_precision_computes_where_its_level_says(level, amp, seed):
         assert p.dtype == p.grad.dtype == torch.float32, name
         assert p.grad.isfinite().all(), name
         assert p.grad.count_nonzero(), name
+
+
+def test_outer_convolutions_compute_in_a_dtype_of_their_own(monkeypatch):
+    model, x, seen = RDN(tiny(4), rdb="naive"), torch.rand(1, 3, 7, 5), []
+    conv, low, high = rdn_fast.model._conv, torch.bfloat16, torch.float32
+    monkeypatch.setattr(rdn_fast.model, "_conv", lambda layer, y: seen.append((layer, y.dtype)) or conv(layer, y))
+    with model.computing(Precision("O1", low, high, outer=high)):
+        y = model(x)
+    outer = [model.sfe1, *(layer for layer in model.upscale if isinstance(layer, torch.nn.Conv2d)), model.output]
+    inner = [model.sfe2, *model.gff]
+    assert dict(seen) == dict.fromkeys(outer, high) | dict.fromkeys(inner, low)
+    expected = model(x)
+    assert 0 < relative_error(y, expected) < 0.01
+    y.sum().backward()
+    assert all(p.grad.dtype == high and p.grad.isfinite().all() for p in model.parameters())
 
 
 def test_precision_can_be_taken_back(seed):

@@ -22,6 +22,8 @@ from rdn_fast.errors import UserError
 from rdn_fast.model import RDN
 from rdn_fast.pictures.tile_grid import SMALLEST, TileGrid, Window
 from rdn_fast.precision import Precision
+from rdn_fast.rdb import auto_level
+from rdn_fast.rdb.case import Case
 from rdn_fast.terminal import print_line
 from rdn_fast.weights.onnx_model import OnnxModel
 
@@ -31,6 +33,7 @@ _TILE = 1024  # LR pixels: fills any accelerator, with little overlap
 _PADS = 4  # a default tile is at least so many times its pad: it then computes at most 2.25 times its own pixels
 _FLOAT32 = Precision("O0", torch.float32, torch.float32)
 _FP16 = Precision("O1", torch.float16, torch.float32)
+_BF16 = Precision("O1", torch.bfloat16, torch.float32, outer=torch.float32)  # 79 dB from float32 (profiling/LOG.md)
 _computing = threading.Lock()  # a model's precision, and a device's overflow flag, are those of all threads
 
 
@@ -50,11 +53,12 @@ class Upscaler:
         of the whole picture but for rounding. 10 is not exact. With the small x2 model it differs by at most 1 of 255
         levels, like rounding, and by less than 0.0001 dB of PSNR-Y (Set5, tiles of 32 to 128). 5 loses up to 0.0015
         dB. 0 has seams and loses up to 0.18 dB.
-    fp32: compute in float32. Otherwise compute 8-bit pictures in fp16, the last convolution in float32, on devices
-        where that is faster, until fp16 overflows. 16-bit pictures are computed in float32: fp16 has 11 bits.
+    fp32: compute in float32. Otherwise compute 8-bit pictures in low precision where that is faster, until it
+        overflows: in fp16 with the last convolution in float32, and on CPUs in bf16 with the first, all of up-sampling
+        and the sum between in float32. 16-bit pictures are computed in float32: fp16 has 11 bits, bf16 8.
     self_ensemble: take the mean over the picture's eight rotations and reflections, at eight times the cost (RDN+ in
         the paper).
-    say: called with one line when memory ran out and tiles are smaller from then on, and when fp16 overflowed.
+    say: called with one line when memory ran out and tiles are smaller from then on, and when low precision overflowed.
     progress: an attribute; called with the share of the present picture that is done, up to 1.
 
     Raises UserError for other values. An Upscaler is not for several threads at a time; those of one model may be used
@@ -81,9 +85,9 @@ class Upscaler:
         self.model, self.scale = model, model.config.scale
         self._self_ensemble, self._say = self_ensemble, say
         self._device = device = model.device
-        self._precision_of_8_bits = _FP16 if not fp32 and _takes_fp16(device) else _FLOAT32
+        self._precision_of_8_bits = _FLOAT32 if fp32 else _fastest(model)
         self.precision = self._precision_of_8_bits  # of the latest picture
-        self.grid = _grid(model, self.precision.compute, tile, tile_pad)
+        self.grid = _grid(model, self.precision.outer or self.precision.compute, tile, tile_pad)
         wanted = model.receptive_radius if tile_pad == "exact" else tile_pad
         if (pad := self.grid.pad) < wanted:
             size = "{} x {}".format(*model.window)
@@ -163,30 +167,30 @@ class Upscaler:
         x = sent.to(device, non_blocking=True).permute(0, 3, 1, 2)
         x = x.to(torch.float32, memory_format=devices.memory_format(device))
         x.div_(np.iinfo(image.dtype).max)  # [B, 3, h, w] in 0..1
-        fp16 = self.precision.scaled
+        low = self.precision.scaled
         with _computing:
-            if fp16:
+            if low:
                 devices.clear_overflow(device)
             with self.model.computing(self.precision):
                 y = _mean_of_eight(self.model, x) if self._self_ensemble else self.model(x)  # [B, 3, s*h, s*w]
             finite = y.isfinite().all()
-            if fp16 and devices.overflowed(device):
+            if low and devices.overflowed(device):
                 finite.zero_()
         results = finish(y).permute(0, 2, 3, 1).contiguous(), finite
         if self._side_stream is None:
-            return _InFlight(windows, fp16, results)
+            return _InFlight(windows, low, results)
         received = tuple(devices.pinned_empty(result.shape, result.dtype, device) for result in results)
 
         def copy_back() -> None:
             for host, result in zip(received, results, strict=True):
                 host.copy_(result, non_blocking=True)
 
-        return _InFlight(windows, fp16, received, self._side_stream.run(copy_back), (sent, results))
+        return _InFlight(windows, low, received, self._side_stream.run(copy_back), (sent, results))
 
     def _store(self, batch: _InFlight, out: np.ndarray) -> bool:
         """Wait for the batch and copy what its windows keep to `out` [s*H, s*W, 3].
 
-        False when fp16 overflowed: the batch must be computed again, and from now on everything is in float32.
+        False when low precision overflowed: the batch must be computed again, and everything is in float32 from now on.
         """
         if batch.done is not None:
             batch.done.synchronize()
@@ -195,11 +199,11 @@ class Upscaler:
             for window, of_window in zip(batch.windows, pixels.numpy(), strict=True):
                 out[window.kept_of_picture(self.scale)] = of_window[window.kept_of_window(self.scale)]
             return True
-        if not batch.fp16:
+        if not batch.low:
             remedy = "its weights are damaged, or their training diverged; give others"
             raise NotFinite(f"the model's output is not finite, in float32 either: {remedy}")
         if self.precision.scaled:
-            self._say("fp16 overflowed: computing in float32 from now on")
+            self._say(f"{'fp16' if self.precision == _FP16 else 'bf16'} overflowed: computing in float32 from now on")
             self.precision = self._precision_of_8_bits = _FLOAT32
         return False
 
@@ -208,18 +212,23 @@ class _InFlight(NamedTuple):
     """A batch that is queued. Its results are on the host, and valid, when `done` is over."""
 
     windows: list[Window]
-    fp16: bool
+    low: bool  # computed in low precision
     results: tuple[torch.Tensor, torch.Tensor]  # [B, s*h, s*w, 3]; bool []: whether they are finite
     done: torch.Event | None = None
     held: tuple = ()  # tensors whose memory must not be reused until then
 
 
-def _takes_fp16(device: torch.device) -> bool:
-    """Return whether fp16 is the device's low precision: accelerators', which are faster in it by their nature.
+def _fastest(model: RDN | OnnxModel) -> Precision:
+    """Return the precision for pictures of 8 bits: fp16 on accelerators, which are faster in it by their nature.
 
-    CPUs' is bf16, which lies 61 to 64 dB from float32 (fp16: 78 to 81), too near to 0.01 dB of PSNR (profiling/LOG.md).
+    On CPUs bf16 or float32, by timing a block of an RDN (rdb/auto_level.py); an OnnxModel has its own precision.
     """
-    return devices.low_precision(device) == torch.float16
+    if devices.low_precision(model.device) == torch.float16:
+        return _FP16
+    if isinstance(model, OnnxModel):
+        return _FLOAT32
+    case = Case.of(model.config, (1, 3, _HOST_TILE, _HOST_TILE), model.device, torch.float32, training=False)
+    return _BF16 if auto_level.auto_level(case, torch.bfloat16, model.rdb) == "O1" else _FLOAT32
 
 
 def _grid(model: RDN | OnnxModel, dtype: torch.dtype, tile: int | None, tile_pad: int | str) -> TileGrid:
