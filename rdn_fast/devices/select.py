@@ -51,9 +51,9 @@ def torch_build() -> str:
 
 def check_name(name: str) -> None:
     """Raise UserError when `name` is not a device name on any machine."""
-    if re.fullmatch(r"cpu:.*", name):
+    if re.fullmatch(r"cpu:.*", str(name)):
         raise UserError(f"--device {name}: a CPU has no index; --device cpu")
-    if not re.fullmatch(r"auto|cpu|(cuda|npu)(:\d+)?", name):
+    if not isinstance(name, str) or not re.fullmatch(r"auto|cpu|(cuda|npu)(:\d+)?", name):
         raise UserError(f"--device {name}: choose auto, cpu, cuda[:i] or npu[:i], i being a number")
 
 

@@ -39,7 +39,7 @@ class _LoadedUpscalers:
         """Return the Upscaler of a file, loaded again when the file has been written since. settings: Upscaler's."""
         path = os.path.abspath(path) if path else path  # abspath("") is the current folder; "" must stay no file
         written = os.path.getmtime(path) if os.path.exists(path) else 0.0
-        key = path, written, device, settings
+        key = path, written, repr((device, settings))  # not checked yet: a list has no hash
         upscaler = self._by_key.pop(key, None) or Upscaler(load_any_model(path, device), *settings, say=warnings.warn)
         self._by_key[key] = upscaler
         if len(self._by_key) > self._KEPT:
@@ -108,8 +108,13 @@ def upscale(
     What the result cannot hold, or the file lacked, is a UserWarning: of several pictures the first, 16 bits to 8,
     damaged EXIF data. May be called by several threads; they take turns. Raises UserError, in one line: no picture, an
     array of another kind, no RDN, another scale, a size that is none or too large, a device that this machine does not
-    have, a tile or pad that is not a number of pixels.
+    have, a tile or pad that is not a number of pixels, an argument of another type.
     """
+    if not isinstance(image, (Image.Image, np.ndarray, str, os.PathLike)):
+        remedy = "a path, a PIL.Image (of an opened file: PIL.Image.open) or a NumPy array (of a tensor: .numpy())"
+        raise UserError(f"the picture: give {remedy}; this is of type {type(image).__name__}")
+    if not isinstance(weights, (RDN, str, os.PathLike, type(None))):
+        raise UserError(f"weights: give a file or an rdn_fast.RDN; this is of type {type(weights).__name__}")
     name = "the picture" if isinstance(image, (Image.Image, np.ndarray)) else str(image)
     settings = tile, tile_pad, fp32, self_ensemble
     wanted = OutputSize(outscale, width, height, longest)

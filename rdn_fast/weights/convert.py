@@ -51,6 +51,8 @@ def read_weights(path: str | Path) -> Weights:
     names it. Raises UserError naming the file: missing, damaged, asking for code to be run, not exactly an RDN, or with
     values that are not finite.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise UserError(f"weights: give the name of a file; this is of type {type(path).__name__}")
     return _read(Path(path), 1)
 
 

@@ -32,13 +32,13 @@ _COLOURS = {"RGB": slice(None), "BGR": slice(None, None, -1)}
 
 def load_any_model(path: str | Path | None = None, device: str = "auto") -> RDN | OnnxModel:
     """As load_model(), but an ONNX file gives an OnnxModel."""
-    if path is None or not os.path.isfile(path):
+    if not isinstance(path, (str, os.PathLike)) or not os.path.isfile(path):
         return load_model(path, device)
     with Path(path).open("rb") as file:
         is_onnx = other_files.is_onnx(file.read(16)) or Path(path).suffix == ".onnx"
     if not is_onnx:
         return load_model(path, device)
-    if device != "auto" and not devices.is_host(devices.pick(device)):
+    if device != "auto" and not devices.is_host(devices.pick(str(device))):
         raise UserError(f"--device {device}: ONNX files are computed on the CPU alone; leave it out, or give weights")
     return OnnxModel(str(path))
 
@@ -140,7 +140,7 @@ class OnnxModel:
         """Return the scale of a grey picture's result."""
         image = np.full((1, 3, *(self.window or (_TRIAL, _TRIAL))), 0.5 * self._white, np.float32)
         y = self._run(image)
-        scale = y.shape[-1] // image.shape[-1]
+        scale = y.shape[-1] // image.shape[-1] if y.ndim == 4 else 0
         if scale < 2 or y.shape != (1, 3, scale * image.shape[2], scale * image.shape[3]):
             shapes = f"of {list(image.shape)} it makes {list(y.shape)}"
             raise UserError(

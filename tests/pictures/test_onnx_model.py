@@ -249,6 +249,10 @@ OTHERS = {
         graph([PICTURE], [("y", FLOAT, None)], ("GlobalAveragePool", ["x"], ["y"])),
         "makes no picture that is a whole number of times as large: of [1, 3, 64, 64] it makes [1, 3, 1, 1]",
     ),
+    "a number": (
+        graph([PICTURE], [("y", onnx.TensorProto.INT64, None)], ("Size", ["x"], ["y"])),
+        "makes no picture that is a whole number of times as large: of [1, 3, 64, 64] it makes []",
+    ),
 }
 
 

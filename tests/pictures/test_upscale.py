@@ -1,11 +1,13 @@
 """rdn_fast.upscale: pictures, arrays and weights that it takes, and what it computes."""
 
+import io
 import os
 import threading
 import warnings
 
 import numpy as np
 import pytest
+import torch
 from by_hand import RGB16, png16
 from PIL import Image
 from runs import photograph
@@ -114,6 +116,14 @@ def test_mistakes_in_python(model, weights, tmp_path):
         "a.png: not a picture": lambda: rdn_fast.upscale(tmp_path / "a.png", weights),
         "b.png: no such file": lambda: rdn_fast.upscale(tmp_path / "b.png", weights),
         "tile -1": lambda: rdn_fast.upscale(array, weights, tile=-1),
+        r"tile \[3\]": lambda: rdn_fast.upscale(array, weights, tile=[3]),
+        "the picture: give a path, .*; this is of type Tensor$": lambda: rdn_fast.upscale(torch.zeros(4, 4, 3)),
+        "; this is of type NoneType$": lambda: rdn_fast.upscale(None),
+        "; this is of type BytesIO$": lambda: rdn_fast.upscale(io.BytesIO()),
+        "^weights: .*; this is of type dict$": lambda: rdn_fast.upscale(array, {}),
+        "^weights: .*; this is of type OrderedDict$": lambda: rdn_fast.load_model(model.state_dict()),
+        "device None: choose auto": lambda: rdn_fast.upscale(array, weights, device=None),
+        "device 0: choose auto": lambda: rdn_fast.load_model(weights, device=0),
     }.items():
         with pytest.raises(UserError, match=words) as error:
             call()
