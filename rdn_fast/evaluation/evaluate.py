@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import math
 import os
 import platform
 import re
@@ -181,10 +182,20 @@ def _score_all(
             all_crops.append(crops)
             bar.advance(f"{sets[dataset]['name']}/{scores['name']} {scores['psnr_y']:.2f} dB")
     for each in sets:
-        columns = [key for key in each["images"][0] if key != "name"]
-        each["mean"] = {key: metrics.mean(scores[key] for scores in each["images"]) for key in columns}
+        each["mean"] = _means(each["images"])
         each["notes"] = [*each["notes"], *filter(None, [tables.note_on_infinite(each)])]
     return sets, all_crops
+
+
+def _means(images: list[dict]) -> dict[str, float]:
+    """Return the means of all columns. Those of PSNR are over the same images, so that they can be compared.
+
+    These are the images without an infinite value; where there are none, each column's finite values count.
+    """
+    finite = [scores for scores in images if math.inf not in scores.values()]
+    columns = [key for key in images[0] if key != "name"]
+    counted = {key: finite if "psnr" in key and finite else images for key in columns}
+    return {key: metrics.mean(scores[key] for scores in counted[key]) for key in columns}
 
 
 def _predict(upscaler: Upscaler, datasets: list[EvalDataset]) -> Iterator[_Prediction]:

@@ -50,7 +50,7 @@ def note_on_infinite(dataset: dict) -> str | None:
     if not names:
         return None
     some = f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''} ({len(names)} of {len(dataset['images'])})"
-    return f"{dataset['name']}: infinite PSNR, of a result that equals the HR image, is left out of the means: {some}"
+    return f"{dataset['name']}: infinite PSNR, of a result that equals HR, is left out of the means of PSNR: {some}"
 
 
 def as_json(report: dict) -> str:

@@ -433,6 +433,19 @@ def test_infinity_is_null_in_json_and_inf_in_the_table(evaluate, weights, prepar
     assert result["mean"]["ssim_y"] == pytest.approx(1, abs=1e-12)
 
 
+def test_all_means_of_psnr_are_over_the_same_images(report, weights, image_folder, photograph):
+    """Bicubic answers black exactly and the model does not: a mean with its 60 dB would stand beside one without."""
+    black = np.zeros((40, 40, 3), np.uint8)
+    (result,) = report(weights(), image_folder({"a.png": photograph(40, 44), "black.png": black}))["sets"]
+    photo, of_black = result["images"]
+    assert of_black["bicubic_psnr_y"] is None
+    assert of_black["psnr_y"] is not None
+    assert {key: value for key, value in result["mean"].items() if "psnr" in key} == {
+        key: value for key, value in photo.items() if "psnr" in key
+    }
+    assert result["mean"]["ssim_y"] == pytest.approx((photo["ssim_y"] + of_black["ssim_y"]) / 2)
+
+
 def test_finite_replaces_infinity_everywhere_and_nothing_else():
     value = {"images": [{"name": "inf", "a": math.inf, "b": -math.inf, "c": math.nan, "d": 1.5}], "n": 3, "none": None}
     images = [{"name": "inf", "a": None, "b": None, "c": None, "d": 1.5}]

@@ -215,6 +215,6 @@ def test_a_black_picture_poisons_neither_mean_nor_best(data, tmp_path):
     (result,) = json.loads(file.read_text(), parse_constant=lambda name: 1 / 0)["sets"]
     assert result["images"][0]["psnr_y"] is None
     assert result["mean"]["psnr_y_compat"] == pytest.approx(psnrs[2], abs=1e-3)
-    note = "set: infinite PSNR, of a result that equals the HR image, is left out of the means: black (1 of 2)"
+    note = "set: infinite PSNR, of a result that equals HR, is left out of the means of PSNR: black (1 of 2)"
     assert note in told.stdout.splitlines()
     assert result["notes"] == [note]
