@@ -8,8 +8,8 @@ writes its own planes, so nothing is concatenated; a convolution of them is the 
 
 The backward pass is a dense block in reverse. The gradient of a layer is the sum over the later layers' gradients,
 convolved with the turned weights, plus the fusion's part (one matrix product for all maps), where the map is positive.
-The weight gradient is a product over pixels. There a row's last pixel must not meet the next row's first: where no zero
-lies between them, it reads a copy of the gradients without the first column, and one without the last.
+The weight gradient is a product over pixels. Where the width is a multiple of 16, no zero lies between the end of a row
+and the begin of the next, and pairs of those are sums too much: products of single columns, which are subtracted.
 """
 
 from __future__ import annotations
@@ -124,26 +124,38 @@ def _data_gradients(shape: Planes, of_output, planes, weights, fuse_w):
 
 def _weight_gradients(shape: Planes, planes, d) -> list[torch.Tensor]:
     """Return the gradients of all layers' weights, each [G, G0 + j G, 3, 3]."""
-    k, copy = shape.k, 0
-    copies = d
-    if shape.width == shape.row:
-        copies, copy = d.expand(3, *d.shape).contiguous(), d.numel()
-        shape.images(copies[0])[..., 0, :] = 0
-        shape.images(copies[2])[..., -1, :] = 0
-        copies = copies.flatten(0, 1)
+    k, outputs = shape.k, shape.outputs
     text = npu_conv_kernels.weight_gradient(k, shape.row, d.dtype)
+    wrong = _across_rows(shape, planes, d) if shape.width == shape.row else None
     gradients = []
-    for i in range(0, shape.gradients, shape.outputs):
+    for i in range(0, shape.gradients, outputs):
         seen = shape.inputs + i
         pairs = -(-seen // 2)
         splits = min(shape.steps, SPLITS)
-        parts = d.new_empty(splits, shape.outputs, 2 * pairs, 3, 3, k, k, dtype=torch.float32)
-        items = splits * shape.outputs * pairs * 3
-        sizes = (splits, pairs, shape.steps, shape.pixels * k, copy, parts[0].numel())
-        launch(text, (planes, copies[i:], parts, items, *sizes), items)
-        gradient = parts.sum(0)[:, :seen].permute(0, 5, 1, 4, 2, 3)  # of [outputs, sources, ky, kx, input, output]
-        gradients.append(gradient.reshape(shape.g, seen * k, 3, 3).to(d.dtype))
+        parts = d.new_empty(splits, outputs, 2 * pairs, 3, 3, k, k, dtype=torch.float32)
+        items = splits * outputs * pairs * 3
+        sizes = (splits, pairs, shape.steps, shape.pixels * k, parts[0].numel())
+        launch(text, (planes, d[i:], parts, items, *sizes), items)
+        gradient = parts.sum(0)[:, :seen]  # [planes of the layer, sources, ky, kx, input, output]
+        if wrong is not None:
+            gradient[:, :, :, ::2] -= wrong[i : i + outputs, :seen]
+        gradients.append(gradient.permute(0, 5, 1, 4, 2, 3).reshape(shape.g, seen * k, 3, 3).to(d.dtype))
     return gradients
+
+
+def _across_rows(shape: Planes, planes, d) -> torch.Tensor:
+    """Return what the kernel sums too much: [gradients, sources, ky, 2, input, output], for kx of 0 and 2.
+
+    Where no zeros lie between them, a row's first pixel meets the last one of another row, and its last one a first.
+    """
+    last = shape.row - 1
+    firsts_of_d, lasts_of_d = shape.column(d, 0, 0), shape.column(d, 0, last)
+    products = [
+        (shape.column(planes, ky - 2, last).T @ firsts_of_d, shape.column(planes, ky, 0).T @ lasts_of_d)
+        for ky in range(3)
+    ]
+    products = torch.stack([torch.stack(pair) for pair in products])  # [ky, 2, sources * K, gradients * K]
+    return products.view(3, 2, len(planes), shape.k, len(d), shape.k).permute(4, 2, 0, 1, 3, 5)
 
 
 def _sums(shape: Planes, kind: str, planes, weights, term, gate, y, sources: int, chunks: int) -> None:

@@ -202,8 +202,8 @@ _WEIGHT = """
       @x0_at = 2 * pair * plane + pixel * $k
       @x1_at = 2 * pair * plane + plane + pixel * $k
       @d0_at = chunk * plane + (opposite + 1) * $k
-      @d1_at = chunk * plane + opposite * $k + copy
-      @d2_at = chunk * plane + (opposite - 1) * $k + 2 * copy
+      @d1_at = chunk * plane + opposite * $k
+      @d2_at = chunk * plane + (opposite - 1) * $k
       $loads
       %x0_turned = linalg.transpose ins(%x0 : !low) outs(%turned : !turned) permutation = [1, 0]
       %x1_turned = linalg.transpose ins(%x1 : !low) outs(%turned : !turned) permutation = [1, 0]
@@ -243,7 +243,7 @@ def weight_gradient(k: int, width: int, dtype: torch.dtype) -> str:
     sources, a row of taps (ky), and the share of the pixels of one split: five loads for six products.
 
     Arguments: planes, d, parts; items, splits, pairs of sources, steps of STEP pixels in a plane, elements of a plane,
-    elements from the copy of d for one kx to the next, elements of a split's parts.
+    elements of a split's parts.
     """
     sizes = {"float": FLOATS[dtype], "k": k, "width": width, "step": STEP, "head": HEAD, "sum_size": k * k}
     taps = [{"s": s, "kx": kx, "number": 3 * s + kx} for s in range(2) for kx in range(3)]
@@ -257,7 +257,7 @@ def weight_gradient(k: int, width: int, dtype: torch.dtype) -> str:
         accumulators=", ".join(f"%sum{tap['s']}{tap['kx']} = %nothing" for tap in taps),
     )
     pointers = {"planes": ("!memory", False), "d": ("!memory", False), "parts": ("!floats", True)}
-    scalars = ("items", "splits", "pairs", "steps", "plane", "copy", "split_size")
+    scalars = ("items", "splits", "pairs", "steps", "plane", "split_size")
     return _fill(_WEIGHT_TYPES, sizes) + _function("weight_gradient", "aic", pointers, scalars, body)
 
 

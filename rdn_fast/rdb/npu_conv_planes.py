@@ -93,6 +93,13 @@ class Planes:
         x = self.images(planes)[..., : self.width, :].permute(1, 0, 4, 2, 3)
         return x.flatten(1, 2).contiguous()
 
+    def column(self, planes: torch.Tensor, first: int, at: int) -> torch.Tensor:
+        """Return the pixels of column `at`, from `first` rows after the first image's first row on: [rows, S * K]."""
+        begin, rows = (HEAD + first) * self.row, self.batch * (self.height + 1)
+        return (
+            planes[:, begin : begin + rows * self.row].unflatten(1, (rows, self.row))[:, :, at].movedim(0, 1).flatten(1)
+        )
+
     def table(self, biases: torch.Tensor) -> torch.Tensor:
         """Return biases [planes, K] for every pixel of a tile, [planes, rows, row, K], and -inf beyond W: ReLU's 0."""
         table = biases.new_full((len(biases), self.rows, self.row, self.k), -torch.inf)
