@@ -2,6 +2,7 @@
 
 import re
 
+import npu_conv_plain
 import pytest
 import torch
 import torch.nn.functional as F
@@ -40,6 +41,15 @@ def emulated(monkeypatch):
     if hivm.package() is None:
         pytest.skip(NEEDED)
     monkeypatch.setattr(npu_conv, "launch", npu_plan.emulate)
+
+
+@pytest.fixture(params=["compiled", "plain"])
+def launched(request, monkeypatch):
+    """Let launches run the compiled modules, or the same computations in plain torch."""
+    if request.param == "plain":
+        npu_conv_plain.replace(monkeypatch, npu_conv)
+    else:
+        request.getfixturevalue("emulated")
 
 
 @needs_package
@@ -89,7 +99,7 @@ BLOCKS = (
 
 @pytest.mark.parametrize("dtype", LOW, ids=str)
 @pytest.mark.parametrize("shape", BLOCKS, ids=str)
-def test_the_block_and_its_gradients_are_as_good_as_naives(emulated, shape, dtype, seed):
+def test_the_block_and_its_gradients_are_as_good_as_naives(launched, shape, dtype, seed):
     arguments, upstream = problem(shape, dtype, seed)
     oracle, plain = solve(block, *in_float64(arguments, upstream)), solve(naive.rdb, arguments, upstream)
     for name, result in solve(npu_conv.rdb, arguments, upstream, torch.channels_last).items():
@@ -97,14 +107,14 @@ def test_the_block_and_its_gradients_are_as_good_as_naives(emulated, shape, dtyp
         assert_as_good_as_naive(result, oracle[name], plain[name], dtype, f"{name}, shape {shape}")
 
 
-def test_wide_images_are_computed_in_strips(emulated, seed):
+def test_wide_images_are_computed_in_strips(launched, seed):
     arguments, upstream = problem((1, 16, 16, 2, 2, 300), torch.float16, seed)
     oracle, plain = solve(block, *in_float64(arguments, upstream)), solve(naive.rdb, arguments, upstream)
     for name, result in solve(npu_conv.rdb, arguments, upstream).items():
         assert_as_good_as_naive(result, oracle[name], plain[name], torch.float16, name)
 
 
-def test_no_images_are_computed_too(emulated):
+def test_no_images_are_computed_too(launched):
     arguments, upstream = problem((1, 16, 16, 2, 3, 4), torch.float16, 0)
     arguments["x"] = arguments["x"][:0]
     results = solve(npu_conv.rdb, arguments, upstream[:0])
@@ -119,7 +129,7 @@ def test_other_numbers_of_channels_are_refused():
 
 
 @pytest.fixture
-def table(emulated, monkeypatch):
+def table(launched, monkeypatch):
     """Let npu_conv stand in the table as one for the CPU."""
     monkeypatch.setattr(npu_conv, "missing", lambda: None)
     impl = Impl("npu_conv", npu_conv, ("cpu",), LOW, True, "for tests")
