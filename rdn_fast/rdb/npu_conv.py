@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from torch.autograd.function import once_differentiable
 
+from rdn_fast import ascend
 from rdn_fast.devices.npu_kernels import toolchain
 from rdn_fast.errors import UserError
 from rdn_fast.rdb import npu_conv_kernels
@@ -37,8 +38,8 @@ def missing() -> str | None:
     card = torch.device(torch.accelerator.current_accelerator().type, torch.accelerator.current_device_index())
     here = Path(__file__)
     sources = b"".join(file.read_bytes() for file in sorted(here.parent.glob(f"{here.stem}*.py")))
-    version = f"{hashlib.sha256(sources).hexdigest()[:12]}, triton {metadata.version('triton-ascend')}"
-    return flaw_on(card, here.stem, f"{__name__}_trial", version)
+    compiler = f"triton-ascend {metadata.version('triton-ascend')}, CANN {ascend.cann()}"
+    return flaw_on(card, here.stem, f"{__name__}_trial", f"{hashlib.sha256(sources).hexdigest()[:12]}, {compiler}")
 
 
 def rdb(x, conv_w, conv_b, fuse_w, fuse_b):
@@ -46,7 +47,8 @@ def rdb(x, conv_w, conv_b, fuse_w, fuse_b):
 
     Images wider than TILE pixels are computed in strips that overlap by the receptive field.
     """
-    if (g0 := x.shape[1]) % 16 or (g := len(conv_b[0])) % 16:
+    g0, g = x.shape[1], len(conv_b[0])
+    if g0 % 16 or g % 16:
         raise UserError(f"--rdb npu_conv: computes multiples of 16 channels, not {g0} and {g}; choose another --rdb")
     width, halo = x.shape[3], len(conv_w)
     if width <= TILE:
