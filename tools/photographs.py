@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from rdn_fast.config import make_configs
+from rdn_fast.data.degradation import LR_MADE_BY, PLAIN
 from rdn_fast.data.h5_writer import write_pairs
 from rdn_fast.data.images import image_files, read_image
 from rdn_fast.data.pairs import Pair, degrade
@@ -59,7 +60,7 @@ def write_tiles(paths: Sequence[Path], train_file: Path, patch: int) -> int:
                 raise UserError(f"{train_file}: there is no picture left to put into it; give others")
 
         with naming_flag("--output-path", train_file):
-            return write_pairs(train_file, pairs())
+            return write_pairs(train_file, pairs(), {LR_MADE_BY: PLAIN.in_words})
 
 
 def alike(paths: Sequence[Path], unseen: Sequence[Path]) -> dict[Path, Path]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from rdn_fast.config import make_configs
+from rdn_fast.data.degradation import LR_MADE_BY, PLAIN
 from rdn_fast.data.h5_writer import write_pairs
 from rdn_fast.data.images import read_image
 from rdn_fast.data.pairs import Pair, degrade
@@ -62,8 +63,12 @@ def prepare(outputs: Path) -> tuple[Path, Path]:
     folder = photographs((*_TRAIN, *_HELD_OUT))
     train_file, eval_file = outputs / "photographs_x2.h5", outputs / "held_out_x2.h5"
     with naming_flag("--outputs-dir"):
-        write_pairs(train_file, [pair for name in _TRAIN for pair in _crops(folder / name)])
-        write_pairs(eval_file, [degrade(Path(name).stem, read_image(folder / name), _SCALE) for name in _HELD_OUT])
+        held_out = [degrade(Path(name).stem, read_image(folder / name), _SCALE) for name in _HELD_OUT]
+        for file, pairs in (
+            (train_file, [pair for name in _TRAIN for pair in _crops(folder / name)]),
+            (eval_file, held_out),
+        ):
+            write_pairs(file, pairs, {LR_MADE_BY: PLAIN.in_words})
     return train_file, eval_file
 
 

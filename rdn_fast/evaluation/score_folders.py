@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv as csv_format
 import io
 import json as json_format
+import math
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -69,6 +70,9 @@ def score_folders(
     scale = scale or _scale_of_names([Path(sr), Path(hr), *(file for pair in pairs for file in pair)])
     crops = _UNKNOWN_SCALE if scale is None else (0, scale, scale + 6)
     images, measured = _measure_all(pairs, crops, note)
+    if equal := [image["name"] for image in images if any(each["value"] == math.inf for each in image["values"])]:
+        notes.append(f"equal to HR, so that an infinite PSNR is left out of the means over images: {', '.join(equal)}")
+        print_line(notes[-1])
     found = conventions.values(measured, crops)
     report = {"sr": str(sr), "hr": str(hr), "scale": scale, "crops": list(crops), "notes": notes, "images": images}
     report |= {"mean": _values(found), "claim": None}

@@ -26,7 +26,7 @@ _NOTE = "PSNR-Y: canonical (rounded to uint8, borders cropped). ref.: as yjn870'
 def print_report(report: dict) -> None:
     """Print a table per set, and if there are several, the table of their means."""
     for dataset in report["sets"]:
-        title = f"{dataset['name']}, x{report['scale']}, {Path(report['weights']).name}, LR by {_made_by(dataset)}"
+        title = f"{dataset['name']}, x{report['scale']}, {Path(report['weights']).name}, LR: {_made_by(dataset)}"
         table = Table(title=cell(title), title_justify="left")
         table.add_column("image")
         for key in _SHOWN:
@@ -91,7 +91,7 @@ def model_in_words(report: dict) -> str:
 
 
 def _made_by(dataset: dict) -> str:
-    return dataset["lr_made_by"] or "unknown means"
+    return dataset["lr_made_by"] or "as the file has them"
 
 
 def _note_on_lr(report: dict) -> str:
@@ -100,7 +100,7 @@ def _note_on_lr(report: dict) -> str:
     for dataset in report["sets"]:
         sets.setdefault(_made_by(dataset), []).append(printable(dataset["name"]))
     ways = [made_by + (f" ({', '.join(names)})" if len(sets) > 1 else "") for made_by, names in sets.items()]
-    return f"LR images by {'; '.join(ways)}. Enlarged by bicubic: {OWNERS[report['bicubic']]}."
+    return f"LR images: {'; '.join(ways)}. Enlarged by bicubic: {OWNERS[report['bicubic']]}."
 
 
 def _means(report: dict) -> Table:

@@ -180,8 +180,8 @@ def test_eval_makes_lr_and_bicubic_alike_and_labels_them(evaluate, cli, image_fo
     report, out = evaluate(folder, *flags, "--csv", tmp_path / "r.csv", "--markdown", tmp_path / "r.md")
     assert (report["bicubic"], report["degradation"]) == ("matlab", kind)
     assert report["sets"][0]["lr_made_by"] == degradation.in_words
-    assert f"LR by {degradation.in_words}" in out.splitlines()[2]
-    said = f"LR images by {degradation.in_words}. Enlarged by bicubic: MATLAB's bicubic."
+    assert f"LR: {degradation.in_words}" in out.splitlines()[2]
+    said = f"LR images: {degradation.in_words}. Enlarged by bicubic: MATLAB's bicubic."
     assert said in out
     assert said in (tmp_path / "r.md").read_text()
     assert (tmp_path / "r.csv").read_text().count(degradation.in_words) == 3
@@ -210,7 +210,7 @@ def test_a_file_made_otherwise_is_told(evaluate, cli, image_folder, tmp_path):
     report, out = evaluate(file, folder, "--bicubic", "matlab")
     assert "taken as they are" not in out
     assert report["sets"][0]["lr_made_by"] is None
-    assert "LR images by unknown means (set); MATLAB's bicubic (images)." in out
+    assert "LR images: as the file has them (set); MATLAB's bicubic (images)." in out
 
 
 # ---- training ----

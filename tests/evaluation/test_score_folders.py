@@ -142,9 +142,12 @@ def test_selfexsrs_one_folder(report, folders, tmp_path):
 
 def test_equal_pictures_are_null_in_json(report, folders, tmp_path):
     _, hr = folders(2)
-    result, out = report(shutil.copytree(hr, tmp_path / "same"), hr)
+    result, out = report(shutil.copytree(hr, tmp_path / "same"), hr, "--strict")
     assert value(result["mean"]) is None
     assert value(result["mean"], "SSIM") == pytest.approx(1)
+    line = "equal to HR, so that an infinite PSNR is left out of the means over images: p0, p1"
+    assert result["notes"] == [line]
+    assert line in out
     assert " inf " in out
 
 
