@@ -17,10 +17,11 @@ ROUNDS, REPEATS = 3, 10  # in turn; launches between two events
 
 # The candidates of each kernel, best guess first. None spills registers or exceeds Hopper's shared memory
 # (tests/rdb/test_triton.py).
+# Tiles of pixels are 8 columns wide: then a thread holds all rows of a column (triton_kernels._shift_rows).
 _PIXELS = (
     {"ROWS": 32, "COLS": 8, "num_warps": 8, "num_stages": 4},
     {"ROWS": 32, "COLS": 8, "num_warps": 8, "num_stages": 3},
-    {"ROWS": 32, "COLS": 4, "num_warps": 4, "num_stages": 2},
+    {"ROWS": 16, "COLS": 8, "num_warps": 4, "num_stages": 2},
 )
 CANDIDATES = {
     "layer": _PIXELS,

@@ -34,16 +34,32 @@ def _pixels(top, left, H, W, ROWS: tl.constexpr, COLS: tl.constexpr):
 
 
 @triton.jit
+def _shift_rows(x, DOWN: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """Shift x [K, ROWS * COLS] by one row, down or up; the row that has no other to take becomes zeros.
+
+    Shifted down, odd rows take the even ones before them, and even rows the odd ones, which among themselves shift by
+    one again: half as many. wgmma keeps all rows of a column in one thread, so splitting and joining moves no data,
+    where a gather would pass through shared memory.
+    """
+    K: tl.constexpr = x.shape[0]
+    HALF: tl.constexpr = ROWS // 2
+    if ROWS == 1:
+        shifted = tl.zeros_like(x)
+    else:
+        even, odd = tl.split(x.reshape(K, HALF, 2, COLS).permute(0, 1, 3, 2))  # [K, HALF, COLS]
+        if DOWN:
+            odd = _shift_rows(odd.reshape(K, HALF * COLS), DOWN, HALF, COLS).reshape(K, HALF, COLS)
+        else:
+            even = _shift_rows(even.reshape(K, HALF * COLS), DOWN, HALF, COLS).reshape(K, HALF, COLS)
+        shifted = tl.join(odd, even).permute(0, 1, 3, 2).reshape(K, ROWS * COLS)
+    return shifted
+
+
+@triton.jit
 def _shift_and_add(above, here, below, COLS: tl.constexpr):
     """Return the sum of the three vertical taps' accumulators [K, ROWS * COLS], each shifted to its output's row."""
-    K: tl.constexpr = here.shape[0]
-    P: tl.constexpr = here.shape[1]
-    p = tl.arange(0, P)
-    before = tl.broadcast_to(tl.maximum(p - COLS, 0)[None, :], (K, P))
-    here += tl.where((p >= COLS)[None, :], tl.gather(above, before, 1), 0.0)
-    behind = tl.broadcast_to(tl.minimum(p + COLS, P - 1)[None, :], (K, P))
-    here += tl.where((p < P - COLS)[None, :], tl.gather(below, behind, 1), 0.0)
-    return here
+    ROWS: tl.constexpr = here.shape[1] // COLS
+    return here + _shift_rows(above, True, ROWS, COLS) + _shift_rows(below, False, ROWS, COLS)
 
 
 @triton.jit(do_not_specialize=["sources", "first", "N", "H", "W", "across", "down"])
