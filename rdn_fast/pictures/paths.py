@@ -33,7 +33,7 @@ class Plan(NamedTuple):
 
 class _Found(NamedTuple):
     path: Path
-    folder: Path  # its folder relative to the input folder
+    folder: Path  # its folder relative to the input folder, or to the part of the pattern that is there
     named: bool  # given by the user as a file
 
 
@@ -42,8 +42,9 @@ def plan(inputs: list[str], output: str, suffix: str, ext: str, recursive: bool,
 
     output: a folder, or a file for a single picture. suffix: added to names as _SUFFIX; "" adds nothing.
     ext: png, jpg, webp, tif, avif, heic, jxl, or auto for the picture's own format, png where that is not written.
-    recursive: look into subfolders; their structure is kept below `output`. say: called with one line when earlier
-    results among the inputs are left out, and for the files of a folder that have no picture's extension.
+    recursive: look into subfolders; their structure is kept below `output`, as that of the folders that a pattern
+    matches. say: called with one line when earlier results among the inputs are left out, and for the files of a folder
+    that have no picture's extension.
     Raises UserError, in one line, for names that cannot be used, also when no picture's result can be written.
     """
     if "/" in suffix or os.sep in suffix:
@@ -90,23 +91,23 @@ def _find(
     elif os.path.lexists(path):
         yield _Found(path, Path(), True)
     elif glob.has_magic(text):
-        matches = [Path(match) for match in sorted(glob.glob(_pattern(path), recursive=True))]
+        folder = _folder_of_pattern(path)
+        matches = [Path(match) for match in sorted(glob.glob(_pattern(path, folder), recursive=True))]
         pictures = [
             match for match in matches if not os.path.isdir(match) and _extension(match) in picture_extensions()
         ]
         if not pictures:
-            folder = _folder_of_pattern(path)
             closed = "" if os.access(folder, os.R_OK | os.X_OK) else f"; {folder} cannot be read"
             raise UserError(f"-i {text}: no file with a picture's name matches{closed}")
-        yield from (_Found(match, Path(), False) for match in pictures)
+        for match in pictures:
+            yield _Found(match, match.parent.relative_to(folder) if recursive else Path(), False)
     else:
         flaw = why_no_file(path)
         raise UserError(f"-i {text}: {'no such file or folder' if flaw == 'no such file' else flaw}")
 
 
-def _pattern(path: Path) -> str:
-    """Return the path as a glob pattern in which folders that are there, such as `shots [2024]`, mean themselves."""
-    folder = _folder_of_pattern(path)
+def _pattern(path: Path, folder: Path) -> str:
+    """Return the path as a glob pattern in which its part that is there, such as `shots [2024]`, means itself."""
     rest = path.relative_to(folder)
     return os.path.join(glob.escape(str(folder)), rest)
 

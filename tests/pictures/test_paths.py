@@ -118,6 +118,14 @@ def test_globs(run, tree, pattern, names):
     assert files("out") == names
 
 
+@pytest.mark.parametrize("pattern", ["in/**/a.png", "{}/in/**/a.png", "in/**/*.png"])
+def test_recursive_mirrors_the_folders_of_a_pattern(run, tree, pattern):
+    folder = tree("in/a.png", "in/x/a.png", "in/x [2024]/y/a.png")
+    for made in (3, 0):
+        assert run("-i", pattern.format(folder), "-o", "out", "-r").out.splitlines()[-1].startswith(f"out: {made} ")
+    assert files("out") == ["a_out.png", "x [2024]/y/a_out.png", "x/a_out.png"]
+
+
 def test_several_inputs_each_picture_once(run, tree):
     tree("a[1].png", "in/b.png", "in/c.png", "d.jpg")
     assert run("-i", "a[1].png", "in", "in/b.png", "*.jpg", "-o", "out").out.endswith("out: 4 pictures made\n")
