@@ -91,10 +91,10 @@ def triton(bench: Bench, model_config: ModelConfig, batch: int) -> None:
         seconds = kernel_times(contender, bench.device, list(every))
         for name, configs in every.items():
             if number < len(configs):
-                note = ", ".join(f"{key} {value}" for key, value in configs[number].items())
-                figures = {"gflops": flop[name] / seconds[name] / 1e9, "note": note}
+                given = ", ".join(f"{key} {value}" for key, value in configs[number].items())
                 times, shape = Times([seconds[name]]), words(model_config, PATCH, PATCH)
-                bench.row("kernel", f"{impl.name} {name}", dtype, batch, shape, times, **figures)
+                gflops = flop[name] / seconds[name] / 1e9
+                bench.row("kernel", f"{impl.name} {name}: {given}", dtype, batch, shape, times, gflops=gflops)
 
 
 def kernel_times(contender: Contender, device: torch.device, names: list[str]) -> dict[str, float]:

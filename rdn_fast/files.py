@@ -108,13 +108,18 @@ def write_result(path: str | Path, content: bytes, name: str, kind: Kind) -> Non
         raise UserError(f"{name}: {cannot_write(error)}") from None
 
 
+def has_locks() -> bool:
+    """Return whether the system frees a killed process's locks; where not, filelock takes files that stay."""
+    return FileLock is not SoftFileLock
+
+
 def lock(path: str | Path, patience: float = -1, waiting: Callable[[], None] | None = None) -> FileLock:
     """Lock the file exclusively among processes; release() the result. The kernel frees the lock of a killed process.
 
     patience: seconds to wait for another holder, -1: without limit. waiting: called once if there is one.
     Raises filelock.Timeout, OSError when the file cannot be made, and UserError where the system has no locks.
     """
-    if FileLock is SoftFileLock:  # what filelock takes instead, a file that is there, outlives a killed process
+    if not has_locks():
         systems = "train on Linux or macOS (Windows, which has others, is not tried); the other commands need none"
         raise UserError(f"{path}: training locks files, and this system lacks fcntl's locks; {systems}")
     os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o666))  # FileLock would poll for ever where the file cannot be made

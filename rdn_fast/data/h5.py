@@ -38,6 +38,7 @@ class PairedH5(Sequence[Pair]):
     `sizes`: int64 [N, 2], height and width of the LR images.
     `bytes`: the whole file, uint8, read-only. `offset`: int64 [2, N], where LR and HR images begin in it.
     `unmappable`: why the two do not exist, else None.
+    `lr_made_by`: how the file says that its LR images were made; None where it says nothing.
     """
 
     def __init__(self, path: str | Path, scale: int):
@@ -60,6 +61,8 @@ class PairedH5(Sequence[Pair]):
                 read_heaps(file, _GROUPS)
                 self._keys = self._read_keys(file)
                 spans = [self._scan(file[group], group) for group in _GROUPS]
+                made_by = _attribute(file, LR_MADE_BY)
+                self.lr_made_by = None if made_by is None else printable(made_by)
             self._check_not_replaced()
         except UserError:
             raise
@@ -112,13 +115,7 @@ class PairedH5(Sequence[Pair]):
     def attribute(self, name: str) -> str | None:
         """Return an attribute of the root of the file that has the path now. Raises UserError."""
         with self._reading("attributes") as file:
-            return attribute_text(file.attrs[name]) if name in file.attrs else None
-
-    @property
-    def lr_made_by(self) -> str | None:
-        """Return how the file says that its LR images were made; None where it says nothing. Raises UserError."""
-        made_by = self.attribute(LR_MADE_BY)
-        return None if made_by is None else printable(made_by)
+            return _attribute(file, name)
 
     @contextmanager
     def _reading(self, what: str) -> Iterator[h5py.File]:
@@ -290,3 +287,7 @@ class PairedH5(Sequence[Pair]):
 def attribute_text(value: object) -> str:
     """Return an attribute's text. h5py gives fixed-length strings, as we write them, as bytes."""
     return value.decode(errors="surrogateescape") if isinstance(value, bytes) else str(value)
+
+
+def _attribute(file: h5py.File, name: str) -> str | None:
+    return attribute_text(file.attrs[name]) if name in file.attrs else None

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from rdn_fast.cache import cache_folder
-from rdn_fast.files import atomic_write, lock
+from rdn_fast.files import atomic_write, has_locks, lock
 from rdn_fast.rdb.rounds import Verdict
 from rdn_fast.terminal import print_line
 
@@ -20,12 +20,10 @@ def remember(verdicts: dict[str, Verdict]) -> None:
     until = time.time() + TRUSTED
     new = {key: v.choice if v.settled else {"choice": v.choice, "until": until} for key, v in verdicts.items()}
     try:
-        held = lock(_file().with_suffix(".lock"))  # ranks that time at once all add theirs
-        try:
+        # Ranks that time at once all add theirs.
+        with lock(_file().with_suffix(".lock")) if has_locks() else contextlib.nullcontext():
             text = json.dumps(_read() | new, indent=1)
             atomic_write(_file(), lambda file: file.write(text.encode()))
-        finally:
-            held.release()
     except OSError as error:
         reason = f"cannot be written ({error.strerror})"
         print_line(f"note: {_file()} {reason}; the next run times the block's implementations again")
