@@ -72,28 +72,42 @@ def atomic_path(path: str | Path, replace: bool = True) -> Iterator[Path]:
     the temporary file is gone.
     """
     path = Path(path)
-    if path.exists() and not (path.is_file() or path.is_dir()):
-        raise OSError(errno.EINVAL, "it is a device or a pipe, no file", str(path))
+    _check_regular(path)
     temporary = _temporary(path)
     try:
         yield temporary
-        _sync(temporary)
-        if not replace:
-            _claim(path, temporary)
-        os.replace(temporary, path)
+        _put(temporary, path, replace)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def atomic_write(path: str | Path, write: Callable, replace: bool = True) -> None:
+    """Call write(file), the file open in binary mode, and put what it wrote at `path`, as atomic_path() does.
+
+    Not by atomic_path(): a signal that is heard between this block and that one's end would leave the temporary file.
+    """
+    path = Path(path)
+    _check_regular(path)
+    temporary = _temporary(path)
+    try:
+        with temporary.open("xb") as file:
+            write(file)
+        _put(temporary, path, replace)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _put(temporary: Path, path: Path, replace: bool) -> None:
+    """Sync the temporary file and rename it to `path`."""
+    _sync(temporary)
+    if not replace:
+        _claim(path, temporary)
+    os.replace(temporary, path)
     try:
         _sync(path.parent)  # makes the rename durable
     except OSError as error:
         if error.errno not in _NO_SYNC:
             raise
-
-
-def atomic_write(path: str | Path, write: Callable, replace: bool = True) -> None:
-    """Call write(file), the file open in binary mode, and put what it wrote at `path`, as atomic_path() does."""
-    with atomic_path(path, replace) as temporary, temporary.open("xb") as file:
-        write(file)
 
 
 def write_result(path: str | Path, content: bytes, name: str, kind: Kind) -> None:
@@ -140,6 +154,12 @@ def finite(value):
     if isinstance(value, list):
         return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _check_regular(path: Path) -> None:
+    """Raise OSError where `path` is neither a file nor a folder."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise OSError(errno.EINVAL, "it is a device or a pipe, no file", str(path))
 
 
 def _temporary(path: Path) -> Path:

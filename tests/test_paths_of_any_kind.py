@@ -120,11 +120,12 @@ def test_a_folder_that_may_not_be_read(closed, flag):
 
 
 @ordinary_user
-@pytest.mark.parametrize("flag", ["-i", "-o", "-w file", "--eval-file", "--json", "--images-dir", "--output-path"])
+@pytest.mark.parametrize("flag", ["-i", "--json"])
 def test_a_folder_that_may_not_be_read_in_the_flags_used_most(closed, flag):
     test_a_folder_that_may_not_be_read(closed, flag)
 
 
+@pytest.mark.slow
 @ordinary_user
 def test_of_many_pictures_only_the_unreadable_fail(closed):
     os.chmod("set/p1.png", 0)
@@ -147,6 +148,7 @@ def test_of_many_pictures_only_the_unreadable_fail(closed):
     shutil.move("set/closed", "closed")
 
 
+@pytest.mark.slow
 @ordinary_user
 def test_a_folder_that_takes_files_and_cannot_be_opened(folder):
     # It cannot be synced: what was written was then said not to be.
@@ -166,6 +168,7 @@ def test_a_folder_that_takes_files_and_cannot_be_opened(folder):
     assert sorted(path.name for path in Path("drop").iterdir()) == ["b.png", "r.json", "t.h5", "v.pth"]
 
 
+@pytest.mark.slow
 @ordinary_user
 def test_outputs_in_a_folder_that_may_not_be_written(folder):
     Path("locked").mkdir(mode=0o500)
@@ -219,6 +222,7 @@ def test_upscale_names_what_is_no_file_and_makes_the_rest(odd, source):
     assert [path.name for path in Path("out").iterdir()] == ["p0_out.png"]
 
 
+@pytest.mark.slow
 def test_prepare_eval_and_train_name_what_is_no_file_and_take_the_rest(odd):
     for words in (
         ("prepare", "--images-dir", "set", "--output-path", "t.h5"),
@@ -259,9 +263,10 @@ def test_a_device_is_no_file():
 # ---- names of any bytes, in any locale ----
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "locale"),
-    [(b"caf\xe9", {}), ("图片".encode(), C_LOCALE), pytest.param(b"caf\xe9", C_LOCALE, marks=pytest.mark.slow)],
+    [(b"caf\xe9", {}), ("图片".encode(), C_LOCALE), (b"caf\xe9", C_LOCALE)],
     ids=["Latin 1", "Chinese in the C locale", "Latin 1 in the C locale"],
 )
 def test_names_of_any_bytes(folder, name, locale):
@@ -289,6 +294,7 @@ def test_names_of_any_bytes(folder, name, locale):
     assert len(list(Path(f"saved{here}").rglob("*.png"))) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variable", ["HOME", "XDG_CACHE_HOME"])
 def test_train_with_a_cache_folder_of_any_name(folder, variable):
     environment = {"XDG_CACHE_HOME": "", variable: os.fsdecode(os.fsencode(folder) + b"/caf\xe9")}
@@ -298,6 +304,7 @@ def test_train_with_a_cache_folder_of_any_name(folder, variable):
     assert any(Path(environment[variable]).rglob("patches-*.so"))
 
 
+@pytest.mark.slow
 def test_metadata_of_weights_in_the_c_locale(folder):
     assert cli("convert", "w.pth", "v.safetensors", "--metadata", "licence=图", env=C_LOCALE).returncode == 0
     assert "图".encode() in Path("v.safetensors").read_bytes()
@@ -381,7 +388,9 @@ def block_in_parent_and_child(impl: str) -> float:
     return float(np.abs(here.numpy().ravel() - there).max())
 
 
-@pytest.mark.parametrize("impl", ["naive", "sliced", "summed", "winograd"])
+@pytest.mark.parametrize(
+    "impl", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("naive", "sliced", "summed")), "winograd"]
+)
 def test_a_forked_child_computes(impl):
     # OpenMP's threads stay in the parent, and a child waited for them for ever.
     assert float(_forking("block_in_parent_and_child", impl)) < 1e-5

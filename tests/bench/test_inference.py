@@ -22,6 +22,7 @@ def test_each_runtime_computes_in_every_dtype_of_the_processor(monkeypatch, bf16
     assert found == [(name, dtype) for name in ("ONNX Runtime", "OpenVINO") for dtype in dtypes]
 
 
+@pytest.mark.slow
 def test_what_a_runtime_cannot_compute_is_a_row_that_says_why(monkeypatch, out):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnx")

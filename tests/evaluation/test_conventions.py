@@ -61,7 +61,8 @@ def test_rgb_and_y_are_scikit_images(pictures, crop):
     found = of(pictures)
     for (name, channels), of_images in expected.items():
         # scikit-image's weights of Y have fewer digits.
-        tolerance = 1e-9 if channels == "RGB" else 2e-3
+        # In Y uint8, so a value beside a half may be rounded otherwise: of 255 pixels, one moves PSNR by 0.006 dB.
+        tolerance = {"RGB": 1e-9, "Y": 2e-3, "Y uint8": 2e-2}[channels]
         assert found[Convention(name, channels, "images", crop)] == pytest.approx(np.mean(of_images), abs=tolerance)
 
 

@@ -15,6 +15,7 @@ def own_kernels(monkeypatch):
     monkeypatch.setattr(amx, "kernels", amx.kernels)
 
 
+@pytest.mark.slow
 def test_each_recipe_learns_from_each_seed(capsys):
     pytest.importorskip("skimage")
     learning.any_build()

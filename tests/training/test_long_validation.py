@@ -105,6 +105,7 @@ def test_ranks_wait_for_a_validation_of_any_length(slow, tmp_path):
     assert f"PSNR-Y {epoch['psnr_y']:.2f} dB canonical" in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_is_heard_during_a_validation_and_the_resume_is_exact(slow, data, tmp_path, number):
     process = slow("--epochs", 2)
