@@ -57,8 +57,10 @@ def check_writable(path: str | Path, name: str) -> None:
     if os.path.isdir(path):
         raise UserError(f"{name}: is a folder; give a file")
     try:
-        temporary.open("xb").close()
-        temporary.unlink()
+        try:
+            temporary.open("xb").close()
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"{name}: {cannot_write(error)}") from None
 
