@@ -419,6 +419,6 @@ def upscale_in_parent_and_child(when: str) -> bool:
     return bool(np.abs(here.ravel() - there).max() <= 1 and (here == again).all() and torch.get_num_threads() == 2)
 
 
-@pytest.mark.parametrize("when", ["after", "during"])
+@pytest.mark.parametrize("when", [pytest.param("after", marks=pytest.mark.slow), "during"])
 def test_upscale_in_a_forked_child(when):
     assert _forking("upscale_in_parent_and_child", when) == "True"

@@ -23,8 +23,10 @@ sys.exit(cli.main())
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("words", ["convert SHIPPED out.pth", "eval --eval-file EVAL --device cpu --csv out.csv"])
+@pytest.mark.parametrize(
+    ("words", "number"),
+    [("convert SHIPPED out.pth", signal.SIGTERM), ("eval --eval-file EVAL --device cpu --csv out.csv", signal.SIGINT)],
+)
 def test_no_temporary_file_is_left(prepared, tmp_path, words, number):
     words = words.replace("SHIPPED", str(SHIPPED)).replace("EVAL", str(prepared.eval))
     process = subprocess.Popen(

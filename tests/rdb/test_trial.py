@@ -41,7 +41,7 @@ def fault(folder, program: str) -> str | None:
     [
         ("import os; os.kill(os.getpid(), 11)", "it was ended by signal 11"),
         ("print('CUDA error: an illegal memory access was encountered'); exit(1)", "CUDA error: an illegal memory .*"),
-        ("import time; time.sleep(300)", "it did not end within 3 s"),
+        pytest.param("import time; time.sleep(300)", "it did not end within 3 s", marks=pytest.mark.slow),
         ("raise SystemExit(9)", "it ended with 9"),
         ("import ctypes; ctypes.string_at(0)", "it was ended by signal 11"),
     ],

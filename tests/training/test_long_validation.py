@@ -188,6 +188,7 @@ def test_a_picture_larger_than_the_memory_is_validated_in_tiles_as_eval_does(dat
         assert epoch[key] == pytest.approx(mean[key], abs=1e-3)
 
 
+@pytest.mark.slow
 def test_a_black_picture_poisons_neither_mean_nor_best(data, tmp_path):
     """The model answers black with black exactly, so its PSNR is infinite."""
     (tmp_path / "set").mkdir()
