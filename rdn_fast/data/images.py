@@ -38,8 +38,9 @@ def image_files(folder: str | Path, recursive: bool = False) -> list[Path]:
 
 
 def folders_inside(folder: str | Path) -> int:
-    """Return the number of folders in a folder, without hidden ones."""
-    return sum(os.path.isdir(path) and not path.name.startswith(".") for path in Path(folder).iterdir())
+    """Return the number of folders in a folder, without hidden ones; 0 where it cannot be read."""
+    _, folders, _ = next(os.walk(folder), ("", [], []))
+    return sum(not name.startswith(".") for name in folders)
 
 
 def read_image(path: str | Path) -> np.ndarray:
