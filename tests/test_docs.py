@@ -108,6 +108,7 @@ def test_commands_are_those_of_the_command_line(page):
             make_parser().parse_args(with_dashes(arguments))  # UserError for an unknown flag
 
 
+@pytest.mark.slow
 def test_the_examples_of_the_reference_run(tmp_path):
     pytest.importorskip("onnxruntime")
     examples = EXAMPLE.findall(text(ROOT / "docs" / "reference.md"))

@@ -229,6 +229,7 @@ def test_a_resume_keeps_the_level_whatever_auto_would_be_now(cli, data, tmp_path
     assert f"precision was {words[before]}, now {words[other]}" in ended.user_error()
 
 
+@pytest.mark.slow
 def test_two_ranks_take_the_level_of_rank_0(data, tmp_path):
     if devices.count("cpu") < 2:
         pytest.skip("two ranks need two cores")
