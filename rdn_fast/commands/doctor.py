@@ -1,6 +1,7 @@
 """`rdn-fast doctor`: one screen about what this machine has for training, and how to get the rest.
 
-Nothing is timed or compiled. Each check catches its own errors, so a broken part does not hide the others.
+Nothing is timed, and nothing compiled but for the trial of fused kernels that a card has not run before. Each check
+catches its own errors, so a broken part does not hide the others.
 """
 
 from __future__ import annotations
