@@ -22,9 +22,9 @@ from importlib import import_module
 from typing import NoReturn, TextIO
 
 from rdn_fast import ascend
-from rdn_fast.cli_flags import make_parser, with_dashes
 from rdn_fast.config import ModelConfig, TrainConfig, make_configs
 from rdn_fast.errors import Failure, Stopped, Terminated, UserError, naming_flag
+from rdn_fast.flags import make_parser, with_dashes
 
 
 def main(argv: list[str] | None = None) -> int:

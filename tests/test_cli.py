@@ -12,8 +12,8 @@ from runs import ROOT, TINY, assert_user_error, cli, command, make_data
 
 from rdn_fast import RDN, ModelConfig
 from rdn_fast import cli as command_line
-from rdn_fast.cli_flags import make_parser
 from rdn_fast.config import PRESETS, TrainConfig
+from rdn_fast.flags import make_parser
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rdn_fast.cli_flags import make_parser, with_dashes
+from rdn_fast.flags import make_parser, with_dashes
 
 ROOT = Path(__file__).resolve().parent.parent
 READMES = [ROOT / "README.md", ROOT / "README.zh-CN.md"]

@@ -27,7 +27,7 @@ FLOORS = (
     ("distributed",),
     ("training",),
     ("commands",),
-    ("cli_flags",),
+    ("flags",),
     ("cli",),
     ("__main__",),
 )

@@ -1,0 +1,7 @@
+"""ModelConfig, TrainConfig, and presets of both by name. Read model, training, presets; fields is what both share."""
+
+from rdn_fast.config.model import ESPCN, SCALES, ModelConfig
+from rdn_fast.config.presets import PRESETS, make_configs
+from rdn_fast.config.training import DEGRADATION_HELP, TrainConfig
+
+__all__ = ["DEGRADATION_HELP", "ESPCN", "PRESETS", "SCALES", "ModelConfig", "TrainConfig", "make_configs"]

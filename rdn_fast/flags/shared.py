@@ -1,0 +1,20 @@
+"""Flags that several commands have."""
+
+from __future__ import annotations
+
+import argparse
+
+from rdn_fast.config import DEGRADATION_HELP
+
+DEVICES = "auto, cpu, cuda[:i] or npu[:i]"
+
+
+def add_weights(parser: argparse.ArgumentParser, or_onnx: str = "") -> None:
+    help_text = f"weights of any RDN{or_onnx} (default: the small x2 model that comes with rdn_fast)"
+    parser.add_argument("-w", "--weights-file", metavar="WEIGHTS", help=help_text)
+
+
+def add_degradation(parser: argparse.ArgumentParser, of_what: str) -> None:
+    bicubic_help = f"whose makes the {of_what}; matlab: imresize of a uint8 image, as benchmarks were made"
+    parser.add_argument("--bicubic", default="pillow", choices=("pillow", "matlab"), help=bicubic_help)
+    parser.add_argument("--degradation", default="bi", metavar="KIND", help=DEGRADATION_HELP)
