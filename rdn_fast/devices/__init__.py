@@ -15,9 +15,10 @@ from rdn_fast.devices.numerics import (
 )
 from rdn_fast.devices.optim import (
     adam,
+    begin_mean,
     clear_overflow,
-    ddp_options,
     foreach,
+    gradients_stay,
     overflowed,
     overflowed_on_any_rank,
     set_learning_rate,

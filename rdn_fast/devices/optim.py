@@ -118,6 +118,16 @@ def foreach(operation: str, tensors: Sequence[torch.Tensor], others: Sequence[to
             getattr(tensor, f"{operation}_")(other, *arguments)
 
 
-def ddp_options(device: torch.device) -> dict[str, bool]:
-    """Return options for DistributedDataParallel. NpuFusedAdam needs gradients that are not views of a bucket."""
-    return {"static_graph": True, "gradient_as_bucket_view": device.type != "npu"}
+def gradients_stay(device: torch.device) -> bool:
+    """Return whether gradients must stay in their own memory: NpuFusedAdam takes no views of a larger buffer."""
+    return device.type == "npu"
+
+
+def begin_mean(values: torch.Tensor, world: int) -> torch.distributed.Work:
+    """Begin to replace `values` by their mean over all ranks, after what is queued. A collective.
+
+    wait() of the result makes the device's queue wait, on a CPU the caller.
+    """
+    if values.device.type == "cuda":  # NCCL divides as it sums
+        return torch.distributed.all_reduce(values, torch.distributed.ReduceOp.AVG, async_op=True)
+    return torch.distributed.all_reduce(values.div_(world), async_op=True)

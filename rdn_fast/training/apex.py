@@ -51,7 +51,7 @@ def check_apex(device: torch.device) -> None:
 
 
 class ApexOptimizerStep(SyncingOptimizerStep):
-    """An OptimizerStep by apex.amp. Make it before the model is wrapped in DistributedDataParallel."""
+    """An OptimizerStep by apex.amp."""
 
     def __init__(
         self,

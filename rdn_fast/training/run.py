@@ -9,11 +9,11 @@ import time
 from dataclasses import replace
 
 import torch
-from torch.nn.parallel import DistributedDataParallel
 
 from rdn_fast import devices
 from rdn_fast.config import ModelConfig, TrainConfig
 from rdn_fast.data.prefetch import Batch, PrefetchLoader
+from rdn_fast.distributed.gradients import GradientBuckets
 from rdn_fast.distributed.in_touch import InTouch
 from rdn_fast.distributed.process_group import Ranks
 from rdn_fast.errors import Failure, Stopped
@@ -58,8 +58,8 @@ class TrainingRun:
         #  5. Resume: loads the optimizer before its first step, after which a fused one keeps its buffers.
         #  6. Impls: timed in the mode and the precision of the run.
         #  7. Loss scale: calibrated on the restored weights with the run's impl.
-        #  8. Optimizer step: apex wraps model and optimizer, and must do so before DistributedDataParallel.
-        #  9. DistributedDataParallel: broadcasts the final parameters from rank 0.
+        #  8. Optimizer step: apex wraps model and optimizer.
+        #  9. Buckets of gradients: copy the final parameters of rank 0 to all ranks.
         # 10. Train step: its CUDA graph will record the addresses of everything above.
         # 11. Loader: sees how much device memory is left. Its threads start with the loop.
         # 12. Writers: last, since they change the files of the run that is resumed.
@@ -77,8 +77,7 @@ class TrainingRun:
         self.model.to(device, memory_format=devices.memory_format(device))
         setup.precision.apply(self.model)
         self.average = copy.deepcopy(self.model) if c.ema else None
-        captured = ranks.world == 1 and not by_apex
-        self.optimizer = devices.adam(self.model.parameters(), device, c.lr, c.weight_decay, captured, by_apex)
+        self.optimizer = devices.adam(self.model.parameters(), device, c.lr, c.weight_decay, not by_apex, by_apex)
         self.state = RunState()
         if checkpoint:
             self.state = resume.restore(checkpoint, setup, self.model, self.average, self.optimizer)
@@ -93,10 +92,8 @@ class TrainingRun:
             self.optimizer_step = ApexOptimizerStep(self.model, self.optimizer, *settings)
         else:
             self.optimizer_step = make_optimizer_step(self.optimizer, *settings)
-        replica = self.model
-        if ranks.world > 1:
-            replica = DistributedDataParallel(self.model, **devices.ddp_options(device))
-        self.train_step = TrainStep(replica, self.optimizer, self.optimizer_step, device, ranks.world)
+        buckets = GradientBuckets(self.model, ranks.world) if ranks.world > 1 else None
+        self.train_step = TrainStep(self.model, self.optimizer, self.optimizer_step, device, buckets)
         self.results = ResultBuffer(device)
 
         first, last = self.state.step, setup.total_steps

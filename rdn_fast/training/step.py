@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from rdn_fast import devices
+from rdn_fast.distributed.gradients import GradientBuckets
 from rdn_fast.distributed.process_group import Ranks
 from rdn_fast.training.optimizer_step import OptimizerStep
 
@@ -18,22 +19,22 @@ class TrainStep:
     lr: float32 [b, 3, p, p], hr: float32 [b, 3, s*p, s*p], both in 0..1. weight: float32 [], multiplies the sum of
     absolute errors. Both results are float32 [] on the device and hold until the next call.
 
-    With one rank the whole step is CudaGraphed, unless its optimizer step synchronizes. The optimizer must have been
-    made for that by devices.adam(captured=True). One graph serves all batches: patches of weight 0 fill a smaller one.
+    The whole step is CudaGraphed, unless its optimizer step synchronizes: with several ranks the all-reduces, too. The
+    optimizer must have been made for that by devices.adam(captured=True). One graph serves all batches: patches of
+    weight 0 fill a smaller one.
     """
 
     def __init__(
         self,
-        replica: torch.nn.Module,
+        model: torch.nn.Module,
         optimizer: torch.optim.Optimizer,
         optimizer_step: OptimizerStep,
         device: torch.device,
-        world: int = 1,
+        buckets: GradientBuckets | None = None,
     ):
-        """replica: the model, or DistributedDataParallel around it."""
-        self._replica, self._optimizer, self._optimizer_step, self._world = replica, optimizer, optimizer_step, world
-        capture = world == 1 and not optimizer_step.syncs
-        self._graphed = devices.CudaGraphed(self._eager, device) if capture else None
+        """buckets: of the model's gradients; None for one rank."""
+        self._model, self._optimizer, self._optimizer_step, self._buckets = model, optimizer, optimizer_step, buckets
+        self._graphed = None if optimizer_step.syncs else devices.CudaGraphed(self._eager, device)
 
     def __call__(
         self, lr: torch.Tensor, hr: torch.Tensor, weight: torch.Tensor, size: int = 0
@@ -49,8 +50,11 @@ class TrainStep:
 
     def _eager(self, lr, hr, weight):
         self._optimizer.zero_grad()
-        share = weighted_l1(self._replica(lr), hr, weight)
-        self._optimizer_step.backward(share * self._world)  # DDP divides gradients by the number of ranks
+        share = loss = weighted_l1(self._model(lr), hr, weight)
+        if self._buckets:
+            self._buckets.start()
+            loss = share * self._buckets.world  # whose gradients are averaged, not summed
+        self._optimizer_step.backward(loss)
         return share.detach(), self._optimizer_step.step()
 
 

@@ -1,0 +1,98 @@
+"""Gradients averaged over all ranks, a bucket at a time, while backward computes those of the next bucket."""
+
+from __future__ import annotations
+
+from bisect import bisect
+from itertools import accumulate
+
+import torch
+import torch.distributed as dist
+
+from rdn_fast import devices
+
+# Shares of all gradients that are averaged together, in the order in which backward computes them. The last bucket is
+# small: no computation is left that its all-reduce could overlap with.
+BUCKET_SHARES = (0.4, 0.3, 0.24, 0.06)
+_ALIGNED = 4  # a gradient in the buffer begins at a multiple of so many floats: 16 bytes, a wide load of a GPU
+
+
+class _Bucket:
+    """Parameters whose gradients are averaged together: in `flat`, a part of the buffer, of which `views` are views."""
+
+    def __init__(self, params: list[torch.nn.Parameter], flat: torch.Tensor):
+        self.params, self.flat, self.missing = params, flat, 0
+        starts = accumulate(map(_room, params), initial=flat.storage_offset())
+        # In the parameter's memory format, in which backward makes its gradient.
+        self.views = [flat.as_strided(p.shape, p.stride(), start) for p, start in zip(params, starts, strict=False)]
+
+
+class GradientBuckets:
+    """Averages a model's gradients over all ranks, within backward(). Call start() before it.
+
+    Gradients of a complete bucket are copied to a flat float32 buffer, and its all-reduce begins. After backward() the
+    parameters' gradients are the averages. On an accelerator the device's queue waits for the all-reduces, and the host
+    does not: a step can be captured. Backward must compute a gradient of every parameter.
+
+    `world`: the number of ranks.
+    """
+
+    def __init__(self, model: torch.nn.Module, world: int):
+        """Copy the parameters of rank 0 to all ranks. A collective. model: float32."""
+        self.world = world
+        params = list(model.parameters())[::-1]  # they are registered in the order of forward
+        flat = torch.zeros(sum(map(_room, params)), device=params[0].device)
+        limits = [share * len(flat) for share in accumulate(BUCKET_SHARES[:-1])]
+        parts: list[list[torch.nn.Parameter]] = [[] for _ in BUCKET_SHARES]
+        for p, start in zip(params, accumulate(map(_room, params), initial=0), strict=False):
+            parts[bisect(limits, start)].append(p)
+        parts = [part for part in parts if part]
+        flats = flat.split([sum(map(_room, part)) for part in parts])
+        self._buckets = [_Bucket(part, of_part) for part, of_part in zip(parts, flats, strict=True)]
+        self._copy_back = devices.gradients_stay(flat.device)
+        self._broadcast(flat)
+        self.start()
+        for bucket in self._buckets:
+            for p in bucket.params:
+                p.register_post_accumulate_grad_hook(lambda _, bucket=bucket: self._count(bucket))
+
+    @torch.no_grad()
+    def _broadcast(self, flat: torch.Tensor) -> None:
+        for bucket in self._buckets:
+            devices.foreach("copy", bucket.views, bucket.params)
+        dist.broadcast(flat, 0)
+        for bucket in self._buckets:
+            devices.foreach("copy", bucket.params, bucket.views)
+
+    def start(self) -> None:
+        """Expect a gradient of every parameter. What a backward() that failed has left is forgotten."""
+        self._works: list[dist.Work] = []  # of the buckets that have begun: all ranks begin them in one order
+        self._started = False
+        for bucket in self._buckets:
+            bucket.missing = len(bucket.params)
+
+    def _count(self, bucket: _Bucket) -> None:
+        """Count a gradient that backward has computed, and begin with the buckets that are complete."""
+        if not self._started:
+            self._started = True
+            torch.autograd.Variable._execution_engine.queue_callback(self._finish)
+        bucket.missing -= 1
+        while len(self._works) < len(self._buckets) and not (bucket := self._buckets[len(self._works)]).missing:
+            devices.foreach("copy", bucket.views, [p.grad for p in bucket.params])
+            self._works.append(devices.begin_mean(bucket.flat, self.world))
+            if not self._copy_back:
+                for p, view in zip(bucket.params, bucket.views, strict=True):
+                    p.grad = view
+
+    def _finish(self) -> None:
+        """Wait for the all-reduces. Called at the end of backward()."""
+        if len(self._works) < len(self._buckets):
+            raise RuntimeError("backward() has left out the gradients of some parameters, which are not averaged")
+        for work, bucket in zip(self._works, self._buckets, strict=True):
+            work.wait()
+            if self._copy_back:
+                devices.foreach("copy", [p.grad for p in bucket.params], bucket.views)
+
+
+def _room(parameter: torch.nn.Parameter) -> int:
+    """Return how many floats of the buffer the parameter's gradient takes."""
+    return -(-parameter.numel() // _ALIGNED) * _ALIGNED
