@@ -78,7 +78,7 @@ def any_build() -> str:
     """Let amx run here: by the processor's tiles, else in plain C. Return what the table says of it."""
     if amx.missing() is None:
         return ""
-    amx.kernels = in_c.Kernels(amx.SOURCE, amx.PLAIN)
+    amx.block.kernels = in_c.Kernels(amx.SOURCE, amx.PLAIN)
     return " (plain build)"
 
 

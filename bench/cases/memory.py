@@ -63,8 +63,8 @@ def measure(recipe: str, dtype: str, batch: int, device: str, options: dict) -> 
 
     step(1)  # optimizer state, code and first-time allocations are resident before the step that counts
     made.model.zero_grad()
-    for module in (winograd, amx):
-        module.scratch.clear()  # scratch that lives on after a step is memory of the step all the same
+    for block in (winograd.block, amx.block):
+        block.scratch.clear()  # scratch that lives on after a step is memory of the step all the same
     gc.collect()
     return step(batch)
 

@@ -194,13 +194,13 @@ def _case(device: str):
 def _refusals(case) -> dict[str, str | None]:
     """Return why each impl cannot run the case; None if it can. One in C counts as built where it may be."""
     from rdn_fast.rdb import IMPLS, refusal
-    from rdn_fast.rdb.in_c import Kernels
+    from rdn_fast.rdb.in_c import BlockInC
 
     refusals = {}
     for impl in IMPLS.values():
-        kernels, module = getattr(impl.module, "kernels", None), impl.module
-        if isinstance(kernels, Kernels):  # missing() would compile them
-            module = SimpleNamespace(missing=partial(getattr, kernels, "obstacle"))
+        block, module = getattr(impl.module, "block", None), impl.module
+        if isinstance(block, BlockInC):  # missing() would compile its kernels
+            module = SimpleNamespace(missing=partial(getattr, block.kernels, "obstacle"))
         checked = dataclasses.replace(impl, module=module)
         refusals[impl.name] = refusal(checked, case.device, case.dtype, case.training)
     return refusals

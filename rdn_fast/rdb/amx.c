@@ -323,7 +323,7 @@ static long of_map(const shape *s, long map) {
     return n;
 }
 
-long rdn_packed(const shape *s, int backward) {
+long rdn_packed(const shape *s, long backward) {
     return backward ? of_map(s, s->layers + 1) : of_layer(s, s->layers) + packed_size(s->g0, reads(s, s->layers), 1);
 }
 
@@ -402,10 +402,11 @@ INLINE long turned_row(const shape *s, long layer) { return up(s->g0, N) + layer
 INLINE long turned_rows(const shape *s) { return up(turned_row(s, s->layers), N); }
 long rdn_gradients(const shape *s) { return of_biases(s) + turned_rows(s) * N; }
 
-/* bf16 of scratch memory: the two tails; backward also d, d transposed, and f in pairs of pixels. */
-long rdn_workspace(const shape *s, int backward) {
+/* bf16 of scratch memory: the two tails; for rdn_backward (images: not 0) also d, d transposed, and f in pairs of
+ * pixels. */
+long rdn_workspace(const shape *s, long images) {
     long a_pixel = d_ld(s) + turned_rows(s) + N + blocks(reads(s, s->layers)) * K;
-    return pixels(s) * (2 * K + (backward ? a_pixel : 0));
+    return pixels(s) * (2 * K + (images ? a_pixel : 0));
 }
 
 /* Row k of the weights of a map's gradient, for one tap: pointer to the map's channels, or NULL after the last row.
@@ -511,9 +512,11 @@ static void weight_gradients(const shape *s, const bf16 *a, long lda, const bf16
 }
 
 /* f: from rdn_forward, this call's maps beginning at `image`. gy: [pixel][g0]. u: from rdn_pack_backward -> dx:
- * [pixel][g0]; du: rdn_gradients floats, for rdn_unpack. add: add to du instead of overwriting it. */
-void rdn_backward(const shape *s, const bf16 *f, long image, const bf16 *gy, const bf16 *u, bf16 *dx, float *du,
-                  int add, bf16 *work) {
+ * [pixel][g0]; du: rdn_gradients floats, for rdn_unpack. add: add to du instead of overwriting it. images: not used,
+ * all are computed at once; winograd.c takes a few at a time. */
+void rdn_backward(const shape *s, long images, const bf16 *f, long image, const bf16 *gy, const bf16 *u, bf16 *dx,
+                  float *du, long add, bf16 *work) {
+    (void)images;
     long ldf = f_ld(s), ld = d_ld(s), lda = pixels(s), n = units(s), base = slot(s, s->layers - 1);
     bf16 *tail[2] = {work + lead(s) * K, work + (lead(s) + pixels(s)) * K};
     bf16 *d = work + pixels(s) * 2 * K + lead(s) * ld, *a = work + pixels(s) * (2 * K + ld) + lead(s);

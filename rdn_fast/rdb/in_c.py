@@ -1,4 +1,4 @@
-"""What the implementations in C share: the compiled library, scratch memory, and crops of pictures."""
+"""What the implementations in C share: the compiled library, scratch memory, crops of pictures, how they compute."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import ctypes
 import math
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from rdn_fast import native
+from rdn_fast.rdb.winograd_chunks import Chunks, slices
 
 CROP = 192  # pixels: without gradients, larger images are computed in crops of this size
 
@@ -21,10 +24,10 @@ class Shape(ctypes.Structure):
     _fields_ = [(name, ctypes.c_long) for name in ("batch", "h", "w", "g0", "g", "layers")]
 
     @classmethod
-    def of(cls, x, w) -> Shape:
-        """x: [B, G0, H, W], w: the layers' weights."""
+    def of(cls, x, b) -> Shape:
+        """x: [B, G0, H, W], b: the layers' biases."""
         batch, g0, height, width = x.shape
-        return cls(batch, height, width, g0, w[0].shape[0], len(w))
+        return cls(batch, height, width, g0, len(b[0]), len(b))
 
     def part(self, images: slice) -> Shape:
         """Return the shape of some of the batch's images."""
@@ -33,6 +36,11 @@ class Shape(ctypes.Structure):
     def key(self) -> tuple[int, ...]:
         """Return all numbers."""
         return tuple(getattr(self, name) for name, _ in self._fields_)
+
+    @property
+    def tiles(self) -> int:
+        """4x4 tiles of an image."""
+        return -(-self.h // 4) * -(-self.w // 4)
 
 
 class Kernels:
@@ -129,3 +137,98 @@ def in_crops(forward: Callable[[torch.Tensor], torch.Tensor], x, layers: int):
             inner = forward(crop)[:, :, above : above + side, before : before + side]
             y[:, :, top : top + side, left : left + side] = inner
     return y
+
+
+class BlockInC:
+    """A dense block computed in C, in one dtype. Both C files have functions of the same names.
+
+    All maps of a block share one channels-last buffer, and the forward pass saves only that. Weights are packed anew at
+    every call, since nothing tells whether they have changed: optimizers change them without counting
+    (profiling/LOG.md).
+    """
+
+    def __init__(self, kernels: Kernels, dtype: torch.dtype, group: int = 0):
+        """`group`: 4x4 tiles, at least, whose weights' gradients are summed in one pass over these."""
+        self.kernels, self.dtype, self.group = kernels, dtype, group
+        self.scratch, self.chunks = Scratch(), Chunks()
+
+    def missing(self) -> str | None:
+        """Return why this impl cannot run here, or None when it can."""
+        return self.kernels.missing
+
+    def rdb(self, x, conv_w, conv_b, fuse_w, fuse_b):
+        """x: [B, G0, H, W] -> y: [B, G0, H, W], channels_last. Impl.rdb checks all arguments: C gets mere pointers.
+
+        Without gradients, large images are computed in crops, so memory does not grow with them.
+        """
+        w = [w.contiguous(memory_format=torch.channels_last) for w in conv_w]
+        b, fuse_b = [b.contiguous() for b in conv_b], fuse_b.contiguous()
+        if torch.is_grad_enabled() and any(t.requires_grad for t in (x, fuse_w, fuse_b, *w, *b)):
+            return _Block.apply(self, x, fuse_w, fuse_b, *w, *b)
+        u = self.pack(Shape.of(x, b), w, fuse_w, backward=False)
+        return in_crops(partial(self.forward, u=u, b=b, fuse_b=fuse_b), x, len(b))
+
+    def pack(self, shape: Shape, w, fuse_w, backward: bool):
+        """Return all weights in the order in which the kernels read them."""
+        u = self.scratch.get("u", self.kernels.count("rdn_packed", shape, backward), dtype=self.dtype)
+        self.kernels.call("rdn_pack_backward" if backward else "rdn_pack_forward", shape, w, fuse_w.contiguous(), u)
+        return u
+
+    def forward(self, x, u, b, fuse_b, maps=None):
+        """Return y: [B, G0, H, W]. Keep all feature maps in `maps`, of rdn_maps elements, if given."""
+        shape = Shape.of(x, b)
+        x = x.permute(0, 2, 3, 1).contiguous()  # [B, H, W, G0]
+        y = torch.empty_like(x)
+        with self._timed(shape, backward=False) as size:
+            for images in slices(shape.batch, size):
+                part, f, first = shape.part(images), maps, images.start
+                if maps is None:
+                    f, first = self.scratch.get("f", self.kernels.count("rdn_maps", part), dtype=self.dtype), 0
+                work = self._work(part, 0)
+                self.kernels.call("rdn_forward", part, x[images], f, first, u, b, fuse_b, y[images], work)
+        return y.permute(0, 3, 1, 2)
+
+    def backward(self, gy, f, w, fuse_w):
+        """gy: [B, G0, H, W], f: the maps of the forward pass -> gradients of x, fuse_w, fuse_b, all w, all b."""
+        gy = gy.permute(0, 2, 3, 1).contiguous()  # [B, H, W, G0]
+        shape = Shape(*gy.shape, w[0].shape[0], len(w))
+        u = self.pack(shape, w, fuse_w, backward=True)
+        du = self.scratch.get("du", self.kernels.count("rdn_gradients", shape))
+        dx = torch.empty_like(gy)
+        with self._timed(shape, backward=True) as size:
+            for images in slices(shape.batch, max(size, -(-self.group // shape.tiles))):
+                part, first = shape.part(images), images.start
+                arguments = f, first, gy[images], u, dx[images], du, first > 0, self._work(part, size)
+                self.kernels.call("rdn_backward", part, size, *arguments)
+        if not shape.batch:
+            du.zero_()
+        dw, db = [torch.empty_like(layer) for layer in w], [gy.new_empty(shape.g) for _ in w]
+        dfuse_w, dfuse_b = gy.new_empty(fuse_w.shape), gy.new_empty(shape.g0)
+        self.kernels.call("rdn_unpack", shape, du, dw, db, dfuse_w, dfuse_b)
+        return dx.permute(0, 3, 1, 2), dfuse_w, dfuse_b, *dw, *db
+
+    def _work(self, shape: Shape, images: int):
+        """Return scratch memory for a backward pass of `images` at a time, or for a forward pass (0)."""
+        return self.scratch.get("work", self.kernels.count("rdn_workspace", shape, images), dtype=self.dtype)
+
+    def _timed(self, shape: Shape, backward: bool):
+        """Return a context manager that gives how many images to compute at a time, chosen by timing."""
+        return self.chunks.timed((backward, *shape.key()), shape.batch, shape.tiles)
+
+
+class _Block(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, block: BlockInC, x, fuse_w, fuse_b, *wb):
+        w, b = wb[: len(wb) // 2], wb[len(wb) // 2 :]
+        shape = Shape.of(x, b)
+        f = torch.empty(block.kernels.count("rdn_maps", shape), dtype=block.dtype)
+        y = block.forward(x, block.pack(shape, w, fuse_w, backward=False), b, fuse_b, f)
+        ctx.block = block
+        ctx.save_for_backward(f, fuse_w, *w)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gy):
+        f, fuse_w, *w = ctx.saved_tensors
+        return None, *ctx.block.backward(gy, f, w, fuse_w)

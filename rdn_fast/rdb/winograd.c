@@ -286,7 +286,14 @@ long rdn_packed(const shape *s, long backward) {
     return backward ? fusion_of_map(s, s->layers + 1) : of_layer(s, s->layers) + padded(s->g0) * reads(s, s->layers);
 }
 
-long rdn_gradients(const shape *s) { return of_gradient(s, s->layers); }
+/* Floats of the buffer of all maps */
+long rdn_maps(const shape *s) { return s->batch * s->h * s->w * f_ld(s); }
+
+/* The gradients of the fusion's weights follow, [g0][as wide as f], then those of its bias, [g0], and of the layers'
+ * biases, [layer][g]. */
+INLINE long of_fusion(const shape *s) { return of_gradient(s, s->layers); }
+INLINE long of_biases(const shape *s) { return of_fusion(s) + s->g0 * f_ld(s); }
+long rdn_gradients(const shape *s) { return of_biases(s) + s->g0 + s->layers * s->g; }
 
 /* Floats of memory: of rdn_backward for `images` at a time, of rdn_forward if there are none. */
 long rdn_workspace(const shape *s, long images) {
@@ -364,8 +371,15 @@ void rdn_pack_backward(const shape *s, const float *const *w, const float *fuse,
     }
 }
 
-/* gradients of the transformed weights -> dw[layer]: [g][3][3][channels in] */
-void rdn_unpack(const shape *s, const float *du, float *const *dw) {
+/* du -> dw[layer]: [g][3][3][channels in], db[layer]: [g], dfuse: [g0][channels], dfuse_b: [g0] */
+void rdn_unpack(const shape *s, const float *du, float *const *dw, float *const *db, float *dfuse, float *dfuse_b) {
+    long channels = reads(s, s->layers);
+    const float *biases = du + of_biases(s);
+    memcpy(dfuse_b, biases, s->g0 * sizeof(float));
+    for (long layer = 0; layer < s->layers; layer++)
+        memcpy(db[layer], biases + s->g0 + layer * s->g, s->g * sizeof(float));
+    for (long o = 0; o < s->g0; o++)
+        memcpy(dfuse + o * channels, du + of_fusion(s) + o * f_ld(s), channels * sizeof(float));
 #pragma omp parallel
     for (long layer = 0; layer < s->layers; layer++) {
         long depth = reads(s, layer), ld = padded(depth);
@@ -399,15 +413,18 @@ static void fuse_pixels(const shape *s, const float *f, const float *u, const fl
     }
 }
 
-/* f: [pixel][g0 + layers * g, rounded up to 16]. Its first g0 channels are the block's input; computes the others.
- * u: from rdn_pack_forward. bias[layer]: [g]. fuse_bias: [g0]. y: [pixel][g0] */
-void rdn_forward(const shape *s, float *f, const float *u, const float *const *bias, const float *fuse_bias, float *y,
-                 float *work) {
+/* x: [pixel][g0]. u: from rdn_pack_forward. bias[layer]: [g]. fuse_bias: [g0] -> f: all maps, [pixel][g0 + layers * g,
+ * rounded up to 16], of rdn_maps floats for the whole batch, of which this call's begin at `image`; y: [pixel][g0] */
+void rdn_forward(const shape *s, const float *x, float *f, long image, const float *u, const float *const *bias,
+                 const float *fuse_bias, float *y, float *work) {
     long n = tiles(s), ldf = f_ld(s), ld = v_ld(s), plane = odd_lines(n * ld), np = padded(s->g),
          mplane = odd_lines(n * np), pixels = s->batch * s->h * s->w;
     float *v = work, *m = v + T * plane;
+    f += image * s->h * s->w * ldf;
 #pragma omp parallel
     {
+#pragma omp for schedule(static)
+        for (long pixel = 0; pixel < pixels; pixel++) memcpy(f + pixel * ldf, x + pixel * s->g0, s->g0 * sizeof(float));
 #pragma omp for schedule(dynamic, BLOCK)
         for (long tile = 0; tile < n; tile++) input_tile(s, tile, f, ldf, s->g0, v + tile * ld, plane);
         for (long layer = 0; layer < s->layers; layer++) {
@@ -562,14 +579,16 @@ static void map_gradients(const shape *s, const float *f, const float *gy, const
     }
 }
 
-/* f: from rdn_forward. gy: [pixel][g0]. u: from rdn_pack_backward. dx: [pixel][g0]. du: for rdn_unpack. db: [layer][g].
- * dfuse: [g0][as wide as f]. dfuse_b: [g0]. add: add to du, db, dfuse and dfuse_b instead of overwriting them.
+/* f: from rdn_forward, this call's maps beginning at `image`. gy: [pixel][g0]. u: from rdn_pack_backward -> dx:
+ * [pixel][g0]; du: rdn_gradients floats, for rdn_unpack. add: add to du instead of overwriting it.
  * images: how many have their maps' gradients computed at a time: few stay in the caches. The weights' gradients are
  * larger than the maps of a few images (rdn-b: 21 MB), and are read and written once for all of them. */
-void rdn_backward(const shape *s, long images, const float *f, const float *gy, const float *u, float *dx, float *du,
-                  float *db, float *dfuse, float *dfuse_b, long add, float *work) {
+void rdn_backward(const shape *s, long images, const float *f, long image, const float *gy, const float *u, float *dx,
+                  float *du, long add, float *work) {
     long n = tiles(s), vld = v_ld(s), vplane = odd_lines(n * vld), dld = d_ld(s), dplane = odd_lines(n * dld);
     float *v = work, *d = v + T * vplane;
+    float *dfuse = du + of_fusion(s), *dfuse_b = du + of_biases(s), *db = dfuse_b + s->g0;
+    f += image * s->h * s->w * f_ld(s);
 #pragma omp parallel
     {
         for (long first = 0; first < s->batch; first += images) {

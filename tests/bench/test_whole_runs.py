@@ -69,8 +69,8 @@ def test_end_to_end_on_one_rank_and_two(out, monkeypatch):
 def test_memory_that_an_implementation_keeps_is_counted(monkeypatch):
     kept = []
     monkeypatch.setattr(memory, "RDN_B", TINY)
-    monkeypatch.setattr(memory, "_reset_peak", lambda _: kept.append({*winograd.scratch.buffers}) or 0)
-    monkeypatch.setattr(memory, "_peak", lambda _: len(winograd.scratch.buffers))
+    monkeypatch.setattr(memory, "_reset_peak", lambda _: kept.append({*winograd.block.scratch.buffers}) or 0)
+    monkeypatch.setattr(memory, "_peak", lambda _: len(winograd.block.scratch.buffers))
     assert memory.measure("rdn_fast", "float32", 2, "cpu", {"impl": "winograd"}) > 0  # it does keep some
     assert kept[-1] == set()  # and has none before the step that counts
 

@@ -12,7 +12,7 @@ from rdn_fast.rdb import amx
 @pytest.fixture(autouse=True)
 def own_kernels(monkeypatch):
     """Give back amx's kernels after the test."""
-    monkeypatch.setattr(amx, "kernels", amx.kernels)
+    monkeypatch.setattr(amx.block, "kernels", amx.block.kernels)
 
 
 @pytest.mark.slow

@@ -27,11 +27,11 @@ ROWS = (2, 20, 36, 2, 3, 32)  # rows of whole units, with channels that fill par
 @pytest.fixture
 def plain(monkeypatch):
     """Use the build in plain C."""
-    monkeypatch.setattr(amx, "kernels", in_c.Kernels(amx.SOURCE, amx.PLAIN))
+    monkeypatch.setattr(amx.block, "kernels", in_c.Kernels(amx.SOURCE, amx.PLAIN))
     if reason := amx.missing():
         pytest.skip(f"amx {reason}")
-    monkeypatch.setattr(amx, "scratch", in_c.Scratch())
-    monkeypatch.setattr(amx, "chunks", winograd_chunks.Chunks())
+    monkeypatch.setattr(amx.block, "scratch", in_c.Scratch())
+    monkeypatch.setattr(amx.block, "chunks", winograd_chunks.Chunks())
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_it_compiles_without_warnings(compiler, flags, tmp_path):
 def test_both_builds_give_the_same_bits(plain, tiles, shape, seed):
     arguments, upstream = problem(shape, BF16, seed)
     expected = solve(amx.rdb, arguments, upstream)
-    amx.kernels._library = tiles.library
+    amx.block.kernels._library = tiles.library
     before = tiles.library.trapped(PRODUCTS)
     for name, result in solve(amx.rdb, arguments, upstream).items():
         assert torch.equal(result, expected[name]), f"{name} (seed {seed})"
@@ -78,7 +78,7 @@ def test_a_block_takes_no_more_products_than_it_needs_and_few_loads(plain, tiles
     """Where 32 divides all sizes: as many as there are, and with four sums at most one for a load."""
     if tiles.own:
         pytest.skip("counted by the trap only")
-    amx.kernels._library = tiles.library
+    amx.block.kernels._library = tiles.library
     batch, g0, g, layers, height, width = shape = (1, 64, 64, 2, 3, 32)
     before = [tiles.library.trapped(kind) for kind in (PRODUCTS, LOADS)]
     solve(amx.rdb, *problem(shape, BF16, 0))
@@ -111,7 +111,7 @@ def test_what_is_not_finite_stays_where_naive_has_it(plain, value, shape, seed):
 
 def test_a_processor_without_tiles_is_said_and_amx_is_not_offered(monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": False})
-    monkeypatch.setattr(amx, "kernels", amx.TileKernels(amx.SOURCE))
+    monkeypatch.setattr(amx.block, "kernels", amx.TileKernels(amx.SOURCE))
     reason = r"needs a processor with AMX bf16 tiles \(Intel Xeon since 2023\)"
     with pytest.raises(UserError, match=f"^--rdb amx {reason}; on cpu in bfloat16 can run: .*naive"):
         select("amx", CPU, BF16, True)
@@ -126,7 +126,7 @@ def test_a_processor_without_tiles_is_said_and_amx_is_not_offered(monkeypatch):
 def test_a_compiler_or_a_kernel_without_tiles_is_said(monkeypatch, tiles, reason):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
     monkeypatch.setattr(native, "library", lambda *_: SimpleNamespace(rdn_tiles=lambda: tiles))
-    monkeypatch.setattr(amx, "kernels", amx.TileKernels(amx.SOURCE))
+    monkeypatch.setattr(amx.block, "kernels", amx.TileKernels(amx.SOURCE))
     found = refusal(IMPLS["amx"], CPU, BF16, True)
     assert found is None if reason is None else found.startswith(reason)
     assert "float32" in refusal(IMPLS["amx"], CPU, torch.float32, True)

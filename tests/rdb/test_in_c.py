@@ -1,8 +1,6 @@
 """What the implementations in C share: chunks, crops, scratch memory, views as arguments."""
 
 import random
-from types import ModuleType
-from typing import NamedTuple
 
 import pytest
 import torch
@@ -12,27 +10,17 @@ from bench.parity import assert_as_good_as_naive
 from rdn_fast.rdb import amx, in_c, naive, winograd, winograd_chunks
 
 
-class InC(NamedTuple):
-    """An impl in C, and the dtype that it computes in."""
-
-    module: ModuleType
-    dtype: torch.dtype
-
-    def rdb(self, *arguments):
-        return self.module.rdb(*arguments)
-
-
 @pytest.fixture(params=["winograd", "amx"])
 def impl(request, monkeypatch):
     """Return each of them with scratch memory of its own; amx with tiles in plain C, which any processor computes."""
-    module, dtype = {"winograd": (winograd, torch.float32), "amx": (amx, torch.bfloat16)}[request.param]
-    if module is amx:
-        monkeypatch.setattr(amx, "kernels", in_c.Kernels(amx.SOURCE, amx.PLAIN))
-    if reason := module.missing():
+    block = {"winograd": winograd.block, "amx": amx.block}[request.param]
+    if block is amx.block:
+        monkeypatch.setattr(block, "kernels", in_c.Kernels(amx.SOURCE, amx.PLAIN))
+    if reason := block.missing():
         pytest.skip(f"{request.param} {reason}")
-    monkeypatch.setattr(module, "scratch", in_c.Scratch())
-    monkeypatch.setattr(module, "chunks", winograd_chunks.Chunks())
-    return InC(module, dtype)
+    monkeypatch.setattr(block, "scratch", in_c.Scratch())
+    monkeypatch.setattr(block, "chunks", winograd_chunks.Chunks())
+    return block
 
 
 def check(impl, shape, seed):
@@ -92,9 +80,9 @@ def test_results_depend_on_neither_threads_nor_chunks(impl, monkeypatch, shape, 
     try:
         for threads, tiles in [(1, 1), (2, 1), (2, 24), (3, 48), (2, 10_000), (2, 10_000), (5, 64)]:
             torch.set_num_threads(threads)
-            monkeypatch.setattr(winograd, "GROUP", tiles % 50)
+            monkeypatch.setattr(impl, "group", tiles % 50)
             monkeypatch.setattr(winograd_chunks, "TILES", (tiles,))
-            monkeypatch.setattr(impl.module, "chunks", winograd_chunks.Chunks())
+            monkeypatch.setattr(impl, "chunks", winograd_chunks.Chunks())
             for name, value in solve(impl.rdb, arguments, upstream).items():
                 assert torch.equal(value, results.setdefault(name, value)), f"{name} (seed {seed}, {threads}, {tiles})"
     finally:
@@ -159,7 +147,7 @@ def test_images_in_crops_are_whole(impl, monkeypatch, seed):
 
 def test_batches_in_several_chunks_are_as_good_as_naive(impl, monkeypatch, seed):
     monkeypatch.setattr(winograd_chunks, "TILES", (12,))
-    monkeypatch.setattr(impl.module, "chunks", winograd_chunks.Chunks())
+    monkeypatch.setattr(impl, "chunks", winograd_chunks.Chunks())
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     arguments, results = check(impl, (5, 9, 8, 3, 6, 9), seed)  # six tiles an image: chunks of 2, 2 and 1 images
     with torch.no_grad():
