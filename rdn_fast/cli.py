@@ -16,7 +16,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from importlib import import_module
 from typing import NoReturn, TextIO
@@ -225,9 +225,15 @@ def _prepare(options: argparse.Namespace, arguments: list[str]) -> None:
     from rdn_fast.data.degradation import Degradation
     from rdn_fast.data.prepare import prepare
 
-    degradation = Degradation(options.bicubic, options.degradation)
-    folder, file = options.images_dir, options.output_path
-    with naming_flag("--images-dir", folder), naming_flag("--output-path", file):
+    folder, file, lr_dir = options.images_dir, options.output_path, options.lr_dir
+    for flag in ("bicubic", "degradation"):
+        if lr_dir is not None and (value := getattr(options, flag)) is not None:
+            raise UserError(
+                f"--{flag} {value}: LR pictures of --lr-dir are taken as they are; leave one of the two out"
+            )
+    degradation = Degradation.of_flags(options.bicubic, options.degradation)
+    of_lr = naming_flag("--lr-dir", lr_dir) if lr_dir is not None else nullcontext()
+    with naming_flag("--images-dir", folder), naming_flag("--output-path", file), of_lr:
         prepare(
             folder,
             file,
@@ -237,6 +243,7 @@ def _prepare(options: argparse.Namespace, arguments: list[str]) -> None:
             options.strict,
             options.recursive,
             degradation=degradation,
+            lr_dir=lr_dir,
         )
 
 

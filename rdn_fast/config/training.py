@@ -33,13 +33,22 @@ class TrainConfig:
     train_dir: str | None = flag(
         None, "folder of HR images to train on; an h5 file is made of it, once, beside it or in the user's cache folder"
     )
+    train_lr_dir: str | None = flag(
+        None, "folder of LR pictures that belong to those of train-dir by name, instead of making LR images"
+    )
     eval_file: str | None = flag(None, "validation h5 or folder of HR images; without it there is no validation")
-    bicubic: str = flag(
-        "pillow",
-        "whose bicubic makes LR images of folders; matlab: imresize of a uint8 image, as benchmarks were made",
+    eval_lr_dir: str | None = flag(
+        None,
+        "folder of LR pictures of the folder eval-file; without it those that lie with its pictures under customary "
+        "names are used, unless bicubic or degradation makes LR images",
+    )
+    bicubic: str | None = flag(
+        None,
+        "whose bicubic makes LR images of folders; matlab: imresize of a uint8 image, as benchmarks were made "
+        "(default: pillow)",
         choices=("pillow", "matlab"),
     )
-    degradation: str = flag("bi", DEGRADATION_HELP)
+    degradation: str | None = flag(None, f"{DEGRADATION_HELP} (default: bi)")
     outputs_dir: str = flag("outputs/train", "where weights, checkpoints and metrics.jsonl go")
     weights_file: str | None = flag(
         None, "start from these weights (fine-tuning); without preset and shape, the model is theirs", "pth-path"
@@ -146,6 +155,13 @@ class TrainConfig:
             raise UserError(f"--data-path {folder}: {flaw}; {remedy}")
         if self.train_file and self.train_dir:
             raise UserError(f"--train-file {self.train_file} and --train-dir {self.train_dir}: give one of them")
+        if self.train_lr_dir and not self.train_dir:
+            raise UserError(
+                f"--train-lr-dir {self.train_lr_dir}: belongs to HR pictures of --train-dir; give that, or make the "
+                "file of --train-file by prepare --lr-dir"
+            )
+        if self.eval_lr_dir and not self.eval_file:
+            raise UserError(f"--eval-lr-dir {self.eval_lr_dir}: belongs to HR pictures of --eval-file; give that, too")
         given = self.train_file or self.train_dir
         train = Path(given) if given else folder and folder / f"DIV2K_x{scale}.h5"
         evaluation = Path(self.eval_file) if self.eval_file else folder and folder / f"Set5_x{scale}.h5"

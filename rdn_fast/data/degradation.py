@@ -43,6 +43,11 @@ class Degradation:
                 "as jpeg:30-90"
             )
 
+    @classmethod
+    def of_flags(cls, bicubic: str | None, kind: str | None) -> Degradation:
+        """Return the degradation of flags, of which None are not given."""
+        return cls(bicubic or cls.bicubic, kind or cls.kind)
+
     def check_scale(self, scale: int) -> None:
         """Raise UserError where the degradation does not exist at this scale."""
         if self.kind == "bd" and scale != _BLUR_SCALE:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
 from rdn_fast.data.degradation import PLAIN, Degradation
+from rdn_fast.data.given_lr import GIVEN, find_lr
 from rdn_fast.data.h5 import PairedH5
 from rdn_fast.data.images import folders_inside
 from rdn_fast.data.pairs import Pair
-from rdn_fast.errors import UserError, why_no_file, why_no_folder
+from rdn_fast.errors import UserError, naming_flag, why_no_file, why_no_folder
 from rdn_fast.evaluation import metrics
 from rdn_fast.evaluation.picture_folder import PictureFolder
 from rdn_fast.terminal import print_line, printable
@@ -26,7 +28,13 @@ class EvalDataset(NamedTuple):
     path: Path
     pairs: Sequence[Pair]
     notes: list[str]  # what of its files is left out, and why
-    lr_made_by: str | None  # in words; None where an h5 file does not say it
+    lr_made_by: str | None  # where LR images come from, in words; None where an h5 file does not say it
+    lr_folder: Path | None  # of given LR pictures
+
+    @property
+    def folders(self) -> list[Path]:
+        """Return the folders that are read, or the file."""
+        return [self.path, *([] if self.lr_folder is None else [self.lr_folder])]
 
 
 def open_datasets(
@@ -34,28 +42,37 @@ def open_datasets(
     data: str | Path | None,
     scale: int,
     strict: bool = False,
-    degradation: Degradation = PLAIN,
+    degradation: Degradation | None = None,
+    lr_dirs: Sequence[str | Path] = (),
 ) -> list[EvalDataset]:
     """Open the datasets at `paths`, then those found inside the folder `data`, in the order of the field's tables.
 
     Raises UserError for a path that cannot be used. Files inside `data` that cannot be used are left out, with a
-    printed line each. strict, degradation: as of load_pairs. A line says so where LR images of an h5 file were made
-    otherwise.
+    printed line each. strict, degradation: as of load_pairs. lr_dirs: a folder of LR pictures for each of `paths`;
+    empty: none. A line says so where LR images of an h5 file were made otherwise.
     """
+    if lr_dirs and len(lr_dirs) != len(paths):
+        raise UserError(
+            f"--eval-lr-dir: {len(lr_dirs)} folders for the {len(paths)} sets of --eval-file; give one for each"
+        )
     found = [*map(Path, paths), *(_find_inside(Path(data), scale) if data else [])]
     taken: set[str] = set()
     datasets = []
-    for path in found:
+    for i, path in enumerate(found):
         notes: list[str] = []
 
         def say(note: str, notes: list[str] = notes) -> None:
             notes.append(note)
             print_line(note)
 
-        pairs = load_pairs(path, scale, say, strict, degradation)
-        if (otherwise := made_otherwise(path, pairs.lr_made_by, degradation.in_words)) is not None:
+        lr_dir = lr_dirs[i] if i < len(lr_dirs) else None
+        pairs = load_pairs(path, scale, say, strict, degradation, lr_dir)
+        lr_folder = pairs.lr_folder if isinstance(pairs, PictureFolder) else None
+        otherwise = made_otherwise(path, pairs.lr_made_by, (degradation or PLAIN).in_words)
+        if otherwise is not None and lr_folder is None:
             say(otherwise)
-        datasets.append(EvalDataset(unique_name(_name(path, scale), taken), path, pairs, notes, pairs.lr_made_by))
+        name = unique_name(_name(path, scale), taken)
+        datasets.append(EvalDataset(name, path, pairs, notes, pairs.lr_made_by, lr_folder))
     return datasets
 
 
@@ -64,20 +81,28 @@ def load_pairs(
     scale: int,
     say: Callable[[str], None] = print_line,
     strict: bool = False,
-    degradation: Degradation = PLAIN,
+    degradation: Degradation | None = None,
+    lr_dir: str | Path | None = None,
 ) -> PairedH5 | PictureFolder:
     """Open an evaluation h5, or a folder of HR images, whose pairs are read when they are indexed.
 
-    HR images of a folder are cropped to multiples of `scale`; their LR is made by `degradation`. Of *_HR beside *_LR
-    only the former are taken. say: called with a line about that, and for each file of a folder that cannot be read or
-    is too small for the metrics, which is skipped. strict: raise UserError for such a file instead.
+    HR images of a folder are cropped to multiples of `scale`. Their LR images are the pictures of lr_dir; without it
+    they are made by `degradation`; without both they are those of the folder that find_lr() finds, which a line says,
+    or made by PLAIN. Of *_HR beside *_LR only the former are HR images.
+    say: called with a line about that, and for each file of a folder that cannot be read or is too small for the
+    metrics, or has no partner, which is skipped. strict: raise UserError for such a file instead.
 
     Raises UserError, also for an h5 file with an image that is too small.
     """
     if os.path.isdir(path):
-        if number := folders_inside(path):
+        lr = lr_dir or degradation or _given_beside(path, scale, say) or PLAIN
+        inside = not isinstance(lr, Degradation) and Path(path) in Path(lr).parents
+        if number := folders_inside(path) - inside:
             say(f"{path}: {number} folders in it are passed over")
-        return PictureFolder(path, scale, say, strict, degradation)
+        with naming_flag("--eval-lr-dir", lr_dir) if lr_dir else nullcontext():
+            return PictureFolder(path, scale, say, strict, lr)
+    if lr_dir is not None:
+        raise UserError(f"--eval-lr-dir {lr_dir}: {path} is no folder of HR images; an h5 file has its own LR images")
     pairs = PairedH5(path, scale)
     pairs.names()  # read and kept now: the path may belong to another file later
     smallest = metrics.smallest_side(scale)
@@ -90,14 +115,28 @@ def load_pairs(
     return pairs
 
 
+def _given_beside(path: str | Path, scale: int, say: Callable[[str], None]) -> Path | None:
+    """Return the folder of LR pictures that lies with the HR pictures at `path`, and say that it is used."""
+    found = find_lr(path, scale)
+    if len(found) > 1:
+        raise UserError(
+            f"{path}: LR pictures of x{scale} lie in {found[0]} and in {found[1]}; give one of them to --eval-lr-dir, "
+            "or --bicubic to make LR images"
+        )
+    if not found:
+        return None
+    say(f"{path}: LR images are the pictures of {found[0]} (--bicubic makes them instead)")
+    return found[0]
+
+
 def made_otherwise(path: str | Path, made_by: str | None, expected: str) -> str | None:
     """Return a line where LR images of the file at `path` were not made as expected; None where they were, or may be.
 
     made_by, expected: as of Degradation.in_words; None: nobody knows.
     """
-    if made_by in (None, expected):
+    if made_by in (None, expected) or (made_by.startswith(GIVEN) and expected.startswith(GIVEN)):
         return None
-    return f"{path}: its LR images were made by {made_by}, not by {expected}; they are taken as they are"
+    return f"{path}: its LR images come from {made_by}, not from {expected}; they are taken as they are"
 
 
 def unique_name(name: str, taken: set[str]) -> str:
@@ -114,7 +153,8 @@ def _find_inside(data: Path, scale: int) -> list[Path]:
     """Return the datasets in a folder: itself if it holds images; else its folders with images, and evaluation files.
 
     A folder with images in its sub-folder HR, GTmod12 or image_SRF_<scale> counts by that; one line names a folder
-    with images in others. A file that a folder has the name of is left out.
+    with images in others. LR pictures of this scale that find_lr() finds for a set are none. A file that a folder has
+    the name of is left out.
     """
     if (flaw := why_no_folder(data)) is not None:
         remedy = "--eval-file takes files" if flaw == "is a file" else "give the one that Set5, Set14, ... lie in"
@@ -122,7 +162,7 @@ def _find_inside(data: Path, scale: int) -> list[Path]:
     if _has_images(data):
         return [data]
     paths = sorted(path for path in data.iterdir() if not path.name.startswith("."))
-    folders = []
+    folders, elsewhere = [], {}
     for path in (path for path in paths if os.path.isdir(path)):
         if not os.access(path, os.R_OK | os.X_OK):
             print_line(f"left out: {path}: {why_no_file(path)}")
@@ -131,7 +171,17 @@ def _find_inside(data: Path, scale: int) -> list[Path]:
         if candidates := [folder for folder in inside if _has_images(folder)]:
             folders.append(candidates[0])
         elif deeper := [folder.name for folder in sorted(path.iterdir()) if _has_images(folder)]:
-            print_line(f"left out: {path}: its images lie in {', '.join(deeper)}; give the right one to --eval-file")
+            elsewhere[path] = ", ".join(deeper)
+    lr = {
+        place
+        for folder in folders
+        for found in find_lr(folder, scale)
+        for place in {found, *found.parents} - {folder, *folder.parents}
+    }
+    folders = [folder for folder in folders if folder not in lr]
+    for path, names in elsewhere.items():
+        if path not in lr:
+            print_line(f"left out: {path}: its images lie in {names}; give the right one to --eval-file")
     names = {_name(path, scale) for path in folders}
     files = [path for path in paths if _name(path, scale) not in names and _is_evaluation_file(path, scale)]
     if not folders and not files:

@@ -55,14 +55,15 @@ def evaluate(
     scale: int | None = None,
     self_ensemble: bool = False,
     strict: bool = False,
-    bicubic: str = "pillow",
-    degradation: str = "bi",
+    bicubic: str | None = None,
+    degradation: str | None = None,
     device: str = "auto",
     json: str | None = None,
     csv: str | None = None,
     markdown: str | None = None,
     save_images: str | None = None,
     figure: str | None = None,
+    eval_lr_dir: list[str] | tuple[str, ...] = (),
 ) -> dict:
     """Evaluate a weights file over sets of images, print the tables, write the files asked for, return the report.
 
@@ -70,7 +71,9 @@ def evaluate(
     eval_file: evaluation h5 files and folders of HR images.
     data: a folder; every set inside it. scale: checked against the weights. self_ensemble: as of Upscaler.
     strict: raise UserError for a file of a folder that cannot be evaluated, instead of printing and skipping it.
-    bicubic, degradation: as of Degradation: how LR images of folders are made, and what stands beside the model.
+    bicubic, degradation: as of Degradation: how LR images of folders are made, and what stands beside the model. None
+    for both: LR pictures that lie with the HR pictures are used, as of load_pairs(); else "pillow" and "bi".
+    eval_lr_dir: a folder of LR pictures for each of eval_file; degradation is an error then.
     json, csv, markdown: files for the tables. save_images: a folder for the model's outputs, as <set>/<image>.png.
     figure: a PNG file for the crops where the model is best and worst.
 
@@ -87,17 +90,24 @@ def evaluate(
             "--eval-file SET or --data DIR is missing; give evaluation h5 files or folders of HR images, "
             "or the folder that they lie in"
         )
-    degraded = Degradation(bicubic, degradation)
+    degraded = Degradation.of_flags(bicubic, degradation)
+    asked = None if bicubic is None and degradation is None else degraded
+    if eval_lr_dir and degradation is not None:
+        raise UserError(
+            f"--degradation {degradation}: LR pictures of --eval-lr-dir are taken as they are; leave it out"
+        )
     files = files_to_write({"--json": json, "--csv": csv, "--markdown": markdown, "--figure": figure})
     if figure is not None and Path(figure).suffix.lower() != ".png":
         raise UserError(f"--figure {figure}: its name must end in .png")
     model = load_any_model(weights_file, device)
     weights = str(convert.SHIPPED if weights_file is None else weights_file)
     check_scale(scale, model.config.scale, "--scale")
-    datasets = open_datasets(eval_file, data, model.config.scale, strict, degraded)
-    check_no_input_is_lost(files, [weights, *(dataset.path for dataset in datasets)], _KINDS)
+    datasets = open_datasets(eval_file, data, model.config.scale, strict, asked, eval_lr_dir)
+    inputs = [path for dataset in datasets for path in dataset.folders]
+    check_no_input_is_lost(files, [weights, *inputs], _KINDS)
     folders = _make_image_folders(save_images, datasets) if save_images else None
-    report = _describe_run(model, weights, self_ensemble) | {"bicubic": bicubic, "degradation": degradation}
+    report = _describe_run(model, weights, self_ensemble)
+    report |= {"bicubic": degraded.bicubic, "degradation": degraded.kind}
     print_line(f"{weights}: {tables.model_in_words(report)}")
     print_line(f"on {report['device']}, torch {torch.__version__}, rdn-fast {__version__}")
     report["sets"], crops = _score_all(model, datasets, degraded, self_ensemble, folders, with_crops=figure is not None)
@@ -235,9 +245,11 @@ def _make_image_folders(save_images: str, datasets: list[EvalDataset]) -> list[P
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"--save-images {save_images}: {cannot_write(error, 'folder')}") from None
-        if not os.access(folder, os.W_OK) or any(folder.samefile(dataset.path) for dataset in datasets):
+        read = (path for dataset in datasets for path in dataset.folders)
+        if not os.access(folder, os.W_OK) or any(map(folder.samefile, read)):
             raise UserError(
-                f"--save-images {save_images}: {folder} cannot be written, or holds HR images; choose another folder"
+                f"--save-images {save_images}: {folder} cannot be written, or holds pictures of a set; "
+                "choose another folder"
             )
     return folders
 

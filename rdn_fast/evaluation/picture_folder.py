@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from rdn_fast.data.degradation import Degradation
+from rdn_fast.data.given_lr import GivenLR, only_hr
 from rdn_fast.data.images import image_files, read_image
 from rdn_fast.data.pairs import Pair, degrade
 from rdn_fast.errors import Failure, UserError
@@ -19,22 +20,35 @@ class PictureFolder(Sequence[Pair]):
     """The pairs of a folder's images in the order of their paths, read when they are indexed.
 
     Raises Failure where a file has changed since the folder was opened. `sizes`: height and width of the LR images.
-    `lr_made_by`: how LR images are made, in words.
+    `lr_made_by`: where LR images come from, in words. `lr_folder`: of given LR pictures; None where they are made.
     """
 
     def __init__(
-        self, folder: str | Path, scale: int, say: Callable[[str], None], strict: bool, degradation: Degradation
+        self,
+        folder: str | Path,
+        scale: int,
+        say: Callable[[str], None],
+        strict: bool,
+        lr: Degradation | str | Path,
     ):
-        """Read every file once, and keep what can be evaluated. say, strict: as of datasets.load_pairs()."""
-        degradation.check_scale(scale)
-        folder, self._scale, self._degradation = Path(folder), scale, degradation
-        self.lr_made_by = degradation.in_words
-        files = image_files(folder)
-        if any(file.stem.endswith("_LR") for file in files) and (hr := [f for f in files if f.stem.endswith("_HR")]):
-            say(f"{folder}: its {len(hr)} files *_HR; {len(files) - len(hr)} others are left out")
-            files = hr
+        """Read every file once, and keep what can be evaluated. say, strict: as of datasets.load_pairs().
+
+        lr: how LR images are made, or a folder of LR pictures, which may be the folder itself.
+        """
+        folder, self._scale, self._lr = Path(folder), scale, lr
+        self._given = None if isinstance(lr, Degradation) else GivenLR(folder, lr, scale, say, strict)
+        if self._given is None:
+            lr.check_scale(scale)
+        self.lr_made_by = (self._given or lr).in_words
+        self.lr_folder = self._given and self._given.folder
+        self._lr_files = self._given.files if self._given else {}
+        found = image_files(folder)
+        hr = only_hr(found)
+        if others := len({*found} - {*hr} - {*self._lr_files.values()}):
+            say(f"{folder}: its {len(hr)} files *_HR; {others} others are left out")
+        files = [*self._lr_files] or hr
         self._files: list[Path] = []
-        self._states: list[tuple[int, int] | None] = []
+        self._states: list[list[tuple[int, int] | None]] = []
         self.sizes: list[tuple[int, int]] = []
         for file, state, size in ordered_map(self._check, files, workers=2, ahead=4):
             if not isinstance(size, str):
@@ -46,9 +60,10 @@ class PictureFolder(Sequence[Pair]):
             else:
                 say(f"skipped {size}")
         if not self._files:
-            raise UserError(
-                f"{folder}: none of its {len(files)} files is an image that can be evaluated; give a folder of images"
+            remedy = (
+                "give LR pictures that fit, or --bicubic to make them" if self._given else "give a folder of images"
             )
+            raise UserError(f"{folder}: none of its {len(files)} files is an image that can be evaluated; {remedy}")
 
     def __len__(self) -> int:
         return len(self._files)
@@ -56,15 +71,17 @@ class PictureFolder(Sequence[Pair]):
     def __getitem__(self, i: int) -> Pair:
         file, reason = self._files[i], "was changed while it was in use"
         try:
-            if _state(file) == self._states[i]:
+            if (states := self._state(file)) == self._states[i]:
                 return self._read(file)
+            if states[0] == self._states[i][0]:
+                file = self._lr_files[file]
         except ValueError as error:
             reason = f"can no longer be read ({error})"
         raise Failure(f"{file}: {reason}; restore it and start again (a training run with --resume auto)")
 
-    def _check(self, file: Path) -> tuple[Path, tuple[int, int] | None, tuple[int, int] | str]:
-        """Return the file, its state, and the size of its LR image or why it cannot be evaluated."""
-        smallest, state = metrics.smallest_side(self._scale), _state(file)
+    def _check(self, file: Path) -> tuple[Path, list[tuple[int, int] | None], tuple[int, int] | str]:
+        """Return the file, its _state(), and the size of its LR image or why it cannot be evaluated."""
+        smallest, state = metrics.smallest_side(self._scale), self._state(file)
         try:
             pair = self._read(file)
         except ValueError as error:
@@ -76,7 +93,14 @@ class PictureFolder(Sequence[Pair]):
         return file, state, pair.lr.shape[:2]
 
     def _read(self, file: Path) -> Pair:
-        return degrade(printable(file.stem), read_image(file), self._scale, degradation=self._degradation)
+        name = printable(file.stem)
+        if self._given is not None:
+            return self._given.read(name, file)
+        return degrade(name, read_image(file), self._scale, degradation=self._lr)
+
+    def _state(self, file: Path) -> list[tuple[int, int] | None]:
+        """Return the states of an HR picture, and of its LR picture where it has one."""
+        return [_state(path) for path in (file, self._lr_files.get(file)) if path is not None]
 
 
 def _state(file: Path) -> tuple[int, int] | None:

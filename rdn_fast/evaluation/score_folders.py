@@ -7,7 +7,6 @@ import io
 import json as json_format
 import math
 import os
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,11 +16,11 @@ from rich.console import Console
 from rich.table import Table
 
 from rdn_fast.data.images import image_files, read_image
+from rdn_fast.data.partners import lines_on, match, scales_in
 from rdn_fast.errors import UserError
 from rdn_fast.evaluation import conventions
 from rdn_fast.evaluation.conventions import CHANNELS, Claim, Convention
 from rdn_fast.evaluation.outputs import check_no_input_is_lost, files_to_write
-from rdn_fast.evaluation.partners import match
 from rdn_fast.files import Kind, finite, write_result
 from rdn_fast.ordered_map import ordered_map
 from rdn_fast.terminal import Bar, print_line, print_table, printable
@@ -101,8 +100,8 @@ def _pairs(sr: str, hr: str, note: Callable[[str], None]) -> list[tuple[Path, Pa
     if marked := [file for file in hr_files if file.stem.endswith("_HR")]:
         hr_files = marked  # SelfExSR's folders hold LR pictures and results beside them
     pairs, alone = match([file for file in image_files(sr) if file not in hr_files], hr_files)
-    for file in alone:
-        note(f"no partner: {file}")
+    for line in lines_on(alone):
+        note(line)
     if not pairs:
         raise UserError(f"{sr} {hr}: no names match; name results as the HR pictures, as baby.png or baby_x2_SR.png")
     return pairs
@@ -110,7 +109,7 @@ def _pairs(sr: str, hr: str, note: Callable[[str], None]) -> list[tuple[Path, Pa
 
 def _scale_of_names(paths: Sequence[Path]) -> int | None:
     """Return the scale that the names tell, as x2, X4 or SRF_3; None where they tell none, or several."""
-    told = {int(scale) for path in paths for scale in re.findall(r"(?:[xX]|SRF_)([2348])(?![0-9A-Za-z])", path.name)}
+    told = {scale for path in paths for scale in scales_in(path.name)}
     return told.pop() if len(told) == 1 else None
 
 

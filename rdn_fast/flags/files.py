@@ -45,6 +45,7 @@ def prepare(commands) -> None:
     parser = commands.add_parser("prepare", help=help_text)
     flag = parser.add_argument
     flag("--images-dir", help="folder of HR images")
+    flag("--lr-dir", help="folder of LR pictures that belong to them by name, instead of making LR images")
     flag("--output-path", help="the h5 file to write")
     flag("--scale", type=int, default=2, choices=SCALES, help="up-scaling factor")
     flag("--eval", action="store_true", help="whole images for evaluation instead of five half-size crops")

@@ -62,6 +62,11 @@ def eval_(commands) -> None:
     flag = parser.add_argument
     sets_help = "evaluation h5 files, or folders of HR images"
     flag("--eval-file", action="extend", nargs="+", default=[], metavar="SET", help=sets_help)
+    lr_help = (
+        "LR pictures of each SET, in order, by name; without it those that lie with a SET under customary names are "
+        "used, unless --bicubic or --degradation makes LR images"
+    )
+    flag("--eval-lr-dir", action="extend", nargs="+", default=[], metavar="DIR", help=lr_help)
     flag("--data", metavar="DIR", help="every set that lies in this folder: Set5, Set14, ...")
     flag("--scale", type=int, help="checked against the weights, which know it")
     flag("--self-ensemble", action="store_true", help="mean over the eight turns and mirror images")

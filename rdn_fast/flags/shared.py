@@ -15,6 +15,9 @@ def add_weights(parser: argparse.ArgumentParser, or_onnx: str = "") -> None:
 
 
 def add_degradation(parser: argparse.ArgumentParser, of_what: str) -> None:
-    bicubic_help = f"whose makes the {of_what}; matlab: imresize of a uint8 image, as benchmarks were made"
-    parser.add_argument("--bicubic", default="pillow", choices=("pillow", "matlab"), help=bicubic_help)
-    parser.add_argument("--degradation", default="bi", metavar="KIND", help=DEGRADATION_HELP)
+    """Add the two flags, None where they are not given."""
+    bicubic_help = (
+        f"whose makes the {of_what}; matlab: imresize of a uint8 image, as benchmarks were made (default: pillow)"
+    )
+    parser.add_argument("--bicubic", choices=("pillow", "matlab"), help=bicubic_help)
+    parser.add_argument("--degradation", metavar="KIND", help=f"{DEGRADATION_HELP} (default: bi)")

@@ -29,6 +29,13 @@ class Inputs(NamedTuple):
     validation: Sequence[Pair]  # empty: nothing is validated
     weights: dict[str, torch.Tensor] | None  # to start from; None: random ones
 
+    @property
+    def lr_in_words(self) -> str:
+        """Return where the LR images of training and validation come from."""
+        sources = [self.sampler.pairs.lr_made_by, *([self.validation.lr_made_by] if self.validation else [])]
+        told = [made_by or "as the file has them" for made_by in sources]
+        return told[0] if len({*told}) == 1 else f"{told[0]}; of validation: {told[1]}"
+
 
 def open_inputs(
     model_config: ModelConfig,
@@ -43,9 +50,12 @@ def open_inputs(
     """
     c, scale = train_config, model_config.scale
     train_file, eval_file = c.files(scale)
-    degradation = Degradation(c.bicubic, c.degradation)
+    degradation = Degradation.of_flags(c.bicubic, c.degradation)
     degradation.check_scale(scale)
-    if c.train_dir:
+    if c.train_lr_dir:
+        with naming_flag("--train-dir", train_file), naming_flag("--train-lr-dir", c.train_lr_dir):
+            pairs = training_pairs(train_file, scale, lr_dir=c.train_lr_dir)
+    elif c.train_dir:
         with naming_flag("--train-dir"):
             pairs = training_pairs(train_file, scale, degradation)
     else:
@@ -55,7 +65,10 @@ def open_inputs(
     sampler = PatchSampler(pairs, c.patch_size, c.batch_size, c.seed, rank, world, c.drop_last)
     check_mode(c.data_mode, sampler, device)
     say = print_line if rank == 0 else lambda _: None
-    validation = load_pairs(eval_file, scale, say, degradation=degradation) if eval_file is not None else []
+    validation = []
+    if eval_file is not None:
+        made = None if c.bicubic is None and c.degradation is None else degradation
+        validation = load_pairs(eval_file, scale, say, degradation=made, lr_dir=c.eval_lr_dir)
     asked = degradation.in_words if degradation != PLAIN else pairs.lr_made_by
     for path, made_by in ((pairs.path, pairs.lr_made_by), (eval_file, validation.lr_made_by if validation else None)):
         if asked and (otherwise := made_otherwise(path, made_by, asked)) is not None:

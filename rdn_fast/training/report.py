@@ -82,6 +82,7 @@ class Report:
         if s.precision.scaled and not devices.has_instructions(s.device, s.precision.compute):
             self.say(f"note: on this CPU, which emulates {dtype_name(s.precision.compute)}, --opt-level O0 is faster")
         self.say(f"{sampler.pairs.path}: {sampler.patches} patches per epoch, {sampler.steps} steps")
+        self.say(f"LR images: {s.inputs.lr_in_words}")
         self.say(about_loader)
         self.say(f"learning rate {c.lr:g}, {_schedule_in_words(c, s.total_steps)}")
         if left_out := sampler.left_out:

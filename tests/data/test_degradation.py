@@ -198,7 +198,7 @@ def test_eval_makes_lr_and_bicubic_alike_and_labels_them(evaluate, cli, image_fo
 def test_a_file_made_otherwise_is_told(evaluate, cli, image_folder, tmp_path):
     folder, file = image_folder(1), tmp_path / "set.h5"
     assert cli("prepare", "--images-dir", folder, "--output-path", file, "--eval", "--bicubic", "matlab").code == 0
-    line = f"{file}: its LR images were made by MATLAB's bicubic, not by Pillow's bicubic; they are taken as they are"
+    line = f"{file}: its LR images come from MATLAB's bicubic, not from Pillow's bicubic; they are taken as they are"
     report, out = evaluate(file)
     assert line in out.splitlines()
     assert line in report["sets"][0]["notes"]
@@ -234,9 +234,9 @@ def test_a_resume_keeps_them_and_refuses_others(cli, image_folder, tmp_path):
 def test_a_run_tells_of_training_and_validation_made_otherwise(cli, image_folder, tmp_path):
     folder, file = image_folder(3, size=(120, 120)), tmp_path / "train.h5"
     assert cli("prepare", "--images-dir", folder, "--output-path", file, "--bicubic", "matlab").code == 0
-    told = "its LR images were made by"
+    told = "its LR images come from"
     validated = train(cli, tmp_path, "--train-file", file, "--eval-file", folder)
-    assert f"{folder}: {told} Pillow's bicubic, not by MATLAB's bicubic" in validated.out
+    assert f"{folder}: {told} Pillow's bicubic, not from MATLAB's bicubic" in validated.out
     assert told not in train(cli, tmp_path, "--train-file", file, "--eval-file", folder, "--bicubic", "matlab").out
     asked = train(cli, tmp_path, "--train-file", file, "--degradation", "dn")
-    assert f"{file}: {told} MATLAB's bicubic, not by Pillow's bicubic, noise 30" in asked.out
+    assert f"{file}: {told} MATLAB's bicubic, not from Pillow's bicubic, noise 30" in asked.out

@@ -518,5 +518,5 @@ def test_ctrl_c_leaves_nothing(large, tmp_path, start):
 
 
 def test_the_root_has_no_place_beside_it(monkeypatch):
-    (place,) = module._places("/", 2, PLAIN)
+    (place,) = module._places(module._Source("/", 2, PLAIN, None))
     assert place == cache_folder() / place.name

@@ -17,12 +17,17 @@ from rdn_fast.evaluation.datasets import load_pairs, open_datasets, unique_name
 
 @pytest.fixture
 def data(tmp_path, image_folder):
-    """Return data("Set5", "B100/HR", ...), which makes a folder of such folders, each with two images."""
+    """Return data("Set5", "B100/HR", ...), which makes a folder of such folders, each with two images.
+
+    Those of names with LR are half as large.
+    """
 
     def make(*names):
         for name in names:
             (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
-            image_folder(2, size=(36, 32), name=f"data/{name}")
+            folder = image_folder(2, size=(36, 32), name=f"data/{name}")
+            for file in folder.iterdir() if "LR" in name else ():
+                Image.open(file).reduce(2).save(file)
         return tmp_path / "data"
 
     return make
@@ -169,9 +174,10 @@ def test_layouts_of_benchmark_archives(data, photograph, capsys):
     ]
     assert sets[1].pairs[0].hr.shape == (32, 32, 3)
     told = capsys.readouterr().out.splitlines()
-    assert f"{folder / 'Set14/image_SRF_2'}: its 1 files *_HR; 2 others are left out" in told
+    assert f"{folder / 'Set14/image_SRF_2'}: its 1 files *_HR; 1 others are left out" in told
     assert f"left out: {folder / 'Urban100'}: its images lie in x; give the right one to --eval-file" in told
-    assert len(told) == 2
+    assert len([line for line in told if "LR images are the pictures of" in line]) == 2
+    assert len(told) == 4
     (named,) = open_datasets([folder / "Set14/image_SRF_2"], None, 2)
     assert (named.name, [pair.name for pair in named.pairs]) == ("Set14", ["img_001_SRF_2_HR"])
 

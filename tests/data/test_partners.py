@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from rdn_fast.data.partners import match
 from rdn_fast.errors import UserError
-from rdn_fast.evaluation.partners import match
 
 
 def pairs(sr: str, hr: str) -> dict[str, str]:
