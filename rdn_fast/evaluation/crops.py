@@ -1,4 +1,4 @@
-"""A figure of what the numbers mean: HR, bicubic, RDN and its error side by side, where RDN gains most and least."""
+"""Windows of images where RDN gains most and least, and a figure of them: HR, bicubic, RDN and its error."""
 
 from __future__ import annotations
 
@@ -28,41 +28,65 @@ class Crop(NamedTuple):
     rdn: np.ndarray
     bicubic_psnr: float
     rdn_psnr: float
-    gain: float  # dB; see worst_and_best()
+    gain: float  # dB; see Windows
+
+
+class Windows:
+    """The windows of an image, on a grid of half windows inside the borders that metrics crop.
+
+    RDN's gain in a window is that of its PSNR over bicubic's. Both mean squared errors get one level more, which nobody
+    sees: otherwise flat windows with hardly any error would have the largest gain.
+    `psnrs`: canonical PSNR-Y of bicubic and of RDN over the whole image, in dB.
+    """
+
+    def __init__(self, name: str, hr: np.ndarray, bicubic: np.ndarray, rdn: np.ndarray, scale: int):
+        """hr, bicubic, rdn: uint8 [H, W, 3]."""
+        self._name, self._images, self._scale = name, (hr, bicubic, rdn), scale
+        self._errors = [metrics.squared_error_y(image, hr, scale) for image in (bicubic, rdn)]
+        self.psnrs = tuple(map(metrics.psnr, self._errors))
+        edges = self._errors[0].shape
+        tops, lefts = (sorted({*range(0, edge - _CROP, _CROP // 2), max(0, edge - _CROP)}) for edge in edges)
+        self._windows = [np.s_[top : top + _CROP, left : left + _CROP] for top in tops for left in lefts]
+
+    def worst_and_best(self) -> tuple[Crop, Crop]:
+        """Return the windows where RDN gains least and most over bicubic."""
+        return self._crop(min(self._windows, key=self._gain)), self._crop(max(self._windows, key=self._gain))
+
+    def hardest(self) -> Crop:
+        """Return the window with bicubic's largest error: the same one whatever RDN computes."""
+        return self._crop(max(self._windows, key=lambda window: self._errors[0][window].mean()))
+
+    def _gain(self, window) -> float:
+        of_bicubic, of_rdn = (error[window].mean() + 1 for error in self._errors)
+        return float(10 * np.log10(of_bicubic / of_rdn))
+
+    def _crop(self, window) -> Crop:
+        scale, (rows, columns) = self._scale, window
+        measured = np.s_[scale:-scale, scale:-scale]
+        images = (image[measured][window].copy() for image in self._images)  # a view would keep the whole image
+        psnrs = (metrics.psnr(error[window]) for error in self._errors)
+        return Crop(self._name, scale + columns.start, scale + rows.start, *images, *psnrs, self._gain(window))
 
 
 def worst_and_best(name: str, hr: np.ndarray, bicubic: np.ndarray, rdn: np.ndarray, scale: int) -> tuple[Crop, Crop]:
-    """Return the windows of an image where RDN gains least and most over bicubic.
-
-    Windows lie on a grid of half windows inside the borders that metrics crop. Images: uint8 [H, W, 3]. Both mean
-    squared errors get one level more, which nobody sees: otherwise flat windows with hardly any error would win.
-    """
-    errors = [metrics.squared_error_y(image, hr, scale) for image in (bicubic, rdn)]
-    tops, lefts = (sorted({*range(0, edge - _CROP, _CROP // 2), max(0, edge - _CROP)}) for edge in errors[0].shape)
-    windows = [np.s_[top : top + _CROP, left : left + _CROP] for top in tops for left in lefts]
-
-    def gain(window) -> float:
-        of_bicubic, of_rdn = (error[window].mean() + 1 for error in errors)
-        return float(10 * np.log10(of_bicubic / of_rdn))
-
-    def crop(window) -> Crop:
-        measured = np.s_[scale:-scale, scale:-scale]
-        images = (image[measured][window].copy() for image in (hr, bicubic, rdn))  # a view would keep the whole image
-        psnrs = (metrics.psnr(error[window]) for error in errors)
-        return Crop(name, scale + window[1].start, scale + window[0].start, *images, *psnrs, gain(window))
-
-    return crop(min(windows, key=gain)), crop(max(windows, key=gain))
+    """Return the windows of an image where RDN gains least and most over bicubic. Arguments as of Windows."""
+    return Windows(name, hr, bicubic, rdn, scale).worst_and_best()
 
 
-def draw_figure(crops: Sequence[tuple[Crop, Crop]]) -> Image.Image:
-    """Draw the best and the worst crops, a row each. `crops`: the worst_and_best() of each image.
+def select_best_and_worst(crops: Sequence[tuple[Crop, Crop]]) -> tuple[list[Crop], list[Crop]]:
+    """Return the best crops, best first, and the worst ones, worst first. `crops`: worst_and_best() of each image.
 
-    An image is shown once only, if there are several.
+    An image is in one of the lists only, if there are several.
     """
     by_worst = sorted(crops, key=lambda of_image: of_image[0].gain)
     half = min(_ROWS, (len(crops) + 1) // 2)
     best = sorted((best for _, best in by_worst[half:] or by_worst), key=lambda crop: -crop.gain)[:_ROWS]
-    worst = [worst for worst, _ in by_worst[:half]]
+    return best, [worst for worst, _ in by_worst[:half]]
+
+
+def draw_figure(crops: Sequence[tuple[Crop, Crop]]) -> Image.Image:
+    """Draw the best and the worst crops, a row each. `crops`: the worst_and_best() of each image."""
+    best, worst = select_best_and_worst(crops)
     rows = [_row(f"best {i}", crop) for i, crop in enumerate(best, 1)]
     rows += [_row(f"worst {i}", crop) for i, crop in enumerate(worst, 1)]
     sheet = Image.new("RGB", (rows[0].width, sum(row.height for row in rows) + _GAP), "white")

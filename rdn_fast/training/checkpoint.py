@@ -7,6 +7,8 @@ import queue
 import re
 import threading
 from collections.abc import Callable
+from functools import partial
+from operator import methodcaller
 from pathlib import Path
 
 import torch
@@ -48,7 +50,7 @@ class CheckpointWriter:
         return self._jobs.unfinished_tasks > 0
 
     def put(self, path: Path, value, prune: bool = False) -> None:
-        """Enqueue an atomic torch.save of `value`, which must be a host copy, to `path`.
+        """Enqueue an atomic write of `value` to `path`: bytes as they are, anything else, a host copy, by torch.save.
 
         prune: afterwards delete all but the KEEP newest checkpoints of its folder.
         """
@@ -66,7 +68,8 @@ class CheckpointWriter:
             path, value, prune = job
             try:
                 if self._failed is None:
-                    atomic_write(path, lambda file, value=value: torch.save(value, file))
+                    write = methodcaller("write", value) if isinstance(value, bytes) else partial(torch.save, value)
+                    atomic_write(path, write)
                     for old in list_checkpoints(path.parent)[KEEP:] if prune else ():
                         old.unlink(missing_ok=True)
             except Exception as error:  # any error must reach the training loop

@@ -47,6 +47,11 @@ class MetricsLog:
             if self._tensorboard:
                 self._tensorboard.flush()
 
+    def write_picture(self, step: int, png: bytes) -> None:
+        """Show TensorBoard a sheet of crops. metrics.jsonl does not get it."""
+        if self._tensorboard:
+            self._tensorboard.add_picture(step, "validation/bicubic, RDN, HR", png)
+
     def synced_size(self) -> int:
         """Flush and fsync metrics.jsonl; return its size in bytes."""
         self._file.flush()

@@ -131,6 +131,10 @@ class Report:
             of_all = f"{v.exact} of {len(v.psnrs)} images"
             self.say(f"epoch {epoch}: {of_all} left out of these means: equal to the HR image, so the PSNR is infinite")
 
+    def picture(self, step: int, png: bytes) -> None:
+        if self._log:
+            self._log.write_picture(step, png)
+
     def log_epoch(self, state: RunState, meter: ThroughputMeter, validation: Validation | None, seconds: float) -> None:
         """validation: None where there was none."""
         v = validation

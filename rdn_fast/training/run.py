@@ -12,11 +12,13 @@ import torch
 
 from rdn_fast import devices
 from rdn_fast.config import ModelConfig, TrainConfig
+from rdn_fast.data.degradation import Degradation
 from rdn_fast.data.prefetch import Batch, PrefetchLoader
 from rdn_fast.distributed.gradients import GradientBuckets
 from rdn_fast.distributed.in_touch import InTouch
 from rdn_fast.distributed.process_group import Ranks
 from rdn_fast.errors import Failure, Stopped
+from rdn_fast.evaluation import sheet
 from rdn_fast.terminal import print_line
 from rdn_fast.training import resume
 from rdn_fast.training.apex import ApexOptimizerStep
@@ -26,6 +28,7 @@ from rdn_fast.training.optimizer_step import HALVE_AFTER, make_optimizer_step
 from rdn_fast.training.report import Report, diverged
 from rdn_fast.training.run_folder import claim
 from rdn_fast.training.setup import Setup, open_run
+from rdn_fast.training.snapshot import KEEP, Snapshot, list_sheets, sheet_path
 from rdn_fast.training.state import RunState, ema_decay, learning_rate
 from rdn_fast.training.step import ResultBuffer, StepResult, TrainStep, update_average
 from rdn_fast.training.throughput import ThroughputMeter
@@ -223,14 +226,33 @@ class TrainingRun:
     def _validate(self) -> Validation:
         """Validate, and keep the weights if they are the best so far. Raises Stopped at a signal to any rank."""
         model, pairs = self.average or self.model, self.setup.inputs.validation
-        in_touch = InTouch(self.ranks, self._signal)
-        validation = validate(model, self.impls["validation"], pairs, self.ranks, in_touch, self.report.say)
+        c, in_touch, say = self.setup.train_config, InTouch(self.ranks, self._signal), self.report.say
+        snapshot = None
+        if self.state.snapshot_is_due(self._is_over()):
+            snapshot = Snapshot(len(pairs), Degradation(c.bicubic, c.degradation), self.setup.model_config.scale)
+        look = snapshot.look if snapshot else None
+        validation = validate(model, self.impls["validation"], pairs, self.ranks, in_touch, say, look)
         self.report.validation(self.state.epoch, validation)
+        if snapshot:
+            self._keep(snapshot)
         if self.state.is_best(validation.psnrs):
             self.state = self.state.with_best(validation.canonical, validation.psnrs)
             if self.writer:
                 self.writer.put(self.setup.outputs / "best.pth", host_copy(model.state_dict()))
         return validation
+
+    def _keep(self, snapshot: Snapshot) -> None:
+        """Hand the snapshot's sheet of crops to the writer and to TensorBoard. A collective."""
+        self.state = replace(self.state, snapshot_step=self.state.step)
+        seen = snapshot.sheet(self.ranks, self.state.step)
+        if not seen or not self.writer:
+            return
+        png, path = sheet.encode(seen), sheet_path(self.setup.outputs, self.state.step)
+        self.report.picture(self.state.step, png)
+        path.parent.mkdir(exist_ok=True)
+        for old in list_sheets(self.setup.outputs)[KEEP - 1 :]:
+            old.unlink(missing_ok=True)
+        self.writer.put(path, png)
 
     def _save(self) -> None:
         """Hand a checkpoint of this very step, and its weights as last.pth, to the writer."""

@@ -14,6 +14,7 @@ from rdn_fast.distributed.process_group import Ranks
 from rdn_fast.errors import UserError
 from rdn_fast.files import atomic_write, lock
 from rdn_fast.training.checkpoint import checkpoint_step, list_checkpoints
+from rdn_fast.training.snapshot import list_sheets, sheet_step, sheets_folder
 
 
 @contextmanager
@@ -42,25 +43,32 @@ def lock_folder(outputs: Path, patience: float = 20.0) -> FileLock:
     except OSError as error:
         reason = f"cannot be written and locked ({error.strerror})"
         raise UserError(f"--outputs-dir {outputs}: {reason}; choose another folder") from None
-    for temporary in (*outputs.glob(".*.tmp"), *outputs.glob("checkpoints/.*.tmp")):
+    for temporary in (
+        *outputs.glob(".*.tmp"),
+        *outputs.glob("checkpoints/.*.tmp"),
+        *sheets_folder(outputs).glob(".*.tmp"),
+    ):
         temporary.unlink()
     return held
 
 
 def set_aside(outputs: Path, say: Callable[[str], None], after: int | None = None) -> None:
-    """Move an earlier run's files to a new folder earlier-*; with `after`, only its checkpoints of later steps."""
+    """Move an earlier run's files to a new folder earlier-*; with `after`, what it holds of later steps."""
     checkpoints = outputs / "checkpoints"
     if after is None:
         files = (outputs / name for name in ("metrics.jsonl", "best.pth", "last.pth", "tensorboard"))
         earlier = [path for path in files if path.exists()] + sorted(checkpoints.glob("step_*"))
+        earlier += list_sheets(outputs)
     else:
         earlier = [path for path in list_checkpoints(checkpoints) if checkpoint_step(path) > after]
+        earlier += [path for path in list_sheets(outputs) if sheet_step(path) > after]
     if earlier:
         aside = outputs / datetime.now().strftime("earlier-%Y%m%d-%H%M%S-%f")
-        (aside / "checkpoints").mkdir(parents=True)
         for path in earlier:
-            path.rename(aside / path.relative_to(outputs))
-        what = "an earlier run" if after is None else f"checkpoints after step {after}"
+            target = aside / path.relative_to(outputs)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.rename(target)
+        what = "an earlier run" if after is None else f"checkpoints or crops after step {after}"
         say(f"{outputs} held {what}; now in {aside}")
 
 

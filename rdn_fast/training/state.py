@@ -34,6 +34,7 @@ class RunState:
     run_speed: list = field(default_factory=lambda: [0, 0.0, 0.0])  # images, end-to-end s, seed window s
     seconds: float = 0.0  # wall time of the processes before this one
     ended: int | None = None  # the step at which an epoch's end was last processed
+    snapshot_step: int = 0  # of the newest sheet of crops
 
     @property
     def epoch_loss(self) -> float | None:
@@ -72,6 +73,10 @@ class RunState:
         """Take this epoch as the best one. canonical: its mean PSNR-Y in dB. psnrs: as of is_best()."""
         best = {"best_psnr": mean(psnrs), "best_psnrs": psnrs, "best_psnr_canonical": canonical}
         return replace(self, best_epoch=self.epoch, **best)
+
+    def snapshot_is_due(self, over: bool) -> bool:
+        """Return whether a validation now is to leave a sheet of crops. over: the run is."""
+        return over or self.step >= 2 * self.snapshot_step
 
     def after_epoch(self, steps: int) -> RunState:
         """Start the counts of an epoch anew. Go to the next epoch if this one has had all its `steps`."""

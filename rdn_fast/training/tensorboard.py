@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+import struct
 import time
 from pathlib import Path
 
@@ -16,7 +17,7 @@ _NAME = re.compile(r"events\.out\.tfevents\.(\d+(?:\.\d+)?)\.")  # with the seco
 
 
 class EventWriter:
-    """Writes scalars to a new event file of `folder`, in the calling thread."""
+    """Writes scalars and pictures to a new event file of `folder`, in the calling thread."""
 
     def __init__(self, folder: Path, step: int):
         """step: where the run starts or resumes. TensorBoard drops what earlier files hold of later steps."""
@@ -34,6 +35,12 @@ class EventWriter:
         """Append {tag: value} at `step`."""
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
         self._write(step=step, summary=Summary(value=values))
+
+    def add_picture(self, step: int, tag: str, png: bytes) -> None:
+        """Append an RGB picture, a whole PNG file."""
+        width, height = struct.unpack(">II", png[16:24])  # of its header
+        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=png)
+        self._write(step=step, summary=Summary(value=[Summary.Value(tag=tag, image=image)]))
 
     def flush(self) -> None:
         self._records.flush()

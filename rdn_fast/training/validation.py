@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from rdn_fast.data.pairs import Pair
@@ -29,12 +30,18 @@ class Validation(NamedTuple):
 
 
 def validate(
-    model: RDN, impl: str, pairs: Sequence[Pair], ranks: Ranks, in_touch: InTouch, say: Callable[[str], None]
+    model: RDN,
+    impl: str,
+    pairs: Sequence[Pair],
+    ranks: Ranks,
+    in_touch: InTouch,
+    say: Callable[[str], None],
+    look: Callable[[int, Pair, np.ndarray], None] | None = None,
 ) -> Validation:
     """Measure the model by this impl on the pairs. A collective.
 
     Raises Stopped at a signal, which is heard between blocks, tiles and images. say: called with a line when memory
-    ran out.
+    ran out. look: called with each finite output that this rank computes, float [H, W, 3] in 0..255.
     """
     upscaler = exact_upscaler(model, say=say)
     upscaler.progress = lambda _: in_touch.poll()  # between tiles
@@ -50,6 +57,8 @@ def validate(
                 continue
             for j, measure in enumerate((psnr_y, psnr_y_compat)):
                 values[i, j] = measure(prediction, pair.hr, upscaler.scale)
+            if look:
+                look(i, pair, prediction)
         in_touch.finish()
     values = ranks.all_sum(values)
     canonical, compatible = values.T.tolist()
