@@ -46,6 +46,7 @@ setup(
         "rdn_fast.weights": ["*.safetensors", "*.md"],
         "rdn_fast.rdb": ["*.c"],
         "rdn_fast.data": ["*.c"],
+        "rdn_fast.report": ["*.css", "*.js"],
     },
     entry_points={"console_scripts": ["rdn-fast = rdn_fast.cli:main"]},
     install_requires=[

@@ -265,4 +265,5 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], int | None]] = {
     "prepare": _prepare,
     "doctor": partial(_call, "rdn_fast.commands.doctor", "doctor"),
     "demo": partial(_call, "rdn_fast.commands.demo", "demo"),
+    "report": partial(_call, "rdn_fast.commands.report", "report"),
 }

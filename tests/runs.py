@@ -100,8 +100,14 @@ _RESULTS = {"step", "epoch", "lr", "loss", "skipped", "loss_scale", "psnr_y", "p
 
 
 def assert_same_run(interrupted: Path, whole: Path, kinds: tuple[str, ...] = ("step", "loss_scale", "epoch")) -> None:
-    """Check that both runs have the same weights, byte for byte, and the same records of these kinds but for speeds."""
-    ours, theirs = ({file.name: file.read_bytes() for file in run.glob("*.pth")} for run in (interrupted, whole))
+    """Check that both runs have the same weights and crops, byte for byte, and the same records but for speeds.
+
+    kinds: of the records.
+    """
+    ours, theirs = (
+        {file.name: file.read_bytes() for pattern in ("*.pth", "validation_crops/*") for file in run.glob(pattern)}
+        for run in (interrupted, whole)
+    )
     assert ours == theirs
     assert ours
     for kind in kinds:

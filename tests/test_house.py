@@ -26,6 +26,7 @@ FLOORS = (
     ("evaluation",),
     ("distributed",),
     ("training",),
+    ("report",),
     ("commands",),
     ("flags",),
     ("cli",),

@@ -17,7 +17,7 @@ from rdn_fast.model import RDN
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch, photograph):
-    """tmp_path, with pictures in set/, weights w.pth, a checkpoint run.pth, t.h5, notes.txt and a script."""
+    """tmp_path, with pictures in set/, weights w.pth, a checkpoint run.pth, t.h5, notes.txt, a script and run/."""
     monkeypatch.setattr("rdn_fast.model.resolve_impl", lambda name, case: "sliced")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "set").mkdir()
@@ -30,6 +30,8 @@ def folder(tmp_path, monkeypatch, photograph):
         for group, edge in (("lr", 16), ("hr", 32)):
             file[f"{group}/0"] = np.zeros((edge, edge, 3), np.uint8)
     (tmp_path / "notes.txt").write_text("notes")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"event": "start", "step": 0}\n')
     (tmp_path / "script.json").write_text('{"scripts": {}}')
     return tmp_path
 
@@ -39,6 +41,7 @@ COMMANDS = {
     "repack": ("prepare", "--repack", "t.h5"),
     "convert": ("convert", "w.pth"),
     "export": ("export", "-w", "w.pth", "-o"),
+    "report": ("report", "run", "-o"),
     **{
         kind: ("eval", "-w", "w.pth", "--eval-file", "t.h5", "--device", "cpu", f"--{kind}")
         for kind in ("json", "csv", "markdown", "figure")

@@ -1,4 +1,4 @@
-"""The flags of doctor and demo."""
+"""The flags of doctor, demo and report."""
 
 from __future__ import annotations
 
@@ -15,3 +15,12 @@ def demo(commands) -> None:
     parser = commands.add_parser("demo", help=help_text)
     parser.add_argument("--outputs-dir", default="outputs/demo", help="where data, weights and compare.png go")
     parser.add_argument("--device", default="auto", help=DEVICES)
+
+
+def report(commands) -> None:
+    help_text = "one HTML page of training runs: curves, pictures with sliders, settings"
+    parser = commands.add_parser("report", help=help_text, description=help_text)
+    runs_help = "outputs folders of runs, finished or not; several are drawn into the same plots"
+    parser.add_argument("runs", nargs="+", metavar="RUN", help=runs_help)
+    output_help = "the file to write (default: report.html in the folder, if there is one only)"
+    parser.add_argument("-o", "--output", metavar="FILE.html", help=output_help)
