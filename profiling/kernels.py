@@ -93,7 +93,7 @@ def triton(bench: Bench, model_config: ModelConfig, batch: int) -> None:
             if number < len(configs):
                 given = ", ".join(f"{key} {value}" for key, value in configs[number].items())
                 times, shape = Times([seconds[name]]), words(model_config, PATCH, PATCH)
-                gflops = flop[name] / seconds[name] / 1e9
+                gflops = flop[name] / seconds[name] / 1e9 if name in flop else None
                 bench.row("kernel", f"{impl.name} {name}: {given}", dtype, batch, shape, times, gflops=gflops)
 
 
@@ -116,7 +116,7 @@ def kernel_times(contender: Contender, device: torch.device, names: list[str]) -
 
 
 def kernel_flop(c: ModelConfig, batch: int) -> dict[str, int]:
-    """Return the FLOP of each kernel in one training run of a block, over all its launches."""
+    """Return the FLOP of each kernel with matrix products in one training run of a block, over all its launches."""
     fusion = (c.num_features + c.num_layers * c.growth_rate) * c.num_features
     macs = {"layer": c.block_macs - fusion, "data_gradient": c.block_macs, "weight_gradient": c.block_macs}
     return {name: 2 * batch * PATCH**2 * n for name, n in (macs | {"fusion": fusion}).items()}

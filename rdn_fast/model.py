@@ -39,12 +39,18 @@ class _RDB(nn.Module):
         self.layers = nn.Sequential(*(_DenseLayer(g0 + j * g, g) for j in range(num_layers)))
         self.lff = nn.Conv2d(g0 + num_layers * g, g0, 1)
 
-    def forward(self, x, impl: Impl):
+    @property
+    def weights(self) -> tuple[list, nn.Parameter]:
+        """conv_w and fuse_w."""
+        return [layer.conv.weight for layer in self.layers], self.lff.weight
+
+    def forward(self, x, impl: Impl, packed):
+        """packed: what impl.pack() returns for this block."""
         convs = (*(layer.conv for layer in self.layers), self.lff)
         cast = [p for conv in convs for p in (conv.weight, conv.bias)]
-        if x.dtype != cast[0].dtype:
+        if packed is None and x.dtype != cast[0].dtype:
             cast = _Cast.apply(x.dtype, *cast)
-        return impl.rdb(x, cast[0:-2:2], cast[1:-2:2], cast[-2], cast[-1])
+        return impl.rdb(x, cast[0:-2:2], cast[1:-2:2], cast[-2], cast[-1], packed)
 
 
 class _Cast(torch.autograd.Function):
@@ -165,8 +171,8 @@ class RDN(nn.Module):
         shallow = _conv(self.sfe1, x)  # [B, G0, H, W]
         y = _conv(self.sfe2, shallow.to(compute))
         local = []
-        for block in self.rdbs:
-            y = block(y, impl)
+        for block, packed in zip(self.rdbs, impl.pack([b.weights for b in self.rdbs], compute), strict=True):
+            y = block(y, impl, packed)
             local.append(y)
         y = _conv(self.gff[1], _conv(self.gff[0], torch.cat(local, dim=1))).to(x.dtype) + shallow
         for layer in self.upscale:

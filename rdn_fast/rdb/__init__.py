@@ -8,10 +8,15 @@ Contract: the module of every impl exports `rdb(x, conv_w, conv_b, fuse_w, fuse_
 All tensors have one dtype and one device; any memory format is accepted. Low-precision impls accumulate in float32.
 B may be 0, H and W not. Call it as `IMPLS[name].rdb(...)`, which raises an error for other shapes, and for a dtype or
 device that the impl was not made for. The impls themselves check neither.
+
+An impl whose kernels read weights in an order of their own also exports `pack(blocks, dtype) -> [packed, ...]` for all
+blocks (conv_w, fuse_w) of a model at once, and its rdb() takes `packed`. Weights and biases may then have another dtype
+than x, the parameters' own; so have their gradients.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -41,19 +46,24 @@ class Impl:
     trains: bool
     why: str
 
-    def rdb(self, x, conv_w, conv_b, fuse_w, fuse_b) -> torch.Tensor:
+    def pack(self, blocks: Sequence[tuple], dtype: torch.dtype) -> Sequence:
+        """Return what rdb() takes as `packed` of each block (conv_w, fuse_w), in `dtype`; None if the impl has none."""
+        return self.module.pack(blocks, dtype) if hasattr(self.module, "pack") else [None] * len(blocks)
+
+    def rdb(self, x, conv_w, conv_b, fuse_w, fuse_b, packed=None) -> torch.Tensor:
         """Compute a block. Raise UserError unless all tensors have one dtype and one device, and the impl has both.
 
         Raise ValueError for tensors that make no dense block (see the contract), an empty picture among them.
+        packed: pack() of this block's weights. Weights and biases may then have another dtype than x.
         """
         tensors = (x, fuse_w, fuse_b, *conv_w, *conv_b)
-        same = all(tensor.dtype == x.dtype and tensor.device == x.device for tensor in tensors)
+        same = all(tensor.device == x.device and (packed is not None or tensor.dtype == x.dtype) for tensor in tensors)
         if not (same and x.dtype in self.dtypes and x.device.type in self.devices):
             found = " and ".join(sorted({f"{dtype_name(tensor.dtype)} on {tensor.device}" for tensor in tensors}))
             made_for = f"{', '.join(map(dtype_name, self.dtypes))} on {', '.join(self.devices)}"
             raise UserError(f"--rdb {self.name}: computes in one of {made_for}, not in {found}; choose another --rdb")
         _check_shapes(x, conv_w, conv_b, fuse_w, fuse_b)
-        return self.module.rdb(x, conv_w, conv_b, fuse_w, fuse_b)
+        return self.module.rdb(x, conv_w, conv_b, fuse_w, fuse_b, *(() if packed is None else (packed,)))
 
 
 def _check_shapes(x, conv_w, conv_b, fuse_w, fuse_b) -> None:

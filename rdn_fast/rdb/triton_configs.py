@@ -24,6 +24,7 @@ _PIXELS = (
     {"ROWS": 16, "COLS": 8, "num_warps": 4, "num_stages": 2},
 )
 CANDIDATES = {
+    "to_planes": ({"P": 256, "num_warps": 8},),
     "layer": _PIXELS,
     "data_gradient": _PIXELS,
     "weight_gradient": (
@@ -36,6 +37,7 @@ CANDIDATES = {
         {"P": 128, "num_warps": 8, "num_stages": 4},
         {"P": 64, "num_warps": 4, "num_stages": 4},
     ),
+    "reduce": ({"P": 1024, "TERMS": 64, "num_warps": 4},),
 }
 
 

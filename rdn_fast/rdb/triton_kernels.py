@@ -62,6 +62,40 @@ def _shift_and_add(above, here, below, COLS: tl.constexpr):
     return here + _shift_rows(above, True, ROWS, COLS) + _shift_rows(below, False, ROWS, COLS)
 
 
+@triton.jit
+def to_planes(
+    x,
+    planes,
+    sums,
+    pixels,
+    H,
+    W,
+    stride_n,
+    stride_c,
+    stride_h,
+    stride_w,
+    G0: tl.constexpr,
+    K: tl.constexpr,
+    SUMS: tl.constexpr,
+    P: tl.constexpr,
+):
+    """Copy x [N, G0, H, W] of any strides to planes [X, N, H, W, K]; channels beyond G0 become zeros.
+
+    Grid: (pixels / P, X).
+    sums: [X, pixels / P, K] float32, the sums of x over each program's pixels; not written unless SUMS.
+    """
+    p = tl.program_id(0) * P + tl.arange(0, P)
+    q = tl.program_id(1)
+    c = tl.arange(0, K)
+    inside = (p < pixels)[:, None]
+    at = (p // (H * W)).to(tl.int64) * stride_n + p // W % H * stride_h + p % W * stride_w
+    channel = q * K + c
+    z = tl.load(x + at[:, None] + channel[None, :] * stride_c, mask=inside & (channel < G0)[None, :], other=0.0)
+    tl.store(planes + q.to(tl.int64) * pixels * K + p[:, None] * K + c[None, :], z, mask=inside)
+    if SUMS:
+        tl.store(sums + (q * tl.num_programs(0) + tl.program_id(0)) * K + c, tl.sum(z.to(tl.float32), 0))
+
+
 @triton.jit(do_not_specialize=["sources", "first", "N", "H", "W", "across", "down"])
 def layer(
     maps,
@@ -173,72 +207,6 @@ def data_gradient(
         z = tl.where(f <= 0, 0.0, z.to(d.dtype.element_ty))  # passes what belongs to a NaN, as torch's ReLU does
         tl.store(d + at, z, mask=written[None, :])
         tl.store(sums + tl.program_id(0) * K + c, tl.sum(z.to(tl.float32), 1))
-
-
-@triton.jit
-def weight_gradient(
-    d,
-    f,
-    partial,
-    programs,
-    rows,
-    X,
-    S,
-    pixels,
-    span,
-    size,
-    H: tl.constexpr,
-    W: tl.constexpr,
-    K: tl.constexpr,
-    TAPS: tl.constexpr,
-    M: tl.constexpr,
-    N: tl.constexpr,
-    DEPTH: tl.constexpr,
-    CACHE: tl.constexpr,
-):
-    """Compute the weight gradients' tiles over `span` pixels per split: partial [splits, size] float32.
-
-    Grid: (programs, splits). A grouped GEMM with split-K over pixels: each program multiplies M / K gradient planes of
-    d [rows, pixels, K] by N / K pairs (source plane, tap) of f [S, pixels, K].
-    programs: [programs, 2] int32, the row and column of each program's [M, N] block.
-    TAPS 9: d holds the layers' planes, the last layer first; layer i reads the first X + i source planes.
-    TAPS 1: d holds the planes of the block's output's gradient; the fusion reads all S source planes.
-    """
-    m = tl.load(programs + tl.program_id(0) * 2) * M + tl.arange(0, M)
-    n = tl.load(programs + tl.program_id(0) * 2 + 1) * N + tl.arange(0, N)
-    row = m // K
-    source = n // K // TAPS
-    tap = n // K % TAPS if TAPS == 9 else 4  # a fusion's only tap is the middle one
-    dh = tap // 3 - 1
-    dw = tap % 3 - 1
-    d_at = d + row.to(tl.int64) * pixels * K + m % K
-    f_at = f + source.to(tl.int64) * pixels * K + (dh * W + dw) * K + n % K
-    begin = tl.program_id(1) * span
-    z = tl.zeros((M, N), tl.float32)
-    for k in range(0, span, DEPTH):
-        pixel = begin + k + tl.arange(0, DEPTH)
-        inside = pixel < pixels
-        h = pixel // W % H
-        w = pixel % W
-        a = tl.load(d_at[None, :] + pixel[:, None] * K, mask=inside[:, None] & (row < rows)[None, :], other=0.0)
-        seen = (h[:, None] + dh >= 0) & (h[:, None] + dh < H) & (w[:, None] + dw >= 0) & (w[:, None] + dw < W)
-        b = tl.load(
-            f_at[None, :] + pixel[:, None] * K,
-            mask=inside[:, None] & (source < S)[None, :] & seen,
-            other=0.0,
-            cache_modifier=CACHE,
-        )
-        z = tl.dot(a.T, b, z, input_precision="ieee")
-    if TAPS == 9:
-        reader = rows - 1 - row
-        reads = X + reader
-        first = reader * X + reader * (reader - 1) // 2
-    else:
-        reads = tl.zeros_like(row) + S
-        first = row * S
-    tile = (first[:, None] + source[None, :]) * TAPS + (n // K % TAPS)[None, :]
-    at = partial + tl.program_id(1).to(tl.int64) * size + tile * (K * K) + (m % K)[:, None] * K + (n % K)[None, :]
-    tl.store(at, z, mask=(row < rows)[:, None] & (source[None, :] < reads[:, None]))
 
 
 @triton.jit
