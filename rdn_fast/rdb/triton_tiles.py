@@ -64,7 +64,7 @@ def pack(blocks: Sequence[tuple[Sequence[torch.Tensor], torch.Tensor]], dtype: t
     """Return the tiles of equal blocks (conv_w, fuse_w) in `dtype`, [blocks, T, K, K], by a few launches for all."""
     block, count = Block.of(*blocks[0]), Block.of(*blocks[0]).count
     flat = blocks[0][1].new_empty(len(blocks), count + _ZEROS, dtype=dtype)
-    flat[:, count:] = 0
+    flat[:, count:].zero_()
     cast = [view for row in flat for view in split(row[:count], block)]
     foreach("copy", cast, [w for conv_w, fuse_w in blocks for w in (*conv_w, fuse_w)])
     order, _ = order_of(block, flat.device)

@@ -106,8 +106,6 @@ def configs():
 @pytest.fixture
 def compiled(monkeypatch, tmp_path):
     """Compile kernels for Hopper instead of launching them. Return the list of (name, kernel)."""
-    from rdn_fast.rdb import triton_kernels
-
     kernels = []
 
     def build(name, grid, *args, **config):
@@ -158,7 +156,8 @@ def test_kernels_for_hopper_fit_and_use_its_matrix_units(number, dtype, g0, g, c
         assert "serialized" not in report, f"{what}: {report}"  # wgmmas that wait for each other
         shuffles = kernel.asm["ptx"].count("shfl.")
         assert shuffles <= 64, f"{what}: {shuffles} shuffles"  # an epilogue that shifts rows between threads has 500
-        assert g < 64 or products or name in ("to_planes", "reduce"), what  # of narrower layers there are too few channels for wgmma's 64 rows
+        if g == 64 and name not in ("to_planes", "reduce"):  # narrower layers have too few channels for wgmma's 64 rows
+            assert products, what
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card")
