@@ -229,7 +229,9 @@ class TrainingRun:
         c, in_touch, say = self.setup.train_config, InTouch(self.ranks, self._signal), self.report.say
         snapshot = None
         if self.state.snapshot_is_due(self._is_over()):
-            snapshot = Snapshot(len(pairs), Degradation(c.bicubic, c.degradation), self.setup.model_config.scale)
+            snapshot = Snapshot(
+                len(pairs), Degradation.of_flags(c.bicubic, c.degradation), self.setup.model_config.scale
+            )
         look = snapshot.look if snapshot else None
         validation = validate(model, self.impls["validation"], pairs, self.ranks, in_touch, say, look)
         self.report.validation(self.state.epoch, validation)
