@@ -34,6 +34,11 @@ def package() -> Path | None:
     return next((folder for folder in found if (folder / "bin/bishengir-compile").is_file()), None)
 
 
+def version() -> str:
+    """Return the package's version."""
+    return next(package().parent.glob("ascendnpu_ir-*.dist-info")).name.split("-")[1].removesuffix(".dist")
+
+
 def compile_module(text: str, target: str = "Ascend910B2") -> str:
     """Return the module before hivmc. Raise ValueError with the compiler's words where there is none."""
     with tempfile.TemporaryDirectory() as folder:

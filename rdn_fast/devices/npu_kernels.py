@@ -51,8 +51,11 @@ class Toolchain:
 
     @cached_property
     def cores(self) -> int:
-        """The number of matrix units."""
-        return _triton().runtime.driver.active.utils.get_aicore_num()
+        """The number of matrix units; without a card 24, which most A2 and A3 cards have."""
+        try:
+            return _triton().runtime.driver.active.utils.get_aicore_num()
+        except Exception:  # no triton, another one, or no card
+            return 24
 
     def launch(self, text: str, arguments: tuple[torch.Tensor | int, ...], items: int) -> None:
         """Run a kernel on the current stream, a program for each core and at most `items`. Compile it before, once.

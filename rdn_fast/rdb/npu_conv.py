@@ -28,7 +28,7 @@ from rdn_fast.rdb import npu_conv_kernels
 from rdn_fast.rdb.npu_conv_planes import TILE, Planes
 from rdn_fast.rdb.trial import flaw_on
 
-SPLITS = 8  # of the pixels in a weight gradient: with 3 rows of taps, a multiple of 24 programs
+MOST_SPLITS = 12  # of the pixels in a weight gradient; each has its own sums in memory
 
 
 def missing() -> str | None:
@@ -133,16 +133,29 @@ def _weight_gradients(shape: Planes, planes, d) -> list[torch.Tensor]:
     for i in range(0, shape.gradients, outputs):
         seen = shape.inputs + i
         pairs = -(-seen // 2)
-        splits = min(shape.steps, SPLITS)
-        parts = d.new_empty(splits, outputs, 2 * pairs, 3, 3, k, k, dtype=torch.float32)
-        items = splits * outputs * pairs * 3
-        sizes = (splits, pairs, shape.steps, shape.pixels * k, parts[0].numel())
+        pieces = outputs * pairs * 3
+        shares = splits(shape.steps, pieces, toolchain.cores)
+        parts = d.new_empty(shares, outputs, 2 * pairs, 3, 3, k, k, dtype=torch.float32)
+        items = shares * pieces
+        sizes = (shares, pairs, shape.steps, shape.pixels * k, parts[0].numel())
         launch(text, (planes, d[i:], parts, items, *sizes), items)
         gradient = parts.sum(0)[:, :seen]  # [planes of the layer, sources, ky, kx, input, output]
         if wrong is not None:
             gradient[:, :, :, ::2] -= wrong[i : i + outputs, :seen]
         gradients.append(gradient.permute(0, 5, 1, 4, 2, 3).reshape(shape.g, seen * k, 3, 3).to(d.dtype))
     return gradients
+
+
+def splits(steps: int, pieces: int, cores: int) -> int:
+    """Return in how many sums over pixels to compute a weight gradient: those with which the cores end first.
+
+    steps: of a plane. pieces: items of each split. An item takes its steps, and about two more to store its sums.
+    """
+
+    def duration(count: int) -> int:
+        return -(-count * pieces // cores) * (-(-steps // count) + 2)
+
+    return min(range(1, min(steps, MOST_SPLITS) + 1), key=duration)
 
 
 def _across_rows(shape: Planes, planes, d) -> torch.Tensor:

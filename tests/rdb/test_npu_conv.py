@@ -107,6 +107,24 @@ def test_the_block_and_its_gradients_are_as_good_as_naives(launched, shape, dtyp
         assert_as_good_as_naive(result, oracle[name], plain[name], dtype, f"{name}, shape {shape}")
 
 
+def test_gradients_are_right_on_any_number_of_cores(launched, seed, monkeypatch):
+    monkeypatch.setitem(vars(npu_conv.toolchain), "cores", 1 + seed % 40)
+    arguments, upstream = problem((7, 16, 32, 3, 6, 16), torch.float16, seed)
+    oracle, plain = solve(block, *in_float64(arguments, upstream)), solve(naive.rdb, arguments, upstream)
+    for name, result in solve(npu_conv.rdb, arguments, upstream).items():
+        assert_as_good_as_naive(result, oracle[name], plain[name], torch.float16, name)
+
+
+@pytest.mark.parametrize(("cores", "shares"), [(24, [8, 4, 8, 2]), (20, [6, 10, 11, 5])])
+def test_pixels_are_split_so_that_the_cores_end_together(cores, shares):
+    """The weight gradients of rdn-b on 64 patches, of 1 to 4 pairs of sources."""
+    found = [npu_conv.splits(264, 3 * pairs, cores) for pairs in (1, 2, 3, 4)]
+    assert found == shares
+    for pairs, count in zip((1, 2, 3, 4), found, strict=True):
+        rounds = -(-3 * pairs * count // cores)
+        assert 3 * pairs * count / (rounds * cores) >= 0.9  # of the cores that have work
+
+
 def test_wide_images_are_computed_in_strips(launched, seed):
     arguments, upstream = problem((1, 16, 16, 2, 2, 300), torch.float16, seed)
     oracle, plain = solve(block, *in_float64(arguments, upstream)), solve(naive.rdb, arguments, upstream)
