@@ -18,7 +18,7 @@ from bench.tables import markdown
 from profiling import npu_changes, npu_exchange, npu_instructions
 from profiling.hivm_order import CUBE, VECTORS
 from profiling.npu_chips import ASSUMPTIONS, CHIPS, FAST, SLOW, Chip, Scenario
-from profiling.npu_operators import IMPLS, Step, trace
+from profiling.npu_operators import NAMES, Step, trace
 from profiling.npu_step import by_group, group_of, kind_of, step_seconds, timeline
 from profiling.npu_tiles import tiles_table
 
@@ -38,7 +38,7 @@ def step(impl: str, batch: int, cores: int = 24) -> Step:
 
 def runs(chip: Chip) -> list[str]:
     """Return the implementations that run on a chip."""
-    return [impl for impl in IMPLS if impl != "npu_conv" or chip.has_kernels]
+    return [impl for impl in NAMES if impl != "npu_conv" or chip.has_kernels]
 
 
 def span(function: Callable, form: str = ".0f") -> str:

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import SimpleNamespace
 from unittest import mock
 
 import torch
@@ -21,10 +20,10 @@ from rdn_fast.config import ModelConfig
 from rdn_fast.devices.npu_kernels import toolchain
 from rdn_fast.model import RDN
 from rdn_fast.precision import Precision
-from rdn_fast.rdb import naive, npu_conv, sliced, summed
+from rdn_fast.rdb import IMPLS, npu_conv
 from rdn_fast.training.step import weighted_l1
 
-IMPLS = {"npu_conv": npu_conv, "sliced": sliced, "summed": summed, "naive": naive}
+NAMES = ("npu_conv", "sliced", "summed", "naive")
 PATCH = 32  # LR pixels
 ADAM = 32  # bytes for a parameter: gradient, parameter, two moments; read and written; the gradient's norm
 HERE = str(Path(npu_conv.__file__).parents[1])
@@ -127,16 +126,15 @@ def trace(impl: str, model_config: ModelConfig, batch: int, cores: int = 24) -> 
         lr, hr = (torch.empty(batch, 3, side, side) for side in (PATCH, PATCH * model_config.scale))
     Precision("O1", torch.float16, torch.float32).apply(model)
     step = Step(batch)
-    recorder = _Recorder(step)
+    recorder, row = _Recorder(step), replace(IMPLS[impl], devices=("meta",))
 
     def ready(parameter: torch.Tensor) -> None:
         step.ready.append((len(step.operators), 4 * parameter.numel()))
 
     for parameter in model.parameters():
         parameter.register_post_accumulate_grad_hook(ready)
-    chosen = SimpleNamespace(rdb=IMPLS[impl].rdb)
     with (
-        mock.patch.multiple("rdn_fast.model", resolve_impl=lambda *_: impl, select=lambda *_: chosen),
+        mock.patch.multiple("rdn_fast.model", resolve_impl=lambda *_: impl, select=lambda *_: row),
         mock.patch.object(npu_conv, "launch", recorder.launch),
         mock.patch.dict(vars(toolchain), cores=cores),
         recorder,
