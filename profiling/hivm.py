@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from rdn_fast.devices.npu_kernels import OPTIONS
+from rdn_fast.devices.npu_kernels import TARGET, compile_alone
 
 DTYPES = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32, "i8": torch.uint8, "i1": torch.bool}
 SPACES = {"cbuf": ("L1", 512 << 10), "cc": ("L0C", 128 << 10), "ub": ("UB", 192 << 10)}  # name, bytes; of A2 and A3
@@ -39,21 +39,13 @@ def version() -> str:
     return next(package().parent.glob("ascendnpu_ir-*.dist-info")).name.split("-")[1].removesuffix(".dist")
 
 
-def compile_module(text: str, target: str = "Ascend910B2") -> str:
+def compile_module(text: str, target: str = TARGET) -> str:
     """Return the module before hivmc. Raise ValueError with the compiler's words where there is none."""
     with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder, "kernel.mlir")
-        source.write_text(re.sub(r', mix_mode = "\w+"', "", text))  # triton-ascend takes that out, too
-        # The options that triton-ascend gives by default, and ours.
-        options = ["enable-hfusion-compile", "enable-hivm-compile", "enable-triton-kernel-compile"]
-        options += ["enable-auto-multi-buffer", "enable-auto-bind-sub-block"]
-        options += [name.replace("_", "-") for name in OPTIONS]
-        flags = [f"--target={target}", f"--save-temps={folder}", *(f"--{option}=true" for option in options)]
-        command = [package() / "bin/bishengir-compile", source, *flags, "-o", f"{folder}/kernel"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        words = compile_alone(text, package() / "bin/bishengir-compile", target, Path(folder))
         saved = Path(folder, "module.hivm.opt.mlir")
         if not saved.exists():
-            raise ValueError(f"{target}: {done.stdout}{done.stderr}")
+            raise ValueError(f"{target}: {words}")
         return saved.read_text()
 
 

@@ -29,10 +29,7 @@ KINDS = ("layer", "fusion", "gradient", "input_gradient", "weight_gradient")
 
 def plan(kind: str, shape: Planes, target: str) -> tuple[object, ...]:
     """Return the numbers of a kernel in the first table, without the seconds."""
-    if kind == "weight_gradient":
-        text = npu_conv_kernels.weight_gradient(shape.k, shape.row, torch.float16)
-    else:
-        text = npu_conv_kernels.sums(kind, shape.k, shape.row, shape.rows, torch.float16)
+    text = npu_conv_kernels.kernel(kind, shape.k, shape.row, shape.rows, torch.float16)
     module = hivm.compile_module(text, target)
     functions = hivm.parse(module).values()
     calls = {name: n for function in functions for name, n in hivm.calls(function).items()}

@@ -157,3 +157,8 @@ def test_only_terminal_prints():
 def test_no_two_test_files_have_one_name():
     names = [file.name for file in (ROOT / "tests").rglob("test_*.py")]
     assert len({*names}) == len(names)  # pytest would not collect the second one
+
+
+def test_only_devices_and_the_table_know_the_kernels_for_ascend():
+    knowing = {room_of(file) for file in PYTHON if "npu_conv" in file.read_text()}
+    assert knowing == {"rdb"}

@@ -42,34 +42,26 @@ class Line(NamedTuple):
     remedy: str = ""
 
 
-def doctor(device: str = "auto") -> int:
+def doctor(device: str = "auto", ascend_report: str | None = None) -> int:
     """Print the table for training on `device`. Return 0 when training can run there, else 1.
 
+    With `ascend_report` write that report instead (ascend_report.py).
     Raises UserError when `device` is not a device name on any machine.
     """
-    autoload = os.environ.get(ascend.AUTOLOAD)
+    autoload = os.environ.get(ascend.AUTOLOAD) == "1"
     os.environ[ascend.AUTOLOAD] = "0"  # a torch_npu that fails must not keep torch from being imported
+    if ascend_report is not None:
+        return import_module("rdn_fast.commands.ascend_report").ascend_report(ascend_report, device, autoload)
     with suppress(ImportError, OSError, RuntimeError):  # a broken torch is reported by its own check
         import_module("rdn_fast.devices").check_name(device)
-    checks: dict[str, Callable[[], Line]] = {
-        "tested": _tested,
-        "python": _python,
-        "torch": _torch,
-        "torch_npu": partial(_torch_npu, autoload == "1"),
-        "CANN": lambda: Line(ascend.cann()),
-        "drivers": _drivers,
-        "devices": _devices,
-        "apex": _apex,
-        "triton": _triton,
-        "h5py": _h5py,
-        "C compiler": _compiler,
+    checks = machine_checks(autoload) | {
         "opt-level": partial(_level, device),
         "rdb": partial(_impls, device),
         "rdb auto": partial(_auto, device),
         "cache folder": _cache,
         "training": partial(_training, device),
     }
-    lines = {name: _run(check) for name, check in checks.items()}
+    lines = {name: run_check(check) for name, check in checks.items()}
     table = Table(title=f"rdn-fast {__version__}", title_justify="left", show_header=False)
     for name, line in lines.items():
         table.add_row(name, "\n".join(map(cell, line.state.split("\n"))))
@@ -81,7 +73,24 @@ def doctor(device: str = "auto") -> int:
     return 1 if lines["training"].remedy else 0
 
 
-def _run(check: Callable[[], Line]) -> Line:
+def machine_checks(autoload: bool) -> dict[str, Callable[[], Line]]:
+    """Return the checks that try nothing on a device, by their labels. autoload: whether the user has set that to 1."""
+    return {
+        "tested": _tested,
+        "python": _python,
+        "torch": _torch,
+        "torch_npu": partial(_torch_npu, autoload),
+        "CANN": lambda: Line(ascend.cann()),
+        "drivers": _drivers,
+        "devices": _devices,
+        "apex": _apex,
+        "triton": _triton,
+        "h5py": _h5py,
+        "C compiler": _compiler,
+    }
+
+
+def run_check(check: Callable[[], Line]) -> Line:
     try:
         return check()
     except UserError as error:

@@ -1,10 +1,10 @@
 """The only home of cuda, npu and cpu. Read select, forks, memory, streams, cuda_graph, numerics, optim, npu_modes,
-npu_kernels."""
+npu_kernels, npu_profile."""
 
 from rdn_fast.devices import forks as _forks
 from rdn_fast.devices.cuda_graph import CudaGraphed
 from rdn_fast.devices.memory import free_memory, is_out_of_memory, keep_freed_memory, pinned_empty
-from rdn_fast.devices.npu_modes import active_modes, mode, modes, use_mode
+from rdn_fast.devices.npu_modes import active_modes, mode, modes, modes_by_name, use_mode
 from rdn_fast.devices.numerics import (
     enable_autotuning,
     exact_float32,

@@ -11,6 +11,8 @@ import hashlib
 import os
 import re
 import shutil
+import subprocess
+import tempfile
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
@@ -21,6 +23,7 @@ from rdn_fast.cache import cache_folder
 from rdn_fast.errors import UserError, what_failed
 
 _CHIPS = r"Ascend910B[1-4]|Ascend910_93"  # A2 and A3; an Ascend910B without a number is of the first 910
+TARGET = "Ascend910B2"  # where there is no card
 _CONVOLUTION = b"conv2d_group_half_to_float"
 _CANN = "source CANN's set_env.sh (8.3 or newer)"
 # One workspace between cube and vector cores, not several: else a tile's epilogue is done by one vector core of two.
@@ -62,12 +65,16 @@ class Toolchain:
 
         Raises UserError when it cannot be compiled.
         """
+        self.compile(text, arguments)
+        self.kernels[text][min(self.cores, items), 1, 1](*arguments)
+
+    def compile(self, text: str, arguments: tuple[torch.Tensor | int, ...]) -> None:
+        """Compile a kernel for the current card, once. Of the arguments the types count. Raises UserError."""
         if text not in self.kernels:
             try:
                 self.kernels[text] = compile_kernel(text, arguments)
             except Exception as error:  # of the front end, the compiler, or the cache
                 raise UserError(f"a kernel cannot be compiled: {what_failed(error)}; choose another --rdb") from error
-        self.kernels[text][min(self.cores, items), 1, 1](*arguments)
 
     def clear(self) -> None:
         """Forget all."""
@@ -103,6 +110,64 @@ def compile_kernel(text: str, arguments: tuple[torch.Tensor | int, ...]):
     return triton.compile(Text(), options=OPTIONS)
 
 
+def compile_alone(text: str, compiler: Path, target: str, folder: Path) -> str:
+    """Compile a kernel by bishengir-compile alone, without a card, with the options that triton-ascend gives, and ours.
+
+    It leaves the module that hivmc gets in `folder`/module.hivm.opt.mlir, and machine code in `folder`/kernel*.o, as
+    far as it comes. Return its words.
+    """
+    source = folder / "kernel.mlir"
+    source.write_text(re.sub(r', mix_mode = "\w+"', "", text))  # triton-ascend takes that out, too
+    options = ["enable-hfusion-compile", "enable-hivm-compile", "enable-triton-kernel-compile"]
+    options += ["enable-auto-multi-buffer", "enable-auto-bind-sub-block"]
+    options += [name.replace("_", "-") for name in OPTIONS]
+    flags = [f"--target={target}", f"--save-temps={folder}", *(f"--{option}=true" for option in options)]
+    command = [compiler, source, *flags, "-o", folder / "kernel"]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    return done.stdout + done.stderr
+
+
+def find_compiler() -> Path:
+    """Return the bishengir-compile in PATH. Raises UserError when there is none."""
+    if (compiler := shutil.which("bishengir-compile")) is None:
+        raise UserError(f"needs CANN's bishengir-compile, which is not in PATH; {_CANN}")
+    return Path(compiler).resolve()
+
+
+def check_compiler(text: str) -> None:
+    """Compile a kernel for TARGET by the compiler in PATH. Raises UserError where no machine code comes out."""
+    with tempfile.TemporaryDirectory() as folder:
+        words = compile_alone(text, find_compiler(), TARGET, Path(folder))
+        if any(Path(folder).glob("kernel*.o")):
+            return
+        planned = Path(folder, "module.hivm.opt.mlir").exists()
+        hivmc = "hivmc, which makes machine code, is not in PATH" if shutil.which("hivmc") is None else "hivmc fails"
+        raise UserError(f"{f'planned, but {hivmc}' if planned else 'not planned'}: {what_failed(RuntimeError(words))}")
+
+
+def programs() -> dict[str, str]:
+    """Return the versions of the compiler's programs that are in PATH, as they tell them; "not in PATH" otherwise."""
+    return {name: _version(name) for name in ("bishengir-compile", "hivmc", "bisheng")}
+
+
+def _version(program: str) -> str:
+    if shutil.which(program) is None:
+        return "not in PATH"
+    command = [program, "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=10, check=False)
+    lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if re.search(r"\d\.\d", line)]
+    return "; ".join(lines[:2]) or f"tells no version (exit code {done.returncode})"
+
+
+def libraries() -> dict[str, bool]:
+    """Return the files of macros beside the bishengir-compile in PATH, and whether each has the convolution.
+
+    Raises UserError when there is no bishengir-compile.
+    """
+    files = _library_files(find_compiler())
+    return {file.name: _CONVOLUTION in file.read_bytes() for file in files}
+
+
 def _triton():
     os.environ.setdefault("TRITON_CACHE_DIR", str(cache_folder() / "triton"))  # read at each look into the cache
     import triton
@@ -112,7 +177,11 @@ def _triton():
 
 def _library_lacks_convolution(compiler: Path) -> str | None:
     """Return the refusal for a CANN whose library of macros has no convolution; None if it has, or is not found."""
-    files = [file for root in compiler.parents[:2] for file in root.glob("**/meta_op*.bc")]
+    files = _library_files(compiler)
     if files and not any(_CONVOLUTION in file.read_bytes() for file in files):
         return f"needs a CANN whose library has {_CONVOLUTION.decode()}, which {files[0].parent} has not"
     return None
+
+
+def _library_files(compiler: Path) -> list[Path]:
+    return sorted({file for root in compiler.parents[:2] for file in root.glob("**/meta_op*.bc")})

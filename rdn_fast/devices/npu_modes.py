@@ -32,6 +32,11 @@ def modes(device: torch.device) -> tuple[str, ...]:
     return tuple(_MODES) if device.type == "npu" else ()
 
 
+def modes_by_name(name: str) -> tuple[str, ...]:
+    """Return the modes of the devices that `--device name` may mean, whether they are here or not."""
+    return tuple(_MODES) if name.partition(":")[0] in ("auto", "npu") else ()
+
+
 def mode(device: torch.device) -> str:
     """Return the mode that this process has set; "" for none, the chip's own default."""
     return active_modes.by_kind.get(device.type, "")

@@ -8,6 +8,10 @@ from rdn_fast.flags.shared import DEVICES
 def doctor(commands) -> None:
     parser = commands.add_parser("doctor", help="what this machine has for training, and what brings the rest")
     parser.add_argument("--device", default="auto", help=DEVICES)
+    report_help = (
+        "instead of the table: run what there is on an Ascend card, for ten minutes at most, and write a report"
+    )
+    parser.add_argument("--ascend-report", metavar="FILE.md", help=report_help)
 
 
 def demo(commands) -> None:

@@ -36,7 +36,7 @@ class Impl:
     """One row of the table: where an impl runs, in which dtypes, whether it has a backward pass, and why it exists.
 
     A module that needs more than torch also exports `missing() -> str | None`, which says what is not installed, or why
-    its kernels do not work on the card at hand.
+    its kernels do not work on the card at hand. One whose kernels can be compiled ahead exports `compilations`.
     """
 
     name: str

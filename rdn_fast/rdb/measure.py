@@ -48,16 +48,17 @@ def measure_in_turn(cases: list[Case], is_clear: Callable[[list[Timing]], bool],
     """Time the impls of all cases in the same rounds, or the one called `rdb`; return a Timing per case.
 
     Rounds go on for a while until is_clear(timings so far), which is asked where every case has an impl. An impl that
-    raises or runs out of memory is left out with a note. Raise UserError when none is left in any case.
+    raises or runs out of memory is left out with a note. Raise UserError when none is left in any case, or when `rdb`
+    cannot run one.
     """
     failed: dict[Case, dict[str, str]] = {case: {} for case in cases}
     contenders = {}
     for case in cases:
         with torch.inference_mode(False):
             arguments = _arguments(case)
-        for impl in able(case.device, case.dtype, case.training):
-            if rdb in ("auto", impl.name):
-                contenders[case, impl.name] = _Call(impl.name, case, arguments)
+        names = [impl.name for impl in able(case.device, case.dtype, case.training)] if rdb == "auto" else [rdb]
+        for name in names:
+            contenders[case, name] = _Call(name, case, arguments)
 
     def leave_out(key: tuple[Case, str], error: Exception) -> None:
         case, name = key

@@ -15,6 +15,7 @@ and the begin of the next, and pairs of those are sums too much: products of sin
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
@@ -22,7 +23,8 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from rdn_fast import ascend
-from rdn_fast.devices.npu_kernels import toolchain
+from rdn_fast.config import ModelConfig
+from rdn_fast.devices.npu_kernels import check_compiler, toolchain
 from rdn_fast.errors import UserError
 from rdn_fast.rdb import npu_conv_kernels
 from rdn_fast.rdb.npu_conv_planes import TILE, Planes
@@ -40,6 +42,23 @@ def missing() -> str | None:
     sources = b"".join(file.read_bytes() for file in sorted(here.parent.glob(f"{here.stem}*.py")))
     compiler = f"triton-ascend {metadata.version('triton-ascend')}, CANN {ascend.cann()}"
     return flaw_on(card, here.stem, f"{__name__}_trial", f"{hashlib.sha256(sources).hexdigest()[:12]}, {compiler}")
+
+
+def compilations(config: ModelConfig, batch: int, patch: int, dtype: torch.dtype) -> dict[str, Callable[[bool], None]]:
+    """Return what compiles each kernel of a training step on [batch, G0, patch, patch], by the kernel's name.
+
+    compile(True) does it for the current card, as the first launch would; compile(False) without a card, only to see
+    whether the compiler can. Both raise UserError where it cannot.
+    """
+    shape = Planes(batch, patch, patch, config.num_features, config.growth_rate, config.num_layers)
+    low, sums = (torch.empty(0, dtype=each) for each in (dtype, torch.float32))
+
+    def compilation(kind: str) -> Callable[[bool], None]:
+        text = npu_conv_kernels.kernel(kind, shape.k, shape.row, shape.rows, dtype)
+        arguments = (low, low, sums, *[0] * 6) if kind == "weight_gradient" else (*[low] * 5, *[0] * 7)
+        return lambda card: toolchain.compile(text, arguments) if card else check_compiler(text)
+
+    return {kind: compilation(kind) for kind in npu_conv_kernels.KINDS}
 
 
 def rdb(x, conv_w, conv_b, fuse_w, fuse_b):

@@ -261,6 +261,14 @@ def weight_gradient(k: int, width: int, dtype: torch.dtype) -> str:
     return _fill(_WEIGHT_TYPES, sizes) + _function("weight_gradient", "aic", pointers, scalars, body)
 
 
+KINDS = (*_KINDS, "weight_gradient")
+
+
+def kernel(kind: str, k: int, width: int, rows: int, dtype: torch.dtype) -> str:
+    """Return the kernel of a kind, of `KINDS`."""
+    return weight_gradient(k, width, dtype) if kind == "weight_gradient" else sums(kind, k, width, rows, dtype)
+
+
 def _fill(template: str, sizes: dict[str, object], **more: object) -> str:
     return Template(template).substitute(sizes, **more).strip("\n") + "\n"
 

@@ -312,3 +312,9 @@ def test_the_real_wheel_without_cann(data, tmp_path):
     doctor = cli("doctor", env=environment)
     assert (doctor.returncode, doctor.stderr) == (0, "")
     assert said[0] in doctor.stdout
+    assert "npu_conv runs on npu only" in doctor.stdout
+    assert_user_error(cli("train", "--data-path", data, "--device", "npu", "--rdb", "npu_conv", env=environment), *said)
+    report = cli("doctor", "--ascend-report", tmp_path / "report.md", env=environment)
+    assert (report.returncode, report.stderr) == (1, "")
+    assert report.stdout.splitlines()[-1].startswith(f"no card: {said[0]}")
+    assert "| torch_npu | does not load |" in (tmp_path / "report.md").read_text()
