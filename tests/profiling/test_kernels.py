@@ -70,7 +70,7 @@ def planes(monkeypatch):
 
         impl = Impl("triton_planes", SimpleNamespace(rdb=function), ("cpu",), (torch.float32,), True, "for tests")
         monkeypatch.setitem(IMPLS, "triton_planes", impl)
-        candidates = {"layer": ({"A": 1}, {"A": 2}), "fusion": ({"B": 3},)}
+        candidates = {"layer": ({"A": 1}, {"A": 2}), "reduce": ({"B": 3},)}
         monkeypatch.setattr(triton_planes, "configs", KernelConfigs(candidates))
         monkeypatch.setattr(kernels, "kernel_times", times)
         return timed
@@ -81,9 +81,10 @@ def planes(monkeypatch):
 def test_every_configuration_of_a_kernel_is_timed_once(bench, planes):
     timed = planes(naive.rdb)
     kernels.triton(bench, TINY, 1)
-    assert timed == [{"layer": ({"A": 1},), "fusion": ({"B": 3},)}, {"layer": ({"A": 2},), "fusion": ({"B": 3},)}]
-    recipes = ["triton_planes layer: A 1", "triton_planes fusion: B 3", "triton_planes layer: A 2"]
+    assert timed == [{"layer": ({"A": 1},), "reduce": ({"B": 3},)}, {"layer": ({"A": 2},), "reduce": ({"B": 3},)}]
+    recipes = ["triton_planes layer: A 1", "triton_planes reduce: B 3", "triton_planes layer: A 2"]
     assert [row.recipe for row in bench.results.rows] == recipes
+    assert [row.gflops is None for row in bench.results.rows] == [False, True, False]  # `reduce` multiplies nothing
 
 
 def test_a_wrong_configuration_is_not_timed(bench, planes):
