@@ -8,7 +8,8 @@ import math
 import os
 import platform
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import tee
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +30,7 @@ from rdn_fast.evaluation.picture_folder import read_ahead
 from rdn_fast.files import Kind, write_result
 from rdn_fast.model import RDN
 from rdn_fast.ordered_map import ordered_map
+from rdn_fast.pictures.precisions import BY_DTYPE
 from rdn_fast.pictures.tiled import Upscaler
 from rdn_fast.pictures.upscale import check_scale
 from rdn_fast.precision import dtype_name
@@ -119,21 +121,28 @@ def evaluate(
 
 
 def exact_upscaler(
-    model: RDN | OnnxModel, self_ensemble: bool = False, say: Callable[[str], None] = print_line
+    model: RDN | OnnxModel,
+    self_ensemble: bool = False,
+    say: Callable[[str], None] = print_line,
+    dtype: torch.dtype = torch.float32,
 ) -> Upscaler:
     """Return an Upscaler for measuring: call its exactly(lr), then compare the result with the HR image.
 
     It computes in float32 without TF32 or HF32. The whole image goes through the model at once, or in tiles padded by
     the receptive radius where memory is short, which gives the same result but for rounding. self_ensemble and say: as
-    of Upscaler.
+    of Upscaler. dtype: another one for the convolutions, until it overflows: then upscaler.precision is float32.
     """
-    return _ExactUpscaler(model, tile=0, tile_pad="exact", fp32=True, self_ensemble=self_ensemble, say=say)
+    return _ExactUpscaler(model, self_ensemble, say, dtype)
 
 
 class _ExactUpscaler(Upscaler):
-    def exactly(self, image: np.ndarray) -> np.ndarray:
+    def __init__(self, model: RDN | OnnxModel, self_ensemble: bool, say: Callable[[str], None], dtype: torch.dtype):
+        super().__init__(model, tile=0, tile_pad="exact", fp32=True, self_ensemble=self_ensemble, say=say)
+        self.precision = self._precision_of_8_bits = BY_DTYPE[dtype]
+
+    def exactly_each(self, images: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         with devices.exact_float32(self.model.device):
-            return super().exactly(image)
+            yield from super().exactly_each(images)
 
 
 def score(prediction: np.ndarray, cubic: np.ndarray, hr: np.ndarray, scale: int) -> dict[str, float]:
@@ -211,8 +220,9 @@ def _means(images: list[dict]) -> dict[str, float]:
 def _predict(upscaler: Upscaler, datasets: list[EvalDataset]) -> Iterator[_Prediction]:
     for i, dataset in enumerate(datasets):
         taken: set[str] = set()
-        for pair in read_ahead(dataset.pairs, range(len(dataset.pairs))):
-            yield _Prediction(i, unique_name(_path_part(pair.name), taken), pair, upscaler.exactly(pair.lr))
+        pairs, again = tee(read_ahead(dataset.pairs, range(len(dataset.pairs))))
+        for pair, image in zip(pairs, upscaler.exactly_each(pair.lr for pair in again), strict=True):
+            yield _Prediction(i, unique_name(_path_part(pair.name), taken), pair, image)
 
 
 def _describe_run(model: RDN | OnnxModel, weights: str, self_ensemble: bool) -> dict:

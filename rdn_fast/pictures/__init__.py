@@ -1,1 +1,2 @@
-"""Pictures through the model. Read metadata, picture, sizes, enlarge, resize, encode, paths, tiled, upscale(_files)."""
+"""Pictures through the model. Read metadata, picture, sizes, enlarge, resize, encode, paths, precisions, tiled,
+upscale(_files)."""

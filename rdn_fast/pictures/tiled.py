@@ -2,7 +2,7 @@
 
 Picture and result stay on the host in their own dtype. Only the windows being computed are on the device, as floats,
 so device memory does not grow with the picture. On an accelerator a batch's result is copied back on a side stream
-while the next batch is computed.
+while the next batch, perhaps of the next picture, is computed.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from numbers import Integral
 from typing import NamedTuple
 
@@ -20,10 +21,8 @@ import torch
 from rdn_fast import devices
 from rdn_fast.errors import UserError
 from rdn_fast.model import RDN
+from rdn_fast.pictures.precisions import FLOAT32, FP16, fastest
 from rdn_fast.pictures.tile_grid import SMALLEST, TileGrid, Window
-from rdn_fast.precision import Precision
-from rdn_fast.rdb import auto_level
-from rdn_fast.rdb.case import Case
 from rdn_fast.terminal import print_line
 from rdn_fast.weights.onnx_model import OnnxModel
 
@@ -31,9 +30,6 @@ _HOST_TILE = 192  # LR pixels: two cores are no faster with other sizes (profili
 _HOST_WHOLE = 264**2  # LR pixels: a picture of 256x256, continued by enlarge.py, is computed whole, not in four tiles
 _TILE = 1024  # LR pixels: fills any accelerator, with little overlap
 _PADS = 4  # a default tile is at least so many times its pad: it then computes at most 2.25 times its own pixels
-_FLOAT32 = Precision("O0", torch.float32, torch.float32)
-_FP16 = Precision("O1", torch.float16, torch.float32)
-_BF16 = Precision("O1", torch.bfloat16, torch.float32, outer=torch.float32)  # 79 dB from float32 (profiling/LOG.md)
 _computing = threading.Lock()  # a model's precision, and a device's overflow flag, are those of all threads
 
 
@@ -85,7 +81,7 @@ class Upscaler:
         self.model, self.scale = model, model.config.scale
         self._self_ensemble, self._say = self_ensemble, say
         self._device = device = model.device
-        self._precision_of_8_bits = _FLOAT32 if fp32 else _fastest(model)
+        self._precision_of_8_bits = FLOAT32 if fp32 else fastest(model, _HOST_TILE)
         self.precision = self._precision_of_8_bits  # of the latest picture
         self.grid = _grid(model, self.precision.outer or self.precision.compute, tile, tile_pad)
         wanted = model.receptive_radius if tile_pad == "exact" else tile_pad
@@ -103,64 +99,84 @@ class Upscaler:
         """
         white = np.iinfo(_checked(image).dtype).max
         dtype = _device_dtype(image.dtype)
-        return self._run(image, image.dtype, lambda y: y.mul_(white).round_().clamp_(0, white).to(dtype))
+        return next(self._run([image], image.dtype, lambda y: y.mul_(white).round_().clamp_(0, white).to(dtype)))
 
     def exactly(self, image: np.ndarray) -> np.ndarray:
         """As __call__, but float32 [s*H, s*W, 3], neither rounded nor clipped; 255 is white for 16 bits, too."""
-        return self._run(_checked(image), np.float32, lambda y: y.mul_(255))
+        return next(self.exactly_each([image]))
+
+    def exactly_each(self, images: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Yield exactly(image) of each, in order. An accelerator computes one while the next is read and queued."""
+        return self._run(map(_checked, images), np.float32, lambda y: y.mul_(255))
 
     @torch.inference_mode()
-    def _run(self, image: np.ndarray, dtype: np.dtype | type, finish: Callable) -> np.ndarray:
-        """Compute all windows of a picture; finish(y) turns their results, y in 0..1, into what is stored."""
-        height, width = image.shape[:2]
+    def _run(self, images: Iterable[np.ndarray], dtype: np.dtype | type, finish: Callable) -> Iterator[np.ndarray]:
+        """Compute all windows of the pictures; finish(y) turns their results, y in 0..1, into what is stored."""
+        images, more, shrunk = iter(images), True, False
+        begun: deque[_Picture] = deque()  # not finished yet
+        in_flight: deque[tuple[_Picture, _InFlight]] = deque()
         devices.make_current(self._device)
-        self.precision = self._precision_of_8_bits if image.dtype == np.uint8 else _FLOAT32
-        out = np.empty((self.scale * height, self.scale * width, 3), dtype)
-        waiting = deque(self.grid.batches(self.grid.windows(height, width)))
-        in_flight: deque[_InFlight] = deque()
-        shrunk, done = False, 0
-        while waiting or in_flight:
-            if waiting and len(in_flight) < self._max_in_flight:
+        while more or begun:
+            picture = next((each for each in begun if each.waiting), None)
+            if len(in_flight) == self._max_in_flight or not (picture or more):
+                picture, batch = in_flight.popleft()
+                self._take(picture, batch)
+                if not begun[0].left:
+                    yield begun.popleft().out
+            elif picture is None:
+                image = next(images, None)
+                more = image is not None
+                if more:
+                    begun.append(self._begin(image, dtype))
+            else:
                 try:
-                    in_flight.append(self._enqueue(image, waiting[0], finish))
+                    in_flight.append((picture, self._enqueue(picture.image, picture.waiting[0], finish)))
                 except RuntimeError as error:
-                    waiting, shrunk = self._smaller_batches(waiting, height, width, error), True
+                    self._shrink(picture, error)
+                    shrunk = True
                     continue
-                waiting.popleft()
+                picture.waiting.popleft()
                 if shrunk:
-                    most = self.grid.tile or max(height, width)
+                    most = self.grid.tile or max(picture.image.shape[:2])
                     self._say(f"out of memory: from now on tiles of {most} LR pixels at most, and fewer at a time")
                     shrunk = False
-            else:
-                batch = in_flight.popleft()
-                if not self._store(batch, out):
-                    waiting.appendleft(batch.windows)
-                elif self.progress:
-                    done += sum(window.kept_pixels for window in batch.windows)
-                    self.progress(done / (height * width))
-        return out
 
-    def _smaller_batches(
-        self, waiting: deque[list[Window]], height: int, width: int, error: RuntimeError
-    ) -> deque[list[Window]]:
-        """Return what is waiting in batches for less memory; self.grid needs less from now on, for all pictures.
+    def _begin(self, image: np.ndarray, dtype: np.dtype | type) -> _Picture:
+        height, width = image.shape[:2]
+        out = np.empty((self.scale * height, self.scale * width, 3), dtype)
+        return _Picture(image, out, deque(self.grid.batches(self.grid.windows(height, width))), height * width)
+
+    def _take(self, picture: _Picture, batch: _InFlight) -> None:
+        """Wait for a batch of the picture and store it, or let it wait to be computed again."""
+        if not self._store(batch, picture.out):
+            picture.waiting.appendleft(batch.windows)
+            return
+        picture.left -= sum(window.kept_pixels for window in batch.windows)
+        if self.progress:
+            pixels = picture.image.shape[0] * picture.image.shape[1]
+            self.progress((pixels - picture.left) / pixels)
+
+    def _shrink(self, picture: _Picture, error: RuntimeError) -> None:
+        """Cut what waits of the picture into batches for less memory; self.grid needs less from now on, for all.
 
         Raises the error when it is not for lack of memory, or when the tiles would be too small.
         """
         if not devices.is_out_of_memory(error):
             raise error
+        waiting = picture.waiting
         windows = [window for batch in waiting for window in batch]
         self.grid = self.grid.halve_batch(waiting[0])
         if len(waiting[0]) == 1:
             smaller = self.grid.halve_tile(waiting[0][0])
             if smaller is None:
                 raise error
-            self.grid, windows = smaller, smaller.recut(windows, height, width)
-        return deque(self.grid.batches(windows))
+            self.grid, windows = smaller, smaller.recut(windows, *picture.image.shape[:2])
+        picture.waiting = deque(self.grid.batches(windows))
 
     def _enqueue(self, image: np.ndarray, windows: list[Window], finish: Callable) -> _InFlight:
         """Queue a batch: copy it to the device, compute it, copy the result back. The host does not wait."""
         device = self._device
+        self.precision = self._precision_of_8_bits if image.dtype == np.uint8 else FLOAT32
         sent = devices.pinned_empty((len(windows), *windows[0].shape, 3), _device_dtype(image.dtype), device)
         for slot, window in zip(sent.numpy(), windows, strict=True):
             slot[...] = image[window.inputs]
@@ -202,10 +218,21 @@ class Upscaler:
         if not batch.low:
             remedy = "its weights are damaged, or their training diverged; give others"
             raise NotFinite(f"the model's output is not finite, in float32 either: {remedy}")
-        if self.precision.scaled:
-            self._say(f"{'fp16' if self.precision == _FP16 else 'bf16'} overflowed: computing in float32 from now on")
-            self.precision = self._precision_of_8_bits = _FLOAT32
+        low = self._precision_of_8_bits
+        if low.scaled:
+            self._say(f"{'fp16' if low == FP16 else 'bf16'} overflowed: computing in float32 from now on")
+            self.precision = self._precision_of_8_bits = FLOAT32
         return False
+
+
+@dataclass
+class _Picture:
+    """A picture that is being computed."""
+
+    image: np.ndarray
+    out: np.ndarray
+    waiting: deque[list[Window]]  # batches that are not queued
+    left: int  # LR pixels whose results are not stored
 
 
 class _InFlight(NamedTuple):
@@ -216,19 +243,6 @@ class _InFlight(NamedTuple):
     results: tuple[torch.Tensor, torch.Tensor]  # [B, s*h, s*w, 3]; bool []: whether they are finite
     done: torch.Event | None = None
     held: tuple = ()  # tensors whose memory must not be reused until then
-
-
-def _fastest(model: RDN | OnnxModel) -> Precision:
-    """Return the precision for pictures of 8 bits: fp16 on accelerators, which are faster in it by their nature.
-
-    On CPUs bf16 or float32, by timing a block of an RDN (rdb/auto_level.py); an OnnxModel has its own precision.
-    """
-    if devices.low_precision(model.device) == torch.float16:
-        return _FP16
-    if isinstance(model, OnnxModel):
-        return _FLOAT32
-    case = Case.of(model.config, (1, 3, _HOST_TILE, _HOST_TILE), model.device, torch.float32, training=False)
-    return _BF16 if auto_level.auto_level(case, torch.bfloat16, model.rdb) == "O1" else _FLOAT32
 
 
 def _grid(model: RDN | OnnxModel, dtype: torch.dtype, tile: int | None, tile_pad: int | str) -> TileGrid:

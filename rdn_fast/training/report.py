@@ -126,7 +126,9 @@ class Report:
         self.say(f"epoch {state.epoch}: {loss}, {speeds}, waited {state.waited:.2f} s for data{skipped}")
 
     def validation(self, epoch: int, v: Validation) -> None:
-        self.say(f"epoch {epoch}: PSNR-Y {v.canonical:.2f} dB canonical, {v.compatible:.2f} dB reference-compatible")
+        low = f" ({v.dtype})" if v.dtype != "float32" else ""
+        means = f"{v.canonical:.2f} dB canonical, {v.compatible:.2f} dB reference-compatible"
+        self.say(f"epoch {epoch}: PSNR-Y {means}{low}")
         if v.exact:
             of_all = f"{v.exact} of {len(v.psnrs)} images"
             self.say(f"epoch {epoch}: {of_all} left out of these means: equal to the HR image, so the PSNR is infinite")
@@ -140,6 +142,7 @@ class Report:
         v = validation
         scores = {"psnr_y": v.canonical, "psnr_y_compat": v.compatible} if v else {}
         scores |= {"infinite": v.exact} if v and v.exact else {}
+        scores |= {"psnr_dtype": v.dtype} if v and v.dtype != "float32" else {}
         self._write({**self._epoch_record(state, meter), **scores, "seconds": seconds})
 
     def _epoch_record(self, state: RunState, meter: ThroughputMeter) -> dict:

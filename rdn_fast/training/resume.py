@@ -116,13 +116,18 @@ def resolve_mode(setup: Setup, checkpoint: dict | None, say: Callable[[str], Non
 
 
 def resolve_impls(setup: Setup, checkpoint: dict | None, say: Callable[[str], None]) -> dict[str, str]:
-    """Return {"training": impl, "validation": impl}. "auto" keeps to the checkpoint's impls. For rank 0.
+    """Return {"training": impl, "validation": impl}, and "validation_low" where low precision validates, too.
+
+    "auto" keeps to the checkpoint's impls. For rank 0.
 
     Raises UserError when the impl that was asked for fails here.
     """
     before = checkpoint.get("rows", {}) if checkpoint else {}
-    asked, impls = setup.train_config.rdb, {}
-    for use, case in (("training", _training_case(setup)), ("validation", _validation_case(setup))):
+    asked, impls, low = setup.train_config.rdb, {}, setup.validation_dtype
+    cases = {"training": _training_case(setup), "validation": _validation_case(setup, torch.float32)}
+    if setup.inputs.validation and low != torch.float32:
+        cases["validation_low"] = _validation_case(setup, low)
+    for use, case in cases.items():
         here = [impl.name for impl in able(case.device, case.dtype, case.training)]
         name = asked if use == "training" or asked in here else "auto"
         wanted = before[use] if name == "auto" and before.get(use) in here else name
@@ -146,10 +151,10 @@ def _training_shape(setup: Setup) -> tuple[int, int, int, int]:
     return c.batch_size, 3, c.patch_size, c.patch_size
 
 
-def _validation_case(setup: Setup) -> Case:
+def _validation_case(setup: Setup, dtype: torch.dtype) -> Case:
     pairs, p = setup.inputs.validation, setup.train_config.patch_size
     height, width = pairs[0].lr.shape[:2] if pairs else (p, p)
-    return Case.of(setup.model_config, (1, 3, height, width), setup.device, torch.float32, False)
+    return Case.of(setup.model_config, (1, 3, height, width), setup.device, dtype, False)
 
 
 def resolve_loss_scale(setup: Setup, model: RDN, step: int, say: Callable[[str], None]) -> float:

@@ -6,6 +6,7 @@ import copy
 import math
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -224,24 +225,38 @@ class TrainingRun:
         return bool(self.setup.inputs.validation) and (self._is_over() or (self.state.epoch + 1) % every == 0)
 
     def _validate(self) -> Validation:
-        """Validate, and keep the weights if they are the best so far. Raises Stopped at a signal to any rank."""
-        model, pairs = self.average or self.model, self.setup.inputs.validation
-        c, in_touch, say = self.setup.train_config, InTouch(self.ranks, self._signal), self.report.say
+        """Validate, and keep the weights if they are the best so far. Raises Stopped at a signal to any rank.
+
+        Where training has low precision, so has validation. What may be the best so far is measured in float32, and so
+        is what has a snapshot, and the run's last epoch.
+        """
+        c, pairs, over, low = self.setup.train_config, self.setup.inputs.validation, self._is_over(), None
         snapshot = None
-        if self.state.snapshot_is_due(self._is_over()):
-            snapshot = Snapshot(
-                len(pairs), Degradation.of_flags(c.bicubic, c.degradation), self.setup.model_config.scale
-            )
-        look = snapshot.look if snapshot else None
-        validation = validate(model, self.impls["validation"], pairs, self.ranks, in_touch, say, look)
+        if self.state.snapshot_is_due(over):
+            degradation = Degradation.of_flags(c.bicubic, c.degradation)
+            snapshot = Snapshot(len(pairs), degradation, self.setup.model_config.scale)
+        if self.setup.validation_dtype != torch.float32:
+            validation = self._measure("validation_low", self.setup.validation_dtype)
+            low = None if math.isnan(validation.compatible) else validation.psnrs
+        if low is None or snapshot or over or self.state.may_be_best(low):
+            validation = self._measure("validation", torch.float32, snapshot.look if snapshot else None)
+            if self.state.may_be_best(low) and self.state.is_best(validation.psnrs):
+                self.state = self.state.with_best(validation.canonical, validation.psnrs, low)
+                self._write_best()
         self.report.validation(self.state.epoch, validation)
         if snapshot:
             self._keep(snapshot)
-        if self.state.is_best(validation.psnrs):
-            self.state = self.state.with_best(validation.canonical, validation.psnrs)
-            if self.writer:
-                self.writer.put(self.setup.outputs / "best.pth", host_copy(model.state_dict()))
         return validation
+
+    def _measure(self, use: str, dtype: torch.dtype, look: Callable | None = None) -> Validation:
+        """use: key of the impl. look: as of validate()."""
+        in_touch, pairs = InTouch(self.ranks, self._signal), self.setup.inputs.validation
+        say, model = self.report.say, self.average or self.model
+        return validate(model, self.impls[use], pairs, self.ranks, in_touch, say, dtype, look)
+
+    def _write_best(self) -> None:
+        if self.writer:
+            self.writer.put(self.setup.outputs / "best.pth", host_copy((self.average or self.model).state_dict()))
 
     def _keep(self, snapshot: Snapshot) -> None:
         """Hand the snapshot's sheet of crops to the writer and to TensorBoard. A collective."""

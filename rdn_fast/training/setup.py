@@ -46,6 +46,12 @@ class Setup:
         return self.precision.scaled and self.train_config.amp_backend == "apex"
 
     @property
+    def validation_dtype(self) -> torch.dtype:
+        """What validation computes in where float32 is not asked for: as training, unless this device emulates that."""
+        dtype = self.precision.compute
+        return dtype if devices.has_instructions(self.device, dtype) else torch.float32
+
+    @property
     def flop(self) -> int:
         """Floating-point operations to train on one patch: forward, and twice that backward."""
         p = self.train_config.patch_size

@@ -28,6 +28,7 @@ class RunState:
     best_epoch: int | None = None
     best_psnr: float = -math.inf  # dB, reference-compatible
     best_psnrs: list[float] | None = None  # of its images, as best_psnr
+    best_psnrs_low: list[float] | None = None  # the same, computed in low precision; None: not comparable
     best_psnr_canonical: float = -math.inf  # dB, of the same epoch
     waited: float = 0.0  # seconds without a batch in this epoch
     epoch_speed: list | None = None  # throughput.ThroughputMeter.totals
@@ -63,15 +64,19 @@ class RunState:
         before = self.best_psnrs
         if before is None or len(before) != len(psnrs):  # a new run, or another validation set
             return mean(psnrs) > self.best_psnr
-        both = [pair for pair in zip(psnrs, before, strict=True) if math.inf not in pair]
-        if not both:
-            return psnrs.count(math.inf) > before.count(math.inf)
-        ours, theirs = zip(*both, strict=True)
-        return mean(ours) > mean(theirs)
+        return _are_better(psnrs, before)
 
-    def with_best(self, canonical: float, psnrs: list[float]) -> RunState:
-        """Take this epoch as the best one. canonical: its mean PSNR-Y in dB. psnrs: as of is_best()."""
-        best = {"best_psnr": mean(psnrs), "best_psnrs": psnrs, "best_psnr_canonical": canonical}
+    def may_be_best(self, low: list[float] | None) -> bool:
+        """Return whether this epoch, with these PSNRs of low precision, may be the best one; is_best() then decides.
+
+        low: None: not measured.
+        """
+        before = self.best_psnrs_low
+        return low is None or before is None or len(before) != len(low) or _are_better(low, before)
+
+    def with_best(self, canonical: float, psnrs: list[float], low: list[float] | None) -> RunState:
+        """Take this epoch as the best one. canonical: its mean PSNR-Y in dB. psnrs, low: as of the two above."""
+        best = {"best_psnr": mean(psnrs), "best_psnrs": psnrs, "best_psnrs_low": low, "best_psnr_canonical": canonical}
         return replace(self, best_epoch=self.epoch, **best)
 
     def snapshot_is_due(self, over: bool) -> bool:
@@ -83,6 +88,15 @@ class RunState:
         done = self.position >= steps
         position = {"epoch": self.epoch + 1, "position": 0} if done else {}
         return replace(self, loss_sum=0.0, loss_steps=0, waited=0.0, epoch_speed=None, ended=self.step, **position)
+
+
+def _are_better(psnrs: list[float], before: list[float]) -> bool:
+    """Return whether the images' PSNRs are better than those before, as is_best() says."""
+    both = [pair for pair in zip(psnrs, before, strict=True) if math.inf not in pair]
+    if not both:
+        return psnrs.count(math.inf) > before.count(math.inf)
+    ours, theirs = zip(*both, strict=True)
+    return mean(ours) > mean(theirs)
 
 
 def learning_rate(train_config: TrainConfig, epoch: int, step: int, total_steps: int) -> float:

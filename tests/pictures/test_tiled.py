@@ -118,6 +118,32 @@ def test_results_are_read_after_their_copy(monkeypatch, eager):
     assert max(waiting) == (0 if eager else 1)  # one batch is computed while another's result is copied back
 
 
+@pytest.mark.parametrize("eager", [False, True], ids=["late", "eager"])
+@pytest.mark.parametrize("tile", [0, 16])
+def test_the_next_picture_is_queued_while_one_is_computed(monkeypatch, eager, tile):
+    made, images = model(), [photograph(30 + 4 * i, 28, seed=i) for i in range(4)]
+    expected, log = [Upscaler(made, tile, fp32=True).exactly(image) for image in images], []
+
+    def read():
+        for i, image in enumerate(images):
+            log.append(f"read {i}")
+            yield image
+
+    def compute() -> list[str]:
+        log.clear()
+        for i, result in enumerate(Upscaler(made, tile, fp32=True).exactly_each(read())):
+            log.append(f"result {i}")
+            assert np.array_equal(result, expected[i])
+        return log
+
+    assert compute() == [f"{what} {i}" for i in range(4) for what in ("read", "result")]
+    lane = SimulatedSideStream(eager)
+    monkeypatch.setattr(devices, "side_stream", lambda device: lane)
+    ahead = ["read 0", "read 1", "result 0", "read 2", "result 1", "read 3", "result 2", "result 3"]
+    assert compute() == ahead
+    assert lane.pending == 0
+
+
 ON_NPU = """
 import sys, warnings
 warnings.simplefilter("error", UserWarning)  # the simulated npu warns where nothing makes a copy wait

@@ -248,16 +248,18 @@ def test_an_impl_that_fails_at_the_start_of_training_is_refused_or_replaced(fold
     def broken(*arguments):
         raise PTXASError("ptxas fatal\nmuch more")
 
+    inputs = SimpleNamespace(validation=[])
+
     def start(rdb: str, before: str | None = None) -> tuple[dict, list[str]]:
         notes = []
-        setup = SimpleNamespace(train_config=SimpleNamespace(rdb=rdb))
+        setup = SimpleNamespace(train_config=SimpleNamespace(rdb=rdb), validation_dtype=torch.float32, inputs=inputs)
         checkpoint = {"rows": {"training": before, "validation": before}} if before else None
         return resume.resolve_impls(setup, checkpoint, notes.append), notes
 
     table(impl("broken", broken), impl("quick"))
     on_a_card(monkeypatch)
     monkeypatch.setattr(resume, "_training_case", lambda setup: case())
-    monkeypatch.setattr(resume, "_validation_case", lambda setup: case(training=False))
+    monkeypatch.setattr(resume, "_validation_case", lambda setup, dtype: case(training=False))
     with pytest.raises(UserError, match=r"^--rdb broken fails: ptxas fatal; choose another --rdb$"):
         start("broken")
     quick = {"training": "quick", "validation": "quick"}

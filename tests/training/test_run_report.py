@@ -21,7 +21,7 @@ from rdn_fast.training.validation import Validation
 CPU = torch.device("cpu")
 RESULT = StepResult(step=3, epoch=1, lr=1e-3, loss=0.25, skipped=True, loss_scale=4.0)
 
-VALIDATION = Validation(29.0, 30.0, [30.0, math.inf], 1)
+VALIDATION = Validation(29.0, 30.0, [30.0, math.inf], 1, "float32")
 
 
 @pytest.fixture
@@ -73,6 +73,18 @@ def test_rank_0_prints_and_logs(setup, capsys):
     assert step == {"event": "step", "step": 3, "epoch": 1, "lr": 1e-3, "skipped": True, "loss": 0.25}
     assert [record["psnr_y"] for record in events(setup.outputs, "epoch")] == [29.0]
     assert [record["loss_scale"] for record in events(setup.outputs, "loss_scale")] == [2.0]
+
+
+def test_a_validation_in_low_precision_is_labelled(setup, capsys):
+    report, low = Report(setup, silent=False), VALIDATION._replace(dtype="bfloat16")
+    report.open_log(0, 0)
+    for each in (low, VALIDATION):
+        report.validation(1, each)
+        report.log_epoch(RunState(), ThroughputMeter(CPU), each, 1.0)
+    report.close()
+    line = "epoch 1: PSNR-Y 29.00 dB canonical, 30.00 dB reference-compatible"
+    assert capsys.readouterr().out.splitlines()[::2] == [f"{line} (bfloat16)", line]
+    assert [record.get("psnr_dtype") for record in events(setup.outputs, "epoch")] == ["bfloat16", None]
 
 
 def test_other_ranks_are_silent(setup, capsys):

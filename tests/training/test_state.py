@@ -34,7 +34,7 @@ def test_the_end_of_an_epoch(position, epoch, then):
 
 
 def test_the_best_epoch():
-    state = RunState(epoch=7).with_best(30.0, [30.0, 32.0])
+    state = RunState(epoch=7).with_best(30.0, [30.0, 32.0], None)
     assert (state.best_epoch, state.best_psnr, state.best_psnr_canonical) == (7, 31.0, 30.0)
     assert state.is_best([30.5, 32.0])
     assert not state.is_best([30.0, 32.0])
@@ -45,18 +45,29 @@ def test_the_best_epoch():
 
 
 def test_an_infinite_psnr_does_not_decide_which_epoch_is_best():
-    finite = RunState().with_best(35.0, [40.0, 30.0])
+    finite = RunState().with_best(35.0, [40.0, 30.0], None)
     assert finite.is_best([math.inf, 30.1])
     assert not finite.is_best([math.inf, 29.9])
-    exact = finite.with_best(30.1, [math.inf, 30.1])
+    exact = finite.with_best(30.1, [math.inf, 30.1], None)
     assert exact.best_psnr == 30.1
     assert exact.is_best([math.inf, 30.2])
     assert exact.is_best([20.0, 30.2])
     assert not exact.is_best([math.inf, 30.0])
-    only = RunState().with_best(math.inf, [math.inf, math.inf])
+    only = RunState().with_best(math.inf, [math.inf, math.inf], None)
     assert not only.is_best([math.inf, math.inf])
     assert not only.is_best([math.inf, 50.0])
     assert RunState().is_best([math.inf])
+
+
+def test_low_precision_only_says_what_may_be_the_best_epoch():
+    measured, unmeasured = (RunState().with_best(30.0, [30.0, 32.0], low) for low in ([30.5, 31.0], None))
+    assert measured.may_be_best([30.5, 31.5])
+    assert not measured.may_be_best([30.5, 31.0])
+    assert not measured.may_be_best([math.inf, 30.9])
+    assert measured.may_be_best([20.0])  # of another set
+    for state, low in ((measured, None), (unmeasured, [1.0, 1.0]), (RunState(), [1.0, 1.0])):
+        assert state.may_be_best(low)
+    assert not measured.is_best([29.0, 32.0])
 
 
 def test_a_checkpoint_gives_the_same_state_back():

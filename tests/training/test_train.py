@@ -10,15 +10,18 @@ import pytest
 import torch
 from runs import TINY, assert_user_error, cli, events, make_data, weights
 
-from rdn_fast import rdb
+from rdn_fast import devices, rdb
 from rdn_fast.cli import main
 from rdn_fast.config import ModelConfig
 from rdn_fast.errors import UserError
 from rdn_fast.model import RDN
+from rdn_fast.precision import dtype_name
 from rdn_fast.rdb import autotune
 from rdn_fast.training import checkpoint, run_folder
+from rdn_fast.training import run as run_module
 from rdn_fast.training.optimizer_step import HALVE_AFTER
 from rdn_fast.training.run import MAX_SKIPS
+from rdn_fast.training.validation import Validation
 
 
 @pytest.fixture(scope="module")
@@ -87,17 +90,46 @@ def test_tensorboard_shows_every_step_and_epoch_through_resumes(train, monkeypat
         assert len(drawn) <= len(told) + (kind == "epoch")
 
 
-def test_last_weights_give_the_last_psnr(train, data, tmp_path, monkeypatch):
+@pytest.mark.parametrize("level", [(), ("--opt-level", "O1", "--amp-dtype", "bf16")], ids=["default", "bf16"])
+def test_last_weights_give_the_last_psnr_and_best_weights_the_best(train, data, tmp_path, monkeypatch, level):
+    monkeypatch.setattr(devices, "has_instructions", lambda device, dtype: True)
     monkeypatch.setattr(rdb, "IMPLS", {"naive": rdb.IMPLS["naive"]})  # eval takes the fastest
     monkeypatch.setattr(autotune, "winners", {})
-    out = train("--epochs", 2)
-    file = tmp_path / "e.json"
-    words = ("eval", "--weights-file", out / "last.pth", "--eval-file", data / "Set5_x2.h5", "--json", file)
-    assert main([str(word) for word in words]) == 0
-    mean = json.loads(file.read_text())["sets"][0]["mean"]
-    last = events(out, "epoch")[-1]
-    assert mean["psnr_y"] == pytest.approx(last["psnr_y"], abs=1e-9)
-    assert mean["psnr_y_compat"] == pytest.approx(last["psnr_y_compat"], abs=1e-9)
+    out = train("--epochs", 3, *level)
+    state = torch.load(max(out.glob("checkpoints/*")), weights_only=True)["progress"]
+    best = {"psnr_y": state["best_psnr_canonical"], "psnr_y_compat": state["best_psnr"]}
+    for name, told in (("last.pth", events(out, "epoch")[-1]), ("best.pth", best)):
+        file = tmp_path / f"{name}.json"
+        words = ("eval", "--weights-file", out / name, "--eval-file", data / "Set5_x2.h5", "--json", file)
+        assert main([str(word) for word in words]) == 0
+        mean = json.loads(file.read_text())["sets"][0]["mean"]
+        for key in ("psnr_y", "psnr_y_compat"):
+            assert mean[key] == pytest.approx(told[key], abs=1e-9)
+
+
+def test_float32_decides_what_is_best_where_low_precision_validates(train, monkeypatch):
+    monkeypatch.setattr(devices, "has_instructions", lambda device, dtype: True)
+    # PSNR of each epoch; None: not measured. In epoch 2 low precision is no better than in epoch 1, in epoch 3 float32.
+    scripted = {
+        torch.bfloat16: [10.0, 11.0, 11.0, 12.0, math.nan, 11.5, 9.0],
+        torch.float32: [10.1, 11.1, None, 10.9, 11.0, 11.6, 9.1],
+    }
+    left, measured = {dtype: iter(filter(None, psnrs)) for dtype, psnrs in scripted.items()}, []
+
+    def validate(model, impl, pairs, ranks, in_touch, say, dtype, look):
+        psnr = next(left[dtype])
+        measured.append(dtype)
+        return Validation(psnr, psnr, [psnr], 0, dtype_name(dtype))
+
+    monkeypatch.setattr(run_module, "validate", validate)
+    out = train("--epochs", 7, "--opt-level", "O1", "--amp-dtype", "bf16", "--max-steps", 21)
+    records = [(record["psnr_y"], record.get("psnr_dtype")) for record in events(out, "epoch")]
+    told = [(10.1, None), (11.1, None), (11.0, "bfloat16"), (10.9, None), (11.0, None), (11.6, None), (9.1, None)]
+    assert records == told
+    assert measured.count(torch.bfloat16) == 7
+    assert measured.count(torch.float32) == 6
+    assert "best epoch: 5, psnr: 11.60\n" in train.output.out
+    assert train.output.out.count("dB reference-compatible (bfloat16)\n") == 1
 
 
 def test_training_learns(train):

@@ -29,9 +29,9 @@ def model():
     return RDN(ModelConfig(2, 6, 4, 2, 2), rdb="sliced").to(memory_format=devices.memory_format(CPU))
 
 
-def validated(model, say=print, pairs=PAIRS, signal_now=lambda: 0):
+def validated(model, say=print, pairs=PAIRS, signal_now=lambda: 0, dtype=torch.float32):
     ranks = Ranks()
-    return validate(model, "naive", pairs, ranks, InTouch(ranks, signal_now), say)
+    return validate(model, "naive", pairs, ranks, InTouch(ranks, signal_now), say, dtype)
 
 
 def means(validation):
@@ -95,6 +95,24 @@ def test_an_output_that_is_not_finite_is_no_psnr_and_no_error(model):
     assert all(map(math.isnan, means(validated(model))))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_low_precision_is_near_and_says_what_it_is(model, dtype):
+    exact, low = validated(model), validated(model, dtype=dtype)
+    assert means(low) == pytest.approx(means(exact), abs=0.02)
+    assert low.psnrs != exact.psnrs
+    assert (exact.dtype, low.dtype) == ("float32", str(dtype).removeprefix("torch."))
+
+
+def test_an_overflow_in_low_precision_is_no_psnr_though_float32_has_one(model):
+    with torch.no_grad():
+        model.sfe1.bias.fill_(1e6)
+    said = []
+    low, exact = validated(model, said.append, dtype=torch.float16), validated(model)
+    assert all(map(math.isnan, low.psnrs))
+    assert all(map(math.isfinite, exact.psnrs))
+    assert said == ["fp16 overflowed: computing in float32 from now on"]
+
+
 def test_ranks_share_the_pictures(model, monkeypatch):
     shares = []
     for rank in range(2):
@@ -111,7 +129,7 @@ def test_an_image_that_is_met_exactly_is_left_out_of_the_means(model):
     with torch.no_grad():
         model.output.bias.fill_(-0.2)  # black pixels clip to black
     only, both = validated(model, pairs=PAIRS), validated(model, pairs=[black, *PAIRS])
-    assert both == (*means(only), [math.inf, *only.psnrs], 1)
+    assert both == (*means(only), [math.inf, *only.psnrs], 1, "float32")
     assert means(validated(model, pairs=[black])) == (math.inf, math.inf)
 
 
