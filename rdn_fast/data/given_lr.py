@@ -18,7 +18,7 @@ _CUSTOMARY = ("LR_bicubic/X{}", "LR_bicubic_X{}", "LR/X{}", "LR_X{}", "LRbicX{}"
 _BARE = "X{}"  # where no prefix stands before it, as DIV2K_train_ does before LR_bicubic/X2
 _HR_FOLDER = re.compile(r"(.*?)(HR|GT|GTmod\d+|original)", re.IGNORECASE)
 
-GIVEN = "given pictures"  # begins GivenLR.in_words
+GIVEN = "given pictures of"  # begins GivenLR.in_words
 
 
 class GivenLR:
@@ -77,7 +77,7 @@ class GivenLR:
 
     @property
     def in_words(self) -> str:
-        return f"{GIVEN} ({printable(_called(self.folder))})"
+        return f"{GIVEN} {printable(_called(self.folder))}"
 
     def read(self, name: str, hr_file: Path) -> Pair:
         """Read an HR picture and its LR picture. Raises ValueError, in a line, as read_image() and join()."""

@@ -89,7 +89,7 @@ def test_selfexsrs_one_folder(pictures, capsys):
     assert find_lr(folder, 4) == []
     found = load_pairs(folder, 2)
     check(found, pairs)
-    assert (found.lr_made_by, found.lr_folder) == (f"{GIVEN} (image_SRF_2)", folder)
+    assert (found.lr_made_by, found.lr_folder) == (f"{GIVEN} image_SRF_2", folder)
     (dataset,) = open_datasets([], folder.parent.parent, 2)
     assert (dataset.name, dataset.path) == ("Set14", folder)
 
@@ -254,7 +254,7 @@ def test_prepare_takes_them(pictures, cli, tmp_path, recursive):
     file, flags = tmp_path / "pairs.h5", ["--recursive"] if recursive else []
     ended = cli("prepare", "--images-dir", images, "--lr-dir", given, "--output-path", file, "--eval", *flags)
     assert (ended.code, ended.err) == (0, "")
-    words = f"{GIVEN} (all_lr)" if recursive else f"{GIVEN} (small/X2)"
+    words = f"{GIVEN} all_lr" if recursive else f"{GIVEN} small/X2"
     assert ended.out == f"{file}: 2 pairs from 2 images at x2, LR from {words}, 0 files skipped\n"
     found = PairedH5(file, 2)
     check(found, pairs)
@@ -283,7 +283,7 @@ def test_prepare_names_what_does_not_fit(pictures, cli, photograph, tmp_path):
         f"skipped {hr / '0001.png'}: its LR picture {lr / '0001.png'}: 20x20 pixels, HR 54x42, wh"
     )
     assert lines[2].startswith(f"skipped {hr / '0002.png'}: its LR picture {lr / '0002.png'}: not a picture")
-    assert lines[3].endswith("1 pairs from 1 images at x2, LR from given pictures (small), 2 files skipped")
+    assert lines[3].endswith("1 pairs from 1 images at x2, LR from given pictures of small, 2 files skipped")
     check(PairedH5(tmp_path / "a.h5", 2), {"0003": pairs["0003"]})
     assert "no partner: " in cli(*command, "--strict").user_error()
 
@@ -339,9 +339,9 @@ def test_a_training_file_for_each_folder_of_lr_pictures(pictures, tmp_path, caps
     made, plain, another = (training_pairs(hr, 2, lr_dir=each) for each in (lr, None, other))
     assert len({each.path for each in (made, plain, another)}) == 3
     assert [each.lr_made_by for each in (made, plain, another)] == [
-        f"{GIVEN} (small/X2)",
+        f"{GIVEN} small/X2",
         "Pillow's bicubic",
-        f"{GIVEN} (other/X2)",
+        f"{GIVEN} other/X2",
     ]
     np.testing.assert_array_equal(made[0].lr, 255 - another[0].lr)
     np.testing.assert_array_equal(made[0].lr, pairs["0000"][0][:10, :12])
@@ -365,7 +365,7 @@ def test_train_uses_and_tells_them(pictures, cli, tmp_path):
     val, val_lr, _ = pictures("Set5/HR", "Set5/LRbicx2")
     ended = train(cli, tmp_path, "--train-dir", hr, "--train-lr-dir", lr, "--eval-file", val)
     assert (ended.code, ended.err) == (0, "")
-    assert f"\nLR images: {GIVEN} (small); of validation: {GIVEN} (LRbicx2)\n" in ended.out
+    assert f"\nLR images: {GIVEN} small; of validation: {GIVEN} LRbicx2\n" in ended.out
     assert f"{val}: LR images are the pictures of {val_lr} (--bicubic makes them instead)\n" in ended.out
     assert "taken as they are" not in ended.out
 
@@ -378,13 +378,13 @@ def test_which_pictures_a_run_uses(pictures, capsys):
     def words(**given):
         return open_inputs(ModelConfig(), TrainConfig(**{**paths, **given})).lr_in_words
 
-    assert words() == f"{GIVEN} (small); of validation: {GIVEN} (LRbicx2)"
+    assert words() == f"{GIVEN} small; of validation: {GIVEN} LRbicx2"
     assert "taken as they are" not in capsys.readouterr().out
-    assert words(bicubic="pillow") == f"{GIVEN} (small); of validation: Pillow's bicubic"
-    told = f"{val}: its LR images come from Pillow's bicubic, not from {GIVEN} (small)"
+    assert words(bicubic="pillow") == f"{GIVEN} small; of validation: Pillow's bicubic"
+    told = f"{val}: its LR images come from Pillow's bicubic, not from {GIVEN} small"
     assert told in capsys.readouterr().out
     plain = words(train_lr_dir=None, eval_file=str(hr), eval_lr_dir=str(lr))
-    assert plain == f"Pillow's bicubic; of validation: {GIVEN} (small)"
+    assert plain == f"Pillow's bicubic; of validation: {GIVEN} small"
     assert words(train_lr_dir=None, bicubic="matlab") == "MATLAB's bicubic"
 
 
@@ -428,15 +428,15 @@ def test_eval_uses_and_tells_them(pictures, evaluate, tmp_path):
     report, out = evaluate("--data", tmp_path)
     (found,) = report["sets"]
     line = f"{hr}: LR images are the pictures of {lr} (--bicubic makes them instead)"
-    assert (found["name"], found["lr_made_by"], found["notes"]) == ("Set5", f"{GIVEN} (LR_bicubic/X2)", [line])
+    assert (found["name"], found["lr_made_by"], found["notes"]) == ("Set5", f"{GIVEN} LR_bicubic/X2", [line])
     assert line in out.splitlines()
-    assert f"LR images: {GIVEN} (LR_bicubic/X2). Enlarged by bicubic: Pillow's bicubic." in out
+    assert f"LR images: {GIVEN} LR_bicubic/X2. Enlarged by bicubic: Pillow's bicubic." in out
     file = tmp_path / "pairs.h5"
     prepare(hr, file, 2, evaluation=True, lr_dir=lr)
     (of_file,) = open_datasets([file], None, 2)
     check(of_file.pairs, pairs)
-    assert of_file.lr_made_by == f"{GIVEN} (LR_bicubic/X2)"
-    assert of_file.notes[0].startswith(f"{file}: its LR images come from {GIVEN} (LR_bicubic/X2), not from Pillow's bi")
+    assert of_file.lr_made_by == f"{GIVEN} LR_bicubic/X2"
+    assert of_file.notes[0].startswith(f"{file}: its LR images come from {GIVEN} LR_bicubic/X2, not from Pillow's bi")
     named, _ = evaluate("--eval-file", hr, "--eval-lr-dir", lr, "--bicubic", "matlab")
     assert [image["psnr_y"] for image in named["sets"][0]["images"]] == [image["psnr_y"] for image in found["images"]]
     assert named["sets"][0]["images"] != found["images"]  # bicubic beside the model
