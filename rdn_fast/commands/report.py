@@ -20,6 +20,10 @@ def report(runs: list[str], output: str | None = None) -> None:
         raise UserError("-o FILE.html is missing: with several runs, say where their page goes")
     file = Path(output) if output is not None else Path(runs[0]) / "report.html"
     read = [read_run(folder) for folder in runs]
+    short = [Path(folder).name for folder in runs]
+    if len(runs) > 1 and all(short) and len({*short}) == len(runs):
+        for run, name in zip(read, short, strict=True):
+            run.name = name
     content = page(read)
     name = f"-o {file}" if output is not None else str(file)
     write_result(file, content, name, KIND)

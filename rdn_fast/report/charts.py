@@ -83,7 +83,7 @@ def _figure(chart: _Chart, runs: list[Run]) -> str:
     windows = sorted({_window(run) for run in runs})
     legend = chart.legend.format(window=f"{' or '.join(map(number, windows))} steps")
     below = [number(line.y[0]) for line in lines if axis and len(line.y) and line.y[0] < axis.low]
-    legend += f"; below the plot: it begins at {', '.join(below)}" if below else ""
+    legend += f"; begins below the plot, at {' and '.join(below)} {chart.unit}" if below else ""
     return (
         f'<figure class="chart"><figcaption><b>{words(chart.title)}</b> <span>{words(unit)}</span>'
         f'<output class="readout" aria-live="off"></output></figcaption>'

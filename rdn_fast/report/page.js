@@ -12,6 +12,7 @@ function make(tag, properties = {}, ...children) {
 class Slider {
   constructor(figure) {
     this.shots = new Map([...figure.querySelectorAll(".shot")].map((shot) => [shot.dataset.key, shot]));
+    this.newest = [...this.shots.values()].at(-2); // the last one is HR
     this.images = [make("img", { alt: "", draggable: false }), make("img", { alt: "", draggable: false, className: "left" })];
     this.labels = [make("span"), make("span")]; // of the left and the right picture
     this.input = make("input", { type: "range", min: 0, max: 100, value: 50, ariaLabel: `Compare: ${figure.dataset.about}` });
@@ -38,11 +39,11 @@ class Slider {
   }
 
   show(left, right) {
-    const [first, second] = [left, right].map((key) => this.shots.get(key) ?? this.shots.get("rdn"));
+    const [first, second] = [left, right].map((key) => this.shots.get(key) ?? this.newest);
     this.images[0].src = second.querySelector("img").src;
     this.images[1].src = first.querySelector("img").src;
     this.names = [first, second].map((shot) => [shot.dataset.label, shot.dataset.psnr].filter(Boolean).join(", "));
-    this.labels.forEach((label, i) => (label.textContent = this.names[i].replace(", step", "")));
+    this.labels.forEach((label, i) => (label.textContent = this.names[i].replace("RDN, step", "RDN")));
     this.move();
   }
 
@@ -65,8 +66,8 @@ function addSliders(section) {
   const sliders = [...section.querySelectorAll(".compare")].map((figure) => new Slider(figure));
   if (!sliders.length) return;
   const options = new Map(sliders.flatMap((slider) => [...slider.shots].map(([key, shot]) => [key, shot.dataset.label])));
-  const [left, leftSelect] = choice("Left", options, "bicubic");
-  const [right, rightSelect] = choice("Right", options, "rdn");
+  const [left, leftSelect] = choice("Left", options, section.dataset.left);
+  const [right, rightSelect] = choice("Right", options, section.dataset.right);
   const hint = make("small", {}, "Drag, or use the arrow keys.");
   section.querySelector("h2").after(make("div", { className: "tools" }, left, right, hint));
   const show = () => sliders.forEach((slider) => slider.show(leftSelect.value, rightSelect.value));

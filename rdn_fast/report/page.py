@@ -10,7 +10,7 @@ from importlib import resources
 from rdn_fast import __version__
 from rdn_fast.files import Kind
 from rdn_fast.report.charts import charts
-from rdn_fast.report.pictures import pictures
+from rdn_fast.report.pictures import pictures, side_by_side
 from rdn_fast.report.read import Run
 from rdn_fast.report.tables import chip, measured, settings, starts, summary
 from rdn_fast.report.words import words
@@ -26,6 +26,7 @@ def page(runs: list[Run]) -> bytes:
     parts = [
         summary(runs),
         charts(runs),
+        side_by_side(runs),
         *(pictures(run, chip(i, runs)) for i, run in enumerate(runs)),
         measured(runs),
         settings(runs),

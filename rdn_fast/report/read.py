@@ -21,6 +21,7 @@ _LARGEST = 2**53  # steps, which float64 holds exactly
 class Run:
     """What is known of a run. Numbers that are no numbers, or not finite, are NaN."""
 
+    folder: str
     name: str
     starts: list[dict] = field(default_factory=list)  # records of starts and resumes, as they were written
     scales: list[dict] = field(default_factory=list)  # records of halved loss scales
@@ -76,7 +77,7 @@ def read_run(folder: str) -> Run:
         content = log.read_bytes()
     except OSError as error:
         raise UserError(f"{log}: cannot be read ({error.strerror}); make it readable") from None
-    run = Run(str(folder))
+    run = Run(str(folder), str(folder))
     _read_log(run, content)
     for path in reversed(list_sheets(Path(folder))):
         try:

@@ -23,7 +23,7 @@ def chip(i: int, runs: list[Run]) -> str:
 
 def summary(runs: list[Run]) -> str:
     """Return how far each run is, and how good: of several runs as a table."""
-    head = ("model", "steps", "best PSNR-Y", "at step", "last PSNR-Y", "bicubic", "time", "speed", "skipped")
+    head = ("best PSNR-Y", "at step", "last PSNR-Y", "bicubic", "steps", "time", "speed", "skipped", "model")
     if len(runs) == 1:
         shown = _pairs("tiles", zip(head, _summed(runs[0]), strict=True))
     else:
@@ -44,18 +44,18 @@ def _summed(run: Run) -> Iterable[str]:
     best = validated[np.argmax(psnr[validated])] if len(validated) else None
     shape = [start.get(key) for key in ("num_blocks", "num_layers", "growth_rate", "num_features")]
     model = "D{} C{} G{} G0 {}".format(*map(str, shape)) if None not in shape else ""
-    yield words(f"x{start['scale']} {model}" if "scale" in start else model)
-    yield number(run.last_step) + words(f" of {number(start['steps'])}" if isinstance(start.get("steps"), int) else "")
     yield decibels(psnr[best] if best is not None else math.nan)
     yield number(at[best] if best is not None else math.nan)
     yield decibels(psnr[validated[-1]] if len(validated) else math.nan)
     yield decibels(run.bicubic_psnr)
+    yield number(run.last_step) + words(f" of {number(start['steps'])}" if isinstance(start.get("steps"), int) else "")
     minutes = run.minutes(np.array([float(run.last_step)]))
     yield clock(60 * float(minutes[0])) if minutes is not None else "–"
     speed = run.epochs["fps_end_to_end"]
     speed = speed[np.isfinite(speed)]
     yield f"{number(float(np.median(speed)))} img/s" if len(speed) else "–"
     yield number(float(np.nansum(run.steps["skipped"])))
+    yield words(f"x{start['scale']} {model}" if "scale" in start else model)
 
 
 def measured(runs: list[Run]) -> str:
@@ -77,10 +77,8 @@ def measured(runs: list[Run]) -> str:
 
 def settings(runs: list[Run]) -> str:
     """Return the settings that each run had last: of several runs as a table where those that differ are marked."""
-    of_runs = [_flat(run.settings) for run in runs]
+    of_runs = [{"folder": run.folder, **_flat(run.settings)} for run in runs]
     names = list(dict.fromkeys(name for each in of_runs for name in each))
-    if not names:
-        return ""
     title, rows, differ = "Settings and machine", [], []
     if len(runs) == 1:
         pairs = ((words(name), words(value)) for name, value in of_runs[0].items())
@@ -94,13 +92,13 @@ def settings(runs: list[Run]) -> str:
 
 
 def _flat(settings: dict) -> dict:
-    """Return the settings with those of the recipe and the implementations among them."""
+    """Return the settings that are set, with those of the recipe and the implementations among them."""
     flat = {key: value for key, value in settings.items() if key not in _NOT_SETTINGS}
     for key in ("recipe", "rdb"):
         inner = settings.get(key)
         if isinstance(inner, dict):
             flat |= {name if key == "recipe" else f"rdb, {name}": value for name, value in inner.items()}
-    return flat
+    return {key: value for key, value in flat.items() if value not in (None, "")}
 
 
 def starts(runs: list[Run]) -> str:

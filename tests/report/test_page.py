@@ -73,8 +73,8 @@ def test_a_page_shows_everything(report, make_run):
         assert shown in text, shown
     found = elements(text)
     assert [attributes["data-key"] for tag, attributes in found if attributes.get("class") == "shot"] == [
-        *("bicubic", "rdn-10", "rdn", "hr"),
-        *("bicubic", "rdn", "hr") * 2,
+        *("bicubic", "step-10", "step-300", "hr"),
+        *("bicubic", "step-300", "hr") * 2,
     ]
     assert sum(tag == "svg" for tag, _ in found) == 8  # four charts, two axes
 
@@ -97,7 +97,12 @@ def test_several_runs_share_the_plots(report, cli, make_run, tmp_path):
     found = [attributes for tag, attributes in elements(text) if tag == "path" and "data-label" in attributes]
     for i in range(3):
         assert any(each["class"] == f"line r{i}" for each in found)
-    assert text.count('<section class="pictures">') == 3
+    assert text.count('<section class="pictures"') == 3  # side by side, a, b; none of c is as old as its log
+    keys = [attributes["data-key"] for _, attributes in elements(text) if attributes.get("class") == "shot"]
+    assert keys[:4] == ["bicubic", "run-0", "run-1", "hr"]
+    assert {*re.findall(r'class="chip r\d">([^<]*)<', text)} == {"a", "b", "c"}
+    again = make_run("other/a")  # another run of this name
+    assert f'class="chip r1">{words(again)}<' in report(runs[0], again, output=tmp_path / "cmp.html")
     assert "-o FILE.html is missing" in cli("report", *runs).user_error()
 
 

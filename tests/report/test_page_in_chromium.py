@@ -98,18 +98,28 @@ def test_the_pictures_that_are_compared_can_be_chosen(page, make_run):
     show(page, make_run())
     pictures = "[...document.querySelector('.stage').querySelectorAll('img')].map(image => image.src)"
     source = "document.querySelector('.compare .shot[data-key=\"{}\"] img').src"
-    bicubic, early, last, hr = (page.evaluate(source.format(key)) for key in ("bicubic", "rdn-10", "rdn", "hr"))
+    bicubic, early, last, hr = (page.evaluate(source.format(key)) for key in ("bicubic", "step-10", "step-300", "hr"))
     assert page.evaluate(pictures) == [last, bicubic]
     page.evaluate("document.querySelectorAll('.tools select')[0].focus()")
     page.press("End")  # the last choice
     assert page.evaluate(pictures) == [last, hr]
     page.evaluate(
-        "(s => { s.value = 'rdn-10'; s.dispatchEvent(new Event('change')) })(document.querySelectorAll('select')[1])"
+        "(s => { s.value = 'step-10'; s.dispatchEvent(new Event('change')) })(document.querySelectorAll('select')[1])"
     )
     assert page.evaluate(pictures) == [early, hr]
     assert (
         page.evaluate("document.querySelectorAll('.stage img')[2].src") != early
     )  # the best crop has the last step only
+
+
+def test_runs_are_compared_by_one_slider(page, make_run):
+    show(page, make_run("a"), make_run("b", sheets=(250,)))
+    labels = page.evaluate(
+        "[...document.querySelector('.stage').querySelectorAll('span')].map(label => label.textContent)"
+    )
+    assert labels[0].startswith("a, step 300, ")
+    assert labels[1].startswith("b, step 250, ")
+    assert complaints(page) == []
 
 
 def test_the_table_sorts_by_keys(page, make_run):
