@@ -1,7 +1,8 @@
-"""How much of eight cards' all-reduce the backward pass does not cover, for DistributedDataParallel's buckets."""
+"""How much of eight cards' all-reduces the backward pass does not cover, for buckets of gradients."""
 
 from __future__ import annotations
 
+from bisect import bisect
 from itertools import accumulate
 
 from profiling.npu_chips import LATENCY, Chip, Scenario
@@ -9,14 +10,14 @@ from profiling.npu_operators import Step
 from profiling.npu_step import seconds
 
 MIB = 1 << 20
-FIRST, USUAL = 1 * MIB, 25 * MIB  # torch's limits: of the first bucket, of the others
-CAPS = (1, 2, 4, 8, 25)  # MiB: the limits to choose from
+Sizes = list[tuple[float, int]]  # seconds and bytes, of gradients or of buckets
+BEFORE = (0.4, 0.3, 0.24, 0.06)  # shares whose last limit lies within the last block of rdn-b
 
 
-def buckets(ready: list[tuple[float, int]], first: int = FIRST, cap: int = USUAL) -> list[tuple[float, int]]:
-    """Return (when it is complete, bytes) of each bucket of gradients, given those of each gradient in order.
+def in_torch(ready: Sizes, first: int = MIB, cap: int = 25 * MIB) -> Sizes:
+    """Return when each bucket of DistributedDataParallel is complete, and its bytes, given those of each gradient.
 
-    As the reducer fills them from the second step on: a bucket ends with the gradient that reaches its limit.
+    As its reducer fills them from the second step on: a bucket ends with the gradient that reaches its limit.
     """
     found, size, limit = [], 0, first
     for i, (at, bytes) in enumerate(ready):
@@ -27,7 +28,18 @@ def buckets(ready: list[tuple[float, int]], first: int = FIRST, cap: int = USUAL
     return found
 
 
-def uncovered(parts: list[tuple[float, int]], end: float, chip: Chip, share: float = 1) -> float:
+def in_shares(ready: Sizes, shares: tuple[float, ...]) -> Sizes:
+    """Return the same of GradientBuckets: a gradient belongs to the bucket in whose share it begins."""
+    sizes = [bytes for _, bytes in ready]
+    limits = [share * sum(sizes) for share in accumulate(shares[:-1])]
+    found: dict[int, tuple[float, int]] = {}
+    for (at, bytes), start in zip(ready, accumulate(sizes, initial=0), strict=False):
+        bucket = bisect(limits, start)
+        found[bucket] = (at, found.get(bucket, (0, 0))[1] + bytes)
+    return list(found.values())
+
+
+def uncovered(parts: Sizes, end: float, chip: Chip, share: float = 1) -> float:
     """Return the seconds of all-reduces after the backward pass's end. share: of the bytes that are sent, 0.5 in fp16.
 
     All-reduces run one after another, each from when its bucket is complete.
@@ -38,18 +50,18 @@ def uncovered(parts: list[tuple[float, int]], end: float, chip: Chip, share: flo
     return max(0.0, free - end)
 
 
-def timed(step: Step, chip: Chip, scenario: Scenario) -> tuple[list[tuple[float, int]], float, float]:
+def timed(step: Step, chip: Chip, scenario: Scenario) -> tuple[Sizes, float, float]:
     """Return when each gradient is there, (seconds, bytes); the backward pass's end; the step's end."""
     ends = [0.0, *accumulate(seconds(operator, chip, scenario) for operator in step.operators)]
     last = next(i for i, operator in enumerate(step.operators) if operator.part == "optimizer")
     return [(ends[i], bytes) for i, bytes in step.ready], ends[last], ends[-1]
 
 
-def efficiency(step: Step, chip: Chip, cap_mib: int | None, share: float, scenario: Scenario) -> float:
-    """Return eight cards' speed over eight times one card's. cap_mib: every bucket's limit; None: torch's own.
+def efficiency(step: Step, chip: Chip, shares: tuple[float, ...] | None, bytes: float, scenario: Scenario) -> float:
+    """Return eight cards' speed over eight times one card's.
 
-    share: of the float32 gradients' bytes that are sent.
+    shares: of GradientBuckets; None: DistributedDataParallel's own buckets. bytes: that are sent for a float32.
     """
     ready, end, total = timed(step, chip, scenario)
-    limits = (FIRST, USUAL) if cap_mib is None else (cap_mib * MIB, cap_mib * MIB)
-    return total / (total + uncovered(buckets(ready, *limits), end, chip, share))
+    parts = in_torch(ready) if shares is None else in_shares(ready, shares)
+    return total / (total + uncovered(parts, end, chip, bytes / 4))

@@ -21,6 +21,7 @@ from profiling.npu_chips import ASSUMPTIONS, CHIPS, FAST, SLOW, Chip, Scenario
 from profiling.npu_operators import NAMES, Step, trace
 from profiling.npu_step import by_group, group_of, kind_of, step_seconds, timeline
 from profiling.npu_tiles import tiles_table
+from rdn_fast.distributed.gradients import BUCKET_SHARES
 
 PAGE = Path(__file__).parents[1] / "docs/ascend.md"
 BEGIN, END = "<!-- npu_model -->", "<!-- /npu_model -->"
@@ -65,7 +66,7 @@ def published() -> dict[str, tuple[float, list[float]]]:
     """Return what is published of the reference on the first 910, and the model's [slow, fast] for it."""
     chip, naive = CHIPS["910"], step("naive", BATCH, CHIPS["910"].cores)
     one = [speed("naive", BATCH, chip, scenario) for scenario in (SLOW, FAST)]
-    scaling = [npu_exchange.efficiency(naive, chip, None, 1, scenario) for scenario in (SLOW, FAST)]
+    scaling = [npu_exchange.efficiency(naive, chip, None, 4, scenario) for scenario in (SLOW, FAST)]
     return {
         "one card, images/s": (ONE_CARD, one),
         "eight cards, images/s": (EIGHT_CARDS, [8 * n * e for n, e in zip(one, scaling, strict=True)]),
@@ -107,16 +108,21 @@ def pipes_table(chip: Chip) -> str:
 
 
 def exchange_table() -> str:
-    """Return the scaling to eight cards for each limit of DistributedDataParallel's buckets."""
-    limits = {"torch's own": None} | {f"{cap} MiB": cap for cap in npu_exchange.CAPS}
+    """Return the scaling to eight cards for DistributedDataParallel's and other buckets."""
+    chosen = ", ".join(map(str, BUCKET_SHARES))
+    columns = {
+        "DistributedDataParallel": (None, 4),
+        f"shares {', '.join(map(str, npu_exchange.BEFORE))}": (npu_exchange.BEFORE, 4),
+        f"shares {chosen}": (BUCKET_SHARES, 4),
+        "the same, sent in fp16": (BUCKET_SHARES, 2),
+    }
     rows = []
     for name, impl in (("910", "naive"), ("910", "sliced"), ("910B2", "npu_conv"), ("910B3", "npu_conv")):
         chip = CHIPS[name]
-        for sent, share in (("float32", 1), ("float16", 0.5)):
-            one = step(impl, BATCH, chip.cores)
-            cells = [span(partial(npu_exchange.efficiency, one, chip, cap, share), ".4f") for cap in limits.values()]
-            rows.append([name, f"`{impl}`", sent, *cells])
-    return markdown(["chip", "implementation", "sent in", *limits], rows)
+        one = partial(npu_exchange.efficiency, step(impl, BATCH, chip.cores), chip)
+        cells = (span(partial(one, *choice), ".4f") for choice in columns.values())
+        rows.append([name, f"`{impl}`", *cells])
+    return markdown(["chip", "implementation", *columns], rows)
 
 
 def changes_table(chip: Chip, count: int | None = None) -> str:

@@ -10,9 +10,10 @@ import torch.distributed as dist
 
 from rdn_fast import devices
 
-# Shares of all gradients that are averaged together, in the order in which backward computes them. The last bucket is
-# small: no computation is left that its all-reduce could overlap with.
-BUCKET_SHARES = (0.4, 0.3, 0.24, 0.06)
+# Shares of all gradients that are averaged together, in the order in which backward computes them. The last buckets are
+# small: no computation is left that their all-reduces could overlap with. Most impls compute all gradients of a block
+# at once, so a bucket that reaches into the last block is among them.
+BUCKET_SHARES = (0.37, 0.24, 0.15, 0.1, 0.07, 0.04, 0.03)
 _ALIGNED = 4  # a gradient in the buffer begins at a multiple of so many floats: 16 bytes, a wide load of a GPU
 
 

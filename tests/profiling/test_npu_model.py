@@ -2,7 +2,7 @@
 
 import random
 from dataclasses import replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import pytest
 import torch
@@ -15,6 +15,9 @@ from profiling.npu_operators import trace
 from profiling.npu_plan import KINDS, SHAPES, TARGETS
 from profiling.npu_step import by_group, group_of, kind_of, seconds, step_seconds
 from profiling.npu_timeline import expand, simulate
+from rdn_fast.config import ModelConfig
+from rdn_fast.distributed.gradients import BUCKET_SHARES, GradientBuckets
+from rdn_fast.model import RDN
 from rdn_fast.rdb import npu_conv_kernels
 from rdn_fast.rdb.npu_conv_planes import Planes
 
@@ -198,9 +201,31 @@ def test_buckets_are_filled_as_torch_fills_them(dice):
     tensors = [torch.empty(size, device="meta") for size in sizes]
     assigned, _ = torch.distributed._compute_bucket_assignment_by_size(tensors, [first, cap])
     ready = [(float(i), 4 * size) for i, size in enumerate(sizes)]
-    found = npu_exchange.buckets(ready, first, cap)
+    found = npu_exchange.in_torch(ready, first, cap)
     assert [at for at, _ in found] == [indices[-1] for indices in assigned]
     assert [bytes for _, bytes in found] == [sum(4 * sizes[i] for i in indices) for indices in assigned]
+
+
+def test_shares_are_those_of_gradient_buckets(dice, monkeypatch):
+    monkeypatch.setattr(torch.distributed, "broadcast", lambda *_: None)
+    model = RDN(ModelConfig(num_features=16, growth_rate=16, num_blocks=dice.randint(1, 9), num_layers=2))
+    buckets = GradientBuckets(model, 2)._buckets
+    ready = [(float(i), 4 * len(p.flatten())) for i, p in enumerate(reversed(list(model.parameters())))]
+    aligned = [(at, -(-bytes // 16) * 16) for at, bytes in ready]
+    found = npu_exchange.in_shares(aligned, BUCKET_SHARES)
+    assert [bytes for _, bytes in found] == [4 * bucket.flat.numel() for bucket in buckets]
+    assert [at for at, _ in found] == [n - 1.0 for n in accumulate(len(bucket.params) for bucket in buckets)]
+
+
+def test_the_models_shares_scale_as_the_gate_asks():
+    steps = npu_model.step("naive", 64, OLD.cores)
+    for scenario in SCENARIOS:
+        chosen, before = (
+            npu_exchange.efficiency(steps, OLD, shares, 4, scenario) for shares in (BUCKET_SHARES, npu_exchange.BEFORE)
+        )
+        assert chosen > before
+        assert npu_exchange.efficiency(steps, OLD, BUCKET_SHARES, 2, scenario) > chosen
+    assert npu_exchange.efficiency(steps, OLD, BUCKET_SHARES, 4, SLOW) > 4337 / (8 * 544)
 
 
 def test_what_the_backward_pass_does_not_cover():
