@@ -1,9 +1,11 @@
 """What triton_planes launches: how often, and that autograd takes its gradients as they are. No kernel runs here."""
 
+from collections import Counter
 from dataclasses import replace
 
 import pytest
 import torch
+from torch.autograd import DeviceType
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rdn_fast.config import ModelConfig
@@ -68,6 +70,27 @@ def test_a_block_of_rdn_b_is_22_launches(monkeypatch):
     assert len(storages) == 1  # all are views of what `reduce` wrote: autograd copied none
     for leaf in given:
         assert (leaf.grad.dtype, leaf.grad.shape) == (leaf.dtype, leaf.shape)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card")
+def test_the_profiler_sees_no_others_on_a_card():
+    given = [leaf.detach().to("cuda").requires_grad_() for leaf in leaves(BLOCKS[0])]
+    x, *weights, fuse_w, fuse_b = given
+    conv_w, conv_b = weights[:LAYERS], weights[LAYERS:]
+    (packed,) = pack([(conv_w, fuse_w)], HALF)
+    upstream = torch.randn_like(x)
+
+    def step():
+        for leaf in given:
+            leaf.grad = None
+        triton_planes.rdb(x, conv_w, conv_b, fuse_w, fuse_b, packed).backward(upstream)
+        torch.cuda.synchronize()
+
+    step()  # compiles, and chooses configurations
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
+        step()
+    on_card = [event.name for event in seen.events() if event.device_type == DeviceType.CUDA]
+    assert Counter(on_card) == Counter(FORWARD + BACKWARD)
 
 
 @pytest.mark.parametrize("number", [1, 7])
