@@ -64,7 +64,7 @@ test-slow: $(ready)
 lint: $(ready)
 	$(bin)/ruff check .
 	$(bin)/ruff format --check .
-	$(bin)/clang-format --dry-run -Werror rdn_fast/*/*.c tests/fake_npu/csrc/* tests/native/*.c
+	$(bin)/clang-format --dry-run -Werror rdn_fast/*/*.c rdn_fast/*/*.cu* tests/rdb/host/* tests/devices/*.c tests/fake_npu/csrc/* tests/native/*.c
 	$(bin)/python -m bench.report --check
 	for script in test/*.sh .ci/run; do bash -n $$script || exit 1; done
 

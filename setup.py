@@ -44,7 +44,7 @@ setup(
     package_data={
         "rdn_fast": ["py.typed", "tested.md"],
         "rdn_fast.weights": ["*.safetensors", "*.md"],
-        "rdn_fast.rdb": ["*.c"],
+        "rdn_fast.rdb": ["*.c", "*.cu", "*.cuh"],
         "rdn_fast.data": ["*.c"],
         "rdn_fast.report": ["*.css", "*.js"],
     },

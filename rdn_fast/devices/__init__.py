@@ -1,5 +1,5 @@
 """The only home of cuda, npu and cpu. Read select, forks, memory, streams, cuda_graph, numerics, optim, npu_modes,
-npu_kernels, npu_profile."""
+npu_kernels, npu_profile, cuda_kernels."""
 
 from rdn_fast.devices import forks as _forks
 from rdn_fast.devices.cuda_graph import CudaGraphed

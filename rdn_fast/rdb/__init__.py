@@ -1,5 +1,5 @@
 """Implementations of the residual dense block. Read naive, summed, sliced, winograd, amx, compiled, triton_planes,
-npu_conv, then how one is chosen: case, rounds, tuning, measure, autotune, auto_level.
+hopper, npu_conv, then how one is chosen: case, rounds, tuning, measure, autotune, auto_level.
 
 Contract: the module of every impl exports `rdb(x, conv_w, conv_b, fuse_w, fuse_b) -> y` with C = len(conv_w) and
     x, y:      [B, G0, H, W]
@@ -24,7 +24,7 @@ import torch
 
 from rdn_fast.errors import UserError
 from rdn_fast.precision import dtype_name
-from rdn_fast.rdb import amx, compiled, naive, npu_conv, sliced, summed, torchair, triton_planes, winograd
+from rdn_fast.rdb import amx, compiled, hopper, naive, npu_conv, sliced, summed, torchair, triton_planes, winograd
 
 LOW = (torch.bfloat16, torch.float16)
 FLOATS = (torch.float32, *LOW)
@@ -88,6 +88,7 @@ _TABLE = (
     Impl("compiled", compiled, ("cuda",), FLOATS, True, "torch.compile of naive"),
     Impl("torchair", torchair, ("npu",), FLOATS, False, "torch.compile of naive by the vendor's graph mode"),
     Impl("npu_conv", npu_conv, ("npu",), LOW, True, "convolutions of A2's and A3's matrix unit: no concat"),
+    Impl("hopper", hopper, ("cuda",), LOW, True, "CUDA C++ for Hopper: nine taps out of one copy of the pixels"),
     Impl("triton_planes", triton_planes, ("cuda",), LOW, True, "fused Triton kernels, one per layer and gradient"),
 )
 IMPLS = {impl.name: impl for impl in _TABLE}

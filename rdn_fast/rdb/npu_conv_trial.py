@@ -6,6 +6,9 @@ Like triton_trial, but these kernels never ran on a card: one that the trial can
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterable
+
+import torch
 
 from rdn_fast.devices import pick
 from rdn_fast.errors import UserError
@@ -16,9 +19,13 @@ from rdn_fast.terminal import print_line
 
 
 def main() -> int:
+    return verdict(lambda device: (flaw(device, npu_conv.rdb, dtype) for dtype in FLOATS))
+
+
+def verdict(flaws: Callable[[torch.device], Iterable[str | None]]) -> int:
+    """Look for flaws on the command's device. Print the first one; return the exit code, 0 if there is none."""
     try:
-        device = pick(sys.argv[1])
-        words = next(filter(None, (flaw(device, npu_conv.rdb, dtype) for dtype in FLOATS)), None)
+        words = next(filter(None, flaws(pick(sys.argv[1]))), None)
     except (UserError, RuntimeError) as error:
         words = f"a second process cannot use it: {error}"
     if words:
