@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from rdn_fast.data.images import image_files, read_image
@@ -111,19 +111,19 @@ def find_lr(hr_folder: str | Path, scale: int) -> list[Path]:
     if beside := _HR_FOLDER.fullmatch(hr_folder.name):
         places.append((hr_folder.parent, beside[1]))
     for place, prefix in places:
+        inside = _names(place, folders=True)
         for name in (*(prefix + name for name in _CUSTOMARY), *([] if prefix else [_BARE])):
-            found += [folder for folder in _folders(place, name.format(scale).split("/")) if _names(folder)]
+            outer, _, inner = name.format(scale).casefold().partition("/")
+            folders = [place / each for each in inside if each.casefold() == outer]
+            if inner:
+                folders = [
+                    folder / each
+                    for folder in folders
+                    for each in _names(folder, folders=True)
+                    if each.casefold() == inner
+                ]
+            found += [folder for folder in folders if _names(folder)]
     return found
-
-
-def _folders(place: Path, parts: list[str]) -> Iterator[Path]:
-    """Yield the folders that lie in place under a path of these names, in upper or lower case."""
-    if not parts:
-        yield place
-        return
-    for name in _names(place, folders=True):
-        if name.casefold() == parts[0].casefold():
-            yield from _folders(place / name, parts[1:])
 
 
 def _names(folder: Path, folders: bool = False) -> list[str]:

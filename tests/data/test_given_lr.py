@@ -472,6 +472,9 @@ def test_mistakes_of_eval(pictures, prepared, cli, tmp_path):
     told = cli(*command, "--eval-lr-dir", lr, "--degradation", "dn").user_error()
     assert told.startswith("--degradation dn: LR pictures of --eval-lr-dir are taken as they are")
     assert "in a set's folder" in cli(*command, "--json", lr / "r.json").user_error()
+    (lr / "0000.png").rename(lr / "other.png")
+    told = f"no partner: {lr / 'other.png'}; mend that, or leave out --strict"
+    assert told in cli(*command, "--strict").user_error()
     for file in lr.iterdir():
         Image.new("RGB", (20, 30)).save(file)
     assert "give LR pictures that fit, or --bicubic to make them" in cli(*command).user_error()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rdn_fast.data.partners import match
+from rdn_fast.data.partners import lines_on, match, scales_in
 from rdn_fast.errors import UserError
 
 
@@ -63,3 +63,38 @@ def test_numbers_in_order_of_the_hr_pictures():
 def test_two_results_of_one_picture_are_refused():
     with pytest.raises(UserError, match=r"baby_rdn\.png: baby_edsr\.png and baby_rdn\.png both look like baby\.png"):
         match([Path("baby_edsr.png"), Path("baby_rdn.png")], [Path("baby.png")])
+
+
+def test_equal_names_are_never_ambiguous():
+    assert pairs("a.png a_HR.png", "a.png a_HR.png a_GT.png") == {"a.png": "a.png", "a_HR.png": "a_HR.png"}
+    assert pairs("0801_out.png", "0801.png 0801x2.png") == {"0801_out.png": "0801.png"}
+
+
+@pytest.mark.parametrize(("sr", "hr"), [("a.png", "a.bmp a.jpg"), ("a_out.png", "a_GT.png a_HR.png")])
+def test_a_result_of_two_pictures_is_refused(sr, hr):
+    one, other = hr.split()
+    with pytest.raises(UserError, match=f"{sr}: may belong to {one} or to {other}; rename or remove one of them"):
+        pairs(sr, hr)
+
+
+def test_few_are_named_and_many_counted():
+    few, many = [Path(f"few/{i}.png") for i in range(5)], [Path(f"many/{i}.png") for i in range(6)]
+    *named, counted = lines_on([*few, *many])
+    assert named == [f"no partner: {file}" for file in few]
+    assert counted == f"no partner: 6 files of many: {', '.join(f'{i}.png' for i in range(5))}, ..."
+    assert lines_on([]) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "scales"),
+    [
+        ("0801x2.png", {2}),
+        ("LRbicX3", {3}),
+        ("img_SRF_4_LR.png", {4}),
+        ("a_x2_x3", {2, 3}),
+        ("x5", set()),
+        ("x20", set()),
+    ],
+)
+def test_scales_that_a_name_tells(name, scales):
+    assert scales_in(name) == scales
