@@ -38,6 +38,7 @@ enum { CHANNELS = 96 };                       /* whose products are summed apart
 typedef enum { REPLACE, CARRY, ADD } mode;
 
 typedef float vec __attribute__((vector_size(VW * sizeof(float)), aligned(4)));
+typedef double wide __attribute__((vector_size(VW * sizeof(double))));
 typedef int bits __attribute__((vector_size(VW * sizeof(int))));
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
@@ -67,6 +68,9 @@ INLINE void store(float *to, vec v, long n) {
     if (n >= VW) *(vec *)to = v;
     else memcpy(to, &v, n * sizeof(float));
 }
+
+INLINE wide widened(vec v) { return __builtin_convertvector(v, wide); }
+INLINE vec rounded(wide v) { return __builtin_convertvector(v, vec); }
 
 /* One-dimensional transforms. i and o: distances between the vectors read and written. */
 
@@ -109,11 +113,12 @@ INLINE void output_adjoint_1d(const vec *x, int i, vec *y, int o) { /* A: 4 -> 6
     y[5 * o] = x[3 * i];
 }
 
-/* G's row factors: 1 / pq, 1 / (2 p^2 (p^2 - q^2)), 1 / (2 q^2 (q^2 - p^2)) */
-static const float f0 = 256 / 225.f, fp = -2048 / 2975.f, fq = 128 / 1071.f;
+/* G's row factors: 1 / pq, 1 / (2 p^2 (p^2 - q^2)), 1 / (2 q^2 (q^2 - p^2)). float32 would round them, and all weights
+ * alike with them: an error that sums over channels and pixels do not average out. */
+static const double f0 = 256 / 225., fp = -2048 / 2975., fq = 128 / 1071.;
 
-INLINE void weight_1d(const vec *x, int i, vec *y, int o) { /* G: 3 -> 6 */
-    vec a = fp * (x[0] + p2 * x[2 * i]), b = (fp * p) * x[i], c = fq * (x[0] + q2 * x[2 * i]), d = (fq * q) * x[i];
+INLINE void weight_1d(const wide *x, int i, wide *y, int o) { /* G: 3 -> 6 */
+    wide a = fp * (x[0] + p2 * x[2 * i]), b = (fp * p) * x[i], c = fq * (x[0] + q2 * x[2 * i]), d = (fq * q) * x[i];
     y[0] = f0 * x[0];
     y[o] = a + b;
     y[2 * o] = a - b;
@@ -122,9 +127,9 @@ INLINE void weight_1d(const vec *x, int i, vec *y, int o) { /* G: 3 -> 6 */
     y[5 * o] = x[2 * i];
 }
 
-INLINE void weight_adjoint_1d(const vec *x, int i, vec *y, int o) { /* G^T: 6 -> 3 */
-    vec a = fp * (x[i] + x[2 * i]), b = (fp * p) * (x[i] - x[2 * i]), c = fq * (x[3 * i] + x[4 * i]),
-        d = (fq * q) * (x[3 * i] - x[4 * i]);
+INLINE void weight_adjoint_1d(const wide *x, int i, wide *y, int o) { /* G^T: 6 -> 3 */
+    wide a = fp * (x[i] + x[2 * i]), b = (fp * p) * (x[i] - x[2 * i]), c = fq * (x[3 * i] + x[4 * i]),
+         d = (fq * q) * (x[3 * i] - x[4 * i]);
     y[0] = f0 * x[0] + a + c;
     y[o] = b + d;
     y[2 * o] = p2 * a + q2 * c + x[5 * i];
@@ -133,7 +138,7 @@ INLINE void weight_adjoint_1d(const vec *x, int i, vec *y, int o) { /* G^T: 6 ->
 /* x: [from][from] -> y: [to][to], a one-dimensional transform of rows, then of columns. x and y may overlap. */
 #define BOTH_WAYS(transform, x, from, y, to)                                                                           \
     do {                                                                                                               \
-        vec half[(to) * (from)];                                                                                       \
+        __typeof__(*(y)) half[(to) * (from)];                                                                          \
         for (int j = 0; j < (from); j++) transform((x) + j, from, half + j, from);                                     \
         for (int k = 0; k < (to); k++) transform(half + (from) * k, 1, (y) + (to) * k, 1);                             \
     } while (0)
@@ -317,12 +322,12 @@ void rdn_pack_forward(const shape *s, const float *const *w, const float *fuse, 
                     vec x[T][NR];
                     width = panel(np, col);
                     for (long o = 0; o < width; o++) {
-                        vec y[T] = {{0}};
+                        wide y[T] = {{0}};
                         const float *from = w[layer] + (col + o) * 9 * depth + k;
                         if (col + o < s->g)
-                            for (long i = 0; i < 9; i++) y[i] = load(from + i * depth, depth - k);
+                            for (long i = 0; i < 9; i++) y[i] = widened(load(from + i * depth, depth - k));
                         BOTH_WAYS(weight_1d, y, 3, y, 6);
-                        for (long t = 0; t < T; t++) x[t][o] = y[t];
+                        for (long t = 0; t < T; t++) x[t][o] = rounded(y[t]);
                     }
                     for (long t = 0; t < T; t++)
                         for (long i = 0; i < min(VW, depth - k); i++)
@@ -335,8 +340,7 @@ void rdn_pack_forward(const shape *s, const float *const *w, const float *fuse, 
         for (long k = 0; k < channels; k++)
             for (long o = 0; o < padded(s->g0); o++) {
                 long col = panel_of(padded(s->g0), o), width = panel(padded(s->g0), col);
-                float x = o < s->g0 ? fuse[o * channels + k] + (o == k) : 0; /* the residual is an identity matrix */
-                to[col * channels + k * width + o - col] = x;
+                to[col * channels + k * width + o - col] = o < s->g0 ? fuse[o * channels + k] : 0;
             }
     }
 }
@@ -353,19 +357,19 @@ void rdn_pack_backward(const shape *s, const float *const *w, const float *fuse,
             const float *from = w[layer] + k % s->g * 9 * ld + start(s, map);
             for (long c = 0; c < np; c += VW) {
                 long col = panel_of(np, c);
-                vec y[T] = {{0}};
+                wide y[T] = {{0}};
                 if (c < n)
-                    for (long i = 0; i < 9; i++) y[i] = load(from + i * ld + c, n - c);
+                    for (long i = 0; i < 9; i++) y[i] = widened(load(from + i * ld + c, n - c));
                 BOTH_WAYS(weight_1d, y, 3, y, 6);
                 for (long t = 0; t < T; t++)
-                    *(vec *)(to + (t * np + col) * depth + k * panel(np, col) + c - col) = y[t];
+                    *(vec *)(to + (t * np + col) * depth + k * panel(np, col) + c - col) = rounded(y[t]);
             }
         }
 #pragma omp for schedule(static) nowait
         for (long k = 0; k < s->g0; k++)
             for (long c = 0; c < np; c++) {
                 long col = panel_of(np, c);
-                float x = c < n ? fuse[k * reads(s, s->layers) + start(s, map) + c] + (!map && c == k) : 0;
+                float x = c < n ? fuse[k * reads(s, s->layers) + start(s, map) + c] : 0;
                 fusion[col * s->g0 + k * panel(np, col) + c - col] = x;
             }
     }
@@ -387,15 +391,15 @@ void rdn_unpack(const shape *s, const float *du, float *const *dw, float *const 
 #pragma omp for schedule(static) nowait
         for (long o = 0; o < s->g; o++)
             for (long k = 0; k < depth; k += VW) {
-                vec y[T];
-                for (long t = 0; t < T; t++) y[t] = *(const vec *)(from + (t * s->g + o) * ld + k);
+                wide y[T];
+                for (long t = 0; t < T; t++) y[t] = widened(*(const vec *)(from + (t * s->g + o) * ld + k));
                 BOTH_WAYS(weight_adjoint_1d, y, 6, y, 3);
-                for (long j = 0; j < 9; j++) store(dw[layer] + (o * 9 + j) * depth + k, y[j], depth - k);
+                for (long j = 0; j < 9; j++) store(dw[layer] + (o * 9 + j) * depth + k, rounded(y[j]), depth - k);
             }
     }
 }
 
-/* y: [pixel][g0] = f @ u [panel][depth][width] + bias, n pixels */
+/* y: [pixel][g0] = f @ u [panel][depth][width] + bias + the block's input, n pixels */
 static void fuse_pixels(const shape *s, const float *f, const float *u, const float *bias, float *y, long n) {
     long depth = reads(s, s->layers), np = padded(s->g0);
     for (long col = 0, width; col < np; col += width) {
@@ -406,8 +410,9 @@ static void fuse_pixels(const shape *s, const float *f, const float *u, const fl
             micro(m, width, f + pixel * f_ld(s), f_ld(s), 1, u + col * depth, width, part, width, depth, REPLACE);
             for (long r = 0; r < m; r++)
                 for (long c = 0; c < min(width, s->g0 - col); c += VW) {
-                    vec sum = *(vec *)(part + r * width + c) + load(bias + col + c, s->g0 - col - c);
-                    store(y + (pixel + r) * s->g0 + col + c, sum, s->g0 - col - c);
+                    long at = col + c, n = s->g0 - at;
+                    vec sum = *(vec *)(part + r * width + c) + load(bias + at, n);
+                    store(y + (pixel + r) * s->g0 + at, sum + load(f + (pixel + r) * f_ld(s) + at, n), n);
                 }
         }
     }
@@ -461,8 +466,8 @@ INLINE void gather(const float *const near[3][3], long np, long c, vec *y) {
 }
 
 /* Compute one tile of a map's gradient: gy @ fuse [panel][g0][width], plus z (from the map's readers, or 0). For the
- * block's input it is stored in dx [pixel][n]. For a layer's output it is masked by f > 0, transformed into d, and
- * added to the bias gradient db. */
+ * block's input gy is added, and it is stored in dx [pixel][n]. For a layer's output it is masked by f > 0, transformed
+ * into d, and added to the bias gradient db. */
 static void gradient_tile(const shape *s, long tile, const float *gy, const float *fuse, const float *z, long n,
                           float *dx, const float *f, float *d, long plane, float *db) {
     place at = where(s, tile);
@@ -493,7 +498,7 @@ static void gradient_tile(const shape *s, long tile, const float *gy, const floa
                 }
                 long pixel = corner + i * s->w + j;
                 vec g = y[4 * i + j] + *(vec *)(e + (4 * i + j) * NR + c - col);
-                if (dx) store(dx + pixel * n + c, g, n - c);
+                if (dx) store(dx + pixel * n + c, g + load(gy + pixel * n + c, n - c), n - c);
                 else sum += y[4 * i + j] = (vec)((bits)g & (load(f + pixel * f_ld(s) + c, n - c) > 0));
             }
         if (dx) continue;

@@ -1,7 +1,7 @@
 """The dense block by Winograd convolution F(4x4, 3x3), for float32 on CPUs: a quarter of the multiplications.
 
 The kernels are in winograd.c, what calls them is in in_c.py. Each feature map is transformed once, however many layers
-read it. The local residual is an identity matrix added to the weights of the 1x1 local feature fusion.
+read it.
 """
 
 from __future__ import annotations
