@@ -194,7 +194,7 @@ def _score_all(
     sets = [{"name": d.name, "lr_made_by": d.lr_made_by, "notes": d.notes, "images": []} for d in datasets]
     all_crops = []
     with Bar("images", sum(len(dataset.pairs) for dataset in datasets)) as bar:
-        predictions = _predict(exact_upscaler(model, self_ensemble, bar.say), datasets)
+        predictions = _predict(exact_upscaler(model.frozen(), self_ensemble, bar.say), datasets)
         # Threads score images while the device computes the next ones: metrics and PNG take longer than a fast device.
         for dataset, scores, crops in ordered_map(score_one, predictions, workers=2, ahead=3):
             sets[dataset]["images"].append(scores)

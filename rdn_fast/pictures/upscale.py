@@ -40,7 +40,8 @@ class _LoadedUpscalers:
         path = os.path.abspath(path) if path else path  # abspath("") is the current folder; "" must stay no file
         written = os.path.getmtime(path) if os.path.exists(path) else 0.0
         key = path, written, repr((device, settings))  # not checked yet: a list has no hash
-        upscaler = self._by_key.pop(key, None) or Upscaler(load_any_model(path, device), *settings, say=warnings.warn)
+        if (upscaler := self._by_key.pop(key, None)) is None:
+            upscaler = Upscaler(load_any_model(path, device).frozen(), *settings, say=warnings.warn)
         self._by_key[key] = upscaler
         if len(self._by_key) > self._KEPT:
             del self._by_key[next(iter(self._by_key))]

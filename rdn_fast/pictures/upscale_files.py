@@ -66,7 +66,7 @@ def upscale_files(
     wanted.check("--")
     jobs, refused = plan(input, output, suffix, ext, recursive, print_line)
     check_quality(quality, lossless, (job.format for job in jobs))
-    model = load_any_model(weights_file, device)
+    model = load_any_model(weights_file, device).frozen()
     check_scale(scale, model.config.scale, "--scale", " (--outscale takes any factor)")
     todo = [job for job in jobs if overwrite or not os.path.exists(job.target)]
     with _pillow_unlimited(), Bar("pictures", len(todo)) as bar:

@@ -12,11 +12,12 @@ device that the impl was not made for. The impls themselves check neither.
 An impl whose kernels read weights in an order of their own also exports `pack(blocks, dtype) -> [packed, ...]` for all
 blocks (conv_w, fuse_w) of a model at once, and its rdb() takes `packed`. Weights and biases may then have another dtype
 than x, the parameters' own; so have their gradients.
+An impl in C exports `frozen(conv_w, conv_b, fuse_w, fuse_b) -> f` instead: f(x) = y without gradients, packed once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -50,12 +51,27 @@ class Impl:
         """Return what rdb() takes as `packed` of each block (conv_w, fuse_w), in `dtype`; None if the impl has none."""
         return self.module.pack(blocks, dtype) if hasattr(self.module, "pack") else [None] * len(blocks)
 
+    def frozen(self, *weights) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Return the block as a function of x, without gradients. It raises what rdb() does.
+
+        weights: rdb()'s arguments after x. They must not change: they are packed once.
+        """
+        if hasattr(self.module, "frozen"):
+            kept = self.module.frozen(*weights)
+            return lambda x: self._check(x, *weights) or kept(x)
+        (packed,) = self.pack([(weights[0], weights[2])], weights[2].dtype)
+        return lambda x: self.rdb(x, *weights, packed)
+
     def rdb(self, x, conv_w, conv_b, fuse_w, fuse_b, packed=None) -> torch.Tensor:
         """Compute a block. Raise UserError unless all tensors have one dtype and one device, and the impl has both.
 
         Raise ValueError for tensors that make no dense block (see the contract), an empty picture among them.
         packed: pack() of this block's weights. Weights and biases may then have another dtype than x.
         """
+        self._check(x, conv_w, conv_b, fuse_w, fuse_b, packed)
+        return self.module.rdb(x, conv_w, conv_b, fuse_w, fuse_b, *(() if packed is None else (packed,)))
+
+    def _check(self, x, conv_w, conv_b, fuse_w, fuse_b, packed=None) -> None:
         tensors = (x, fuse_w, fuse_b, *conv_w, *conv_b)
         same = all(tensor.device == x.device and (packed is not None or tensor.dtype == x.dtype) for tensor in tensors)
         if not (same and x.dtype in self.dtypes and x.device.type in self.devices):
@@ -63,7 +79,6 @@ class Impl:
             made_for = f"{', '.join(map(dtype_name, self.dtypes))} on {', '.join(self.devices)}"
             raise UserError(f"--rdb {self.name}: computes in one of {made_for}, not in {found}; choose another --rdb")
         _check_shapes(x, conv_w, conv_b, fuse_w, fuse_b)
-        return self.module.rdb(x, conv_w, conv_b, fuse_w, fuse_b, *(() if packed is None else (packed,)))
 
 
 def _check_shapes(x, conv_w, conv_b, fuse_w, fuse_b) -> None:

@@ -39,4 +39,4 @@ class TileKernels(Kernels):
 
 
 block = BlockInC(TileKernels(SOURCE), torch.bfloat16)
-rdb, missing = block.rdb, block.missing
+rdb, frozen, missing = block.rdb, block.frozen, block.missing

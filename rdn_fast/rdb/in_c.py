@@ -142,9 +142,9 @@ def in_crops(forward: Callable[[torch.Tensor], torch.Tensor], x, layers: int):
 class BlockInC:
     """A dense block computed in C, in one dtype. Both C files have functions of the same names.
 
-    All maps of a block share one channels-last buffer, and the forward pass saves only that. Weights are packed anew at
-    every call, since nothing tells whether they have changed: optimizers change them without counting
-    (profiling/LOG.md).
+    All maps of a block share one channels-last buffer, and the forward pass saves only that. rdb() packs the weights
+    anew at every call, since nothing tells whether they have changed: optimizers change them without counting
+    (profiling/LOG.md). frozen() is for weights that nothing changes.
     """
 
     def __init__(self, kernels: Kernels, dtype: torch.dtype, group: int = 0):
@@ -167,6 +167,13 @@ class BlockInC:
             return _Block.apply(self, x, fuse_w, fuse_b, *w, *b)
         u = self.pack(Shape.of(x, b), w, fuse_w, backward=False)
         return in_crops(partial(self.forward, u=u, b=b, fuse_b=fuse_b), x, len(b))
+
+    def frozen(self, conv_w, conv_b, fuse_w, fuse_b) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Return rdb() with these weights, packed once, as a function of x, without gradients."""
+        w = [w.contiguous(memory_format=torch.channels_last) for w in conv_w]
+        b, fuse_b = [b.clone(memory_format=torch.contiguous_format) for b in conv_b], fuse_b.clone()
+        u = self.pack(Shape(1, 1, 1, len(fuse_b), len(b[0]), len(b)), w, fuse_w, backward=False).clone()
+        return lambda x: in_crops(partial(self.forward, u=u, b=b, fuse_b=fuse_b), x, len(b))
 
     def pack(self, shape: Shape, w, fuse_w, backward: bool):
         """Return all weights in the order in which the kernels read them."""

@@ -13,4 +13,4 @@ import torch
 from rdn_fast.rdb.in_c import BlockInC, Kernels
 
 block = BlockInC(Kernels(Path(__file__).with_name("winograd.c")), torch.float32, group=256)
-rdb, missing = block.rdb, block.missing
+rdb, frozen, missing = block.rdb, block.frozen, block.missing

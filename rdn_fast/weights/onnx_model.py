@@ -121,6 +121,10 @@ class OnnxModel:
         """As of RDN, but a file computes in its own precision, by itself."""
         return nullcontext()
 
+    def frozen(self) -> OnnxModel:
+        """As of RDN, but nothing changes a file's weights anyway."""
+        return self
+
     def bytes_per_pixel(self, dtype: torch.dtype) -> int:
         return _BYTES_PER_PIXEL
 
