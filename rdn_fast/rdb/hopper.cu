@@ -91,8 +91,8 @@ struct Tile {
 /* What is done with the sum z: relu(z + bias); z + bias + other; or z where other > 0, and its sum over the pixels. */
 enum Kind { LAYER, RESIDUAL, GRADIENT };
 
-struct Planes { /* the first `ones` steps have the middle tap alone, the others all nine */
-    int ones, steps, other, result, images, across, down;
+struct Planes { /* the first `ones` steps have the middle tap alone, the others all nine; outputs: that have a bias */
+    int ones, steps, other, result, outputs, images, across, down;
 };
 
 typedef Stage<SUM_STAGES, STEP> SumStage;
@@ -142,13 +142,13 @@ template <int KIND> DEVICE u32 result_of(float first, float second, float bias, 
 
 /* Write the tile of the result to shared memory, in the place of the step after the last, where the other plane lies.
  */
-template <int KIND> DEVICE void finish(const float (&d)[128], u32 tile, const u16 *bias, float *sums) {
+template <int KIND> DEVICE void finish(const float (&d)[128], u32 tile, const float *bias, int outputs, float *sums) {
     const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32 % 4, warpgroup = thread / 128;
     const int channel = 16 * warp + lane / 4, matrix = lane / 8;
     const int group = 2 * warp + matrix % 2, row = matrix / 2, column = 8 * warpgroup + lane % 8;
     const u32 at = tile + ((group * ROWS + row) * COLS + column) * PIXEL; /* of this lane's column of a matrix */
-    float b[2] = {0, 0}, total[2] = {0, 0};
-    if (KIND != GRADIENT) b[0] = widen(bias[channel]), b[1] = widen(bias[channel + 8]);
+    const float b[2] = {channel < outputs ? bias[channel] : 0, channel + 8 < outputs ? bias[channel + 8] : 0};
+    float total[2] = {0, 0};
 #pragma unroll
     for (int j = 0; j < ROWS; j += 2) { /* 8 pixels of row j and of row j + 1, for 8 channels and 8 others */
         u32 v[4], other[4] = {};
@@ -169,8 +169,8 @@ template <int KIND> DEVICE void finish(const float (&d)[128], u32 tile, const u1
 }
 
 template <int KIND>
-DEVICE void convolve(const Map &in, const Map &other, const Map &out, const char *weights, const u16 *bias, float *sums,
-                     const Planes &planes) {
+DEVICE void convolve(const Map &in, const Map &other, const Map &out, const char *weights, const float *bias,
+                     float *sums, const Planes &planes) {
     const Tile tile(blockIdx.x, planes.across, planes.down, ROWS, COLS);
     const int warp = threadIdx.x / 32;
     SumStage::init();
@@ -188,7 +188,7 @@ DEVICE void convolve(const Map &in, const Map &other, const Map &out, const char
     SumStage last(step);
     if (KIND == LAYER) sync_multipliers(); /* the others may still read what lay there */
     else barrier_wait(last.full, last.parity);
-    finish<KIND>(d, last.at, bias, sums);
+    finish<KIND>(d, last.at, bias, planes.outputs, sums);
     writes_ready();
     sync_multipliers();
     if (threadIdx.x == 0)
@@ -197,12 +197,12 @@ DEVICE void convolve(const Map &in, const Map &other, const Map &out, const char
 
 /* Write plane `result` of `out`, a tile for each block of threads.
  * in, other, out: planes [images * 8 groups, H, W, 8] one behind the other; boxes of a step, of a tile and of a tile.
- * weights: packed for this launch, see hopper_layout.py; bias: [64]; sums: [blocks, 2, 64]. */
+ * weights: packed, see hopper_layout.py; bias: [outputs]; sums: [blocks, 2, 64]. */
 #define CONVOLUTION(name, KIND)                                                                                        \
     KERNEL(THREADS)                                                                                                    \
-    name(MAP in, MAP other, MAP out, const char *weights, const u16 *bias, float *sums, int ones, int steps,           \
-         int other_plane, int result, int images, int across, int down) {                                              \
-        const Planes planes = {ones, steps, other_plane, result, images, across, down};                                \
+    name(MAP in, MAP other, MAP out, const char *weights, const float *bias, float *sums, int ones, int steps,         \
+         int other_plane, int result, int outputs, int images, int across, int down) {                                 \
+        const Planes planes = {ones, steps, other_plane, result, outputs, images, across, down};                       \
         convolve<KIND>(in, other, out, weights, bias, sums, planes);                                                   \
     }
 

@@ -15,6 +15,7 @@ all layers are one launch, those of the fusion another one. The order of summati
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -39,6 +40,7 @@ from rdn_fast.rdb.hopper_layout import (
     packing,
 )
 from rdn_fast.rdb.trial import flaw_on
+from rdn_fast.rdb.triton_tiles import Block, flatten, split
 
 SOURCE = Path(__file__).with_name("hopper.cu")
 HEADER = Path(__file__).with_name("hopper_ptx.cuh")
@@ -59,7 +61,7 @@ def missing() -> str | None:
 @cache
 def _version() -> str:
     """Return what tells the kernels as compiled here from others."""
-    files = SOURCE, HEADER, Path(__file__), SOURCE.with_name("hopper_layout.py")
+    files = *sorted(SOURCE.parent.glob("hopper*.*")), SOURCE.with_name("triton_tiles.py")
     digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
     return f"{digest[:12]}, NVRTC {nvrtc_version()}"
 
@@ -70,55 +72,57 @@ def options(dtype: torch.dtype) -> list[str]:
     return ["--gpu-architecture=sm_90a", *(f"-D{name}={value}" for name, value in defines.items())]
 
 
-def rdb(x, conv_w, conv_b, fuse_w, fuse_b):
+def pack(blocks: Sequence[tuple[Sequence[torch.Tensor], torch.Tensor]], dtype: torch.dtype) -> torch.Tensor:
+    """Return the weights of equal blocks (conv_w, fuse_w) in `dtype` as the kernels read them, [blocks, elements]."""
+    flat = flatten(blocks, dtype)
+    return flat.index_select(1, packing(Block.of(*blocks[0]), flat.device).weights)
+
+
+def rdb(x, conv_w, conv_b, fuse_w, fuse_b, packed=None):
     """x: [B, G0, H, W], float16 or bfloat16 -> y: [B, G0, H, W], channels_last. Raise UserError when G exceeds 64.
 
-    Fastest when G is 64, G0 a multiple of 64, H one of 32 and W one of 16.
+    packed: pack() of the block, [elements]; the gradients have the weights' dtype, which may then be float32.
+    Fastest when all 4-D arguments are channels_last, G is 64, G0 a multiple of 64, H one of 32 and W one of 16.
     """
     if (g := conv_w[0].shape[0]) > CHANNELS:
         raise UserError(f"--rdb hopper: computes growth rates up to {CHANNELS}, not {g}; choose another --rdb")
-    return _Block.apply(x, fuse_w, fuse_b, *conv_w, *conv_b)
+    if packed is None:
+        (packed,) = pack([(conv_w, fuse_w)], x.dtype)
+    return _Block.apply(x, packed, fuse_w, fuse_b, *conv_w, *conv_b)
 
 
 class _Block(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, fuse_w, fuse_b, *convs):
+    def forward(ctx, x, packed, fuse_w, fuse_b, *convs):
         conv_w, conv_b = convs[: len(convs) // 2], convs[len(convs) // 2 :]
-        (batch, g0, height, width), g = x.shape, conv_w[0].shape[0]
-        sources = -(-g0 // CHANNELS)
-        planes = x.new_empty(sources + len(conv_w), batch, 8, height, width, 8)
-        _to_planes(x, planes[:sources])
-        flat = [w.permute(0, 2, 3, 1).reshape(-1) for w in (*conv_w, fuse_w)]
-        order = packing(g0, g, len(conv_w), x.device).forward
-        packed = torch.cat([*flat, *conv_b, fuse_b, x.new_zeros(1)]).index_select(0, order)
-        y = _forward(planes, packed, sources)
+        (batch, g0, height, width), block = x.shape, Block.of(conv_w, fuse_w)
+        planes = x.new_empty(-(-g0 // CHANNELS) + len(conv_w), batch, 8, height, width, 8)
+        _to_planes(x, planes[: -len(conv_w)])
+        biases = torch.cat([*conv_b, fuse_b]).float()
+        y = _forward(planes, packed, biases, block)
         ctx.save_for_backward(planes, packed)
-        ctx.channels = g0, g
+        ctx.block, ctx.dtype = block, fuse_w.dtype
         return _from_planes(y, g0)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):
-        planes, packed = ctx.saved_tensors
-        g0, g = ctx.channels
-        s, x_planes = len(planes), -(-g0 // CHANNELS)
-        layers = s - x_planes
-        order = packing(g0, g, layers, dy.device)
+        (planes, packed), block = ctx.saved_tensors, ctx.block
+        s, layers, order = len(planes), block.layers, packing(block, dy.device)
+        x_planes = s - layers
         # d: the planes of dy, one of each layer's gradient (the last layer first), those of x's gradient.
         d = planes.new_empty(x_planes + s, *planes.shape[1:])
         _to_planes(dy, d[:x_planes])
-        biases = _data_gradients(d, planes, packed, order.backward, x_planes)[:, :g].to(dy.dtype).unbind()
+        biases = _data_gradients(d, planes, packed[order.half :], block)[:, : block.g].to(ctx.dtype).unbind()
         of_layers = [(s - 1 - i, plane) for i in range(layers) for plane in range(x_planes + i)]
         of_fusion = [(q, plane) for q in range(x_planes) for plane in range(s)]
-        sums = [
-            _weight_gradients("layer_weights", d, planes, of_layers, 9),
-            _weight_gradients("fusion_weights", d, planes, of_fusion, 1),
-        ]
-        weights = torch.cat(sums).index_select(0, order.gradients).to(dy.dtype)
-        shapes = [*((g, 3, 3, g0 + i * g) for i in range(layers)), (g0, 1, 1, g0 + layers * g)]
-        parts = weights.split([torch.Size(shape).numel() for shape in shapes])
-        *conv_w, fuse_w = [part.view(shape).permute(0, 3, 1, 2) for part, shape in zip(parts, shapes, strict=True)]
-        return _from_planes(d[s:], g0), fuse_w, dy.sum((0, 2, 3)), *conv_w, *biases
+        sums = d.new_empty(order.half, dtype=torch.float32)
+        first = 9 * TILE * len(of_layers)
+        _weight_gradients("layer_weights", d, planes, of_layers, sums[:first])
+        _weight_gradients("fusion_weights", d, planes, of_fusion, sums[first:])
+        *conv_w, fuse_w = split(sums.index_select(0, order.gradients).to(ctx.dtype), block)
+        fuse_b = dy.sum((0, 2, 3), dtype=torch.float32).to(ctx.dtype)
+        return _from_planes(d[s:], block.g0), None, fuse_w, fuse_b, *conv_w, *biases
 
 
 def _to_planes(x, planes):
@@ -145,53 +149,57 @@ def _tiles(planes, rows, cols):
     return batch * across * down, across, down
 
 
-def _forward(planes, packed, sources):
-    """Compute the layers' planes of planes [S, N, 8, H, W, 8] and return those of y, [X, ...]."""
-    s, batch = planes.shape[:2]
-    layers, y = s - sources, torch.empty_like(planes[:sources])
+def _forward(planes, packed, biases, block):
+    """Compute the layers' planes of planes [S, N, 8, H, W, 8] and return those of y, [X, ...].
+
+    biases: the layers', then the fusion's, float32.
+    """
+    (s, batch), g = planes.shape[:2], block.g
+    sources = s - block.layers
+    y = torch.empty_like(planes[:sources])
     tiles, across, down = _tiles(planes, ROWS, COLS)
     steps, result, of_y = _boxes(planes, ROWS + 2, COLS + 2, 4), _boxes(planes, ROWS, COLS, 8), _boxes(y, ROWS, COLS, 8)
-    fusion = 9 * TILE * Packing.tiles_before(layers, sources)
-    biases = packed[fusion + TILE * sources * s :].view(-1, CHANNELS)
-    for i in range(layers):
+    for i in range(block.layers):
         weights = packed[9 * TILE * Packing.tiles_before(i, sources) :]
-        sizes = 0, 2 * (sources + i), 0, sources + i, batch, across, down
-        launch("layer", (tiles, 1), SUM_MEMORY, steps, result, result, weights, biases[i], packed, *sizes)
+        sizes = 0, 2 * (sources + i), 0, sources + i, g, batch, across, down
+        launch("layer", (tiles, 1), SUM_MEMORY, steps, result, result, weights, biases[g * i :], biases, *sizes)
+    fusion, of_fusion = packed[9 * TILE * Packing.tiles_before(block.layers, sources) :], biases[g * block.layers :]
     for q in range(sources):
-        weights, sizes = packed[fusion + TILE * q * s :], (2 * s, 2 * s, q, q, batch, across, down)
-        launch("residual", (tiles, 1), SUM_MEMORY, steps, result, of_y, weights, biases[layers + q], packed, *sizes)
+        weights, bias = fusion[TILE * q * s :], of_fusion[CHANNELS * q :]
+        sizes = 2 * s, 2 * s, q, q, min(CHANNELS, len(bias)), batch, across, down
+        launch("residual", (tiles, 1), SUM_MEMORY, steps, result, of_y, weights, bias, biases, *sizes)
     return y
 
 
-def _data_gradients(d, planes, packed, order, sources):
+def _data_gradients(d, planes, weights, block):
     """Compute the planes of d [X + S, ...] after dy's X planes. Return the biases' gradients, float32 [C, K]."""
     s, batch = planes.shape[:2]
-    weights, zeros = packed.index_select(0, order), packed[-CHANNELS:]
+    sources = s - block.layers
     tiles, across, down = _tiles(planes, ROWS, COLS)
-    sums = d.new_empty(s - sources, tiles * 2, CHANNELS, dtype=torch.float32)
+    sums = d.new_empty(block.layers, tiles * 2, CHANNELS, dtype=torch.float32)
     steps, result, mask = _boxes(d, ROWS + 2, COLS + 2, 4), _boxes(d, ROWS, COLS, 8), _boxes(planes, ROWS, COLS, 8)
     for plane in gradient_order(sources, s):
         of_input = plane < sources
         later = s - max(plane + 1, sources)
         name, other, written = ("residual", result, s + plane) if of_input else ("gradient", mask, sources + later)
-        sizes = 2 * sources, 2 * (sources + later), plane, written, batch, across, down
+        sizes = 2 * sources, 2 * (sources + later), plane, written, 0, batch, across, down
         rows = sums[max(plane - sources, 0)]
-        launch(name, (tiles, 1), SUM_MEMORY, steps, other, result, weights, zeros, rows, *sizes)
+        launch(name, (tiles, 1), SUM_MEMORY, steps, other, result, weights, rows, rows, *sizes)
         weights = weights[TILE * (sources + 9 * later) :]
     return sums.sum(1)
 
 
-def _weight_gradients(name, d, planes, pairs, taps):
-    """Return the flat float32 sums [pairs, taps, 64, 64] of products of planes of d and of planes, over all pixels."""
+def _weight_gradients(name, d, planes, pairs, sums):
+    """Compute sums, float32 [pairs, taps, 64, 64] flat, of products of planes of d and of planes over all pixels."""
     tiles, across, down = _tiles(planes, SIDE, SIDE)
-    span = -(-tiles // max(1, PROGRAMS // len(pairs)))
+    span = max(1, -(-tiles // max(1, PROGRAMS // len(pairs))))
     splits = -(-tiles // span)
-    halves = 2 if taps == 1 else 1  # of a tile's pixels, one for each warpgroup
-    partial = d.new_empty(splits * halves, len(pairs) * taps * TILE, dtype=torch.float32)
+    halves = 2 if len(sums) == len(pairs) * TILE else 1  # with one tap, each warpgroup sums half of a tile's pixels
+    partial = d.new_empty(splits * halves, len(sums), dtype=torch.float32)
     gradients, edged = _boxes(d, SIDE, SIDE, 8), _boxes(planes, SIDE + 2, SIDE + 2, 8)
     sizes = planes.shape[1], across, down, tiles, span
     launch(name, (len(pairs), splits), GRADIENT_MEMORY, gradients, edged, _pairs(*pairs, d.device), partial, *sizes)
-    return partial.sum(0)
+    torch.sum(partial, 0, out=sums)
 
 
 @cache
@@ -205,4 +213,6 @@ def launch(name, grid, memory, *arguments):
 
     memory: bytes of shared memory. arguments: Boxes, tensors and ints; the first one tells the dtype.
     """
+    if 0 in grid:  # there are no images
+        return
     kernels.launch(name, grid, THREADS, memory, arguments, options(arguments[0].tensor.dtype))

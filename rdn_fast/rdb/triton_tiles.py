@@ -59,16 +59,22 @@ class Block(NamedTuple):
         return 9 * (i * self.inputs + i * (i - 1) // 2)
 
 
-@torch.no_grad()
 def pack(blocks: Sequence[tuple[Sequence[torch.Tensor], torch.Tensor]], dtype: torch.dtype) -> torch.Tensor:
     """Return the tiles of equal blocks (conv_w, fuse_w) in `dtype`, [blocks, T, K, K], by a few launches for all."""
+    block, flat = Block.of(*blocks[0]), flatten(blocks, dtype)
+    order, _ = order_of(block, flat.device)
+    return flat.index_select(1, order).view(len(blocks), -1, block.k, block.k)
+
+
+@torch.no_grad()
+def flatten(blocks: Sequence[tuple[Sequence[torch.Tensor], torch.Tensor]], dtype: torch.dtype) -> torch.Tensor:
+    """Return each block's weights as in split(), then zeros, in `dtype`."""
     block, count = Block.of(*blocks[0]), Block.of(*blocks[0]).count
     flat = blocks[0][1].new_empty(len(blocks), count + _ZEROS, dtype=dtype)
     flat[:, count:].zero_()
     cast = [view for row in flat for view in split(row[:count], block)]
     foreach("copy", cast, [w for conv_w, fuse_w in blocks for w in (*conv_w, fuse_w)])
-    order, _ = order_of(block, flat.device)
-    return flat.index_select(1, order).view(len(blocks), -1, block.k, block.k)
+    return flat
 
 
 def split(flat: torch.Tensor, block: Block) -> list[torch.Tensor]:

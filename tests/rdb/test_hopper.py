@@ -18,7 +18,7 @@ from rdn_fast import devices
 from rdn_fast.devices import cuda_kernels
 from rdn_fast.errors import UserError
 from rdn_fast.rdb import IMPLS, LOW, hopper, hopper_layout, hopper_trial, naive, refusal
-from rdn_fast.rdb.hopper_layout import CHANNELS, GRADIENT_MEMORY, SUM_MEMORY, THREADS, Packing, packing
+from rdn_fast.rdb.hopper_layout import CHANNELS, GRADIENT_MEMORY, SUM_MEMORY, THREADS, Packing
 
 CUDA = torch.device("cuda")
 CPU = torch.device("cpu")
@@ -125,11 +125,19 @@ def on_host(monkeypatch, folder):
 @pytest.mark.parametrize("shape", SHAPES_HERE, ids=str)
 @pytest.mark.usefixtures("on_host")
 def test_output_and_gradients_are_as_good_as_naives_on_a_host(shape, dtype, seed):
+    """Of parameters in float32, packed as a model's are, and once of parameters in the same dtype as x."""
     arguments, upstream = problem(shape, dtype, seed)
     oracle = solve(block, *in_float64(arguments, upstream))
     plain = solve(naive.rdb, arguments, upstream, torch.channels_last)
-    for name, result in solve(hopper.rdb, arguments, upstream, torch.channels_last).items():
-        assert result.dtype == dtype
+    parameters = dtype if shape == SHAPES_HERE[-1] else torch.float32
+
+    def rdb(x, conv_w, conv_b, fuse_w, fuse_b):
+        packed = None if parameters == dtype else hopper.pack([(conv_w, fuse_w)], dtype)[0]
+        return hopper.rdb(x, conv_w, conv_b, fuse_w, fuse_b, packed)
+
+    given = {name: tensor if name == "x" else tensor.to(parameters) for name, tensor in arguments.items()}
+    for name, result in solve(rdb, given, upstream, torch.channels_last).items():
+        assert result.dtype == (dtype if name in ("y", "gradient of x") else parameters), name
         assert_as_good_as_naive(result, oracle[name], plain[name], dtype, f"{name}, {shape}, seed {seed}")
 
 
@@ -198,14 +206,11 @@ def test_the_trial_passes_and_notices_a_fault(monkeypatch, capsys):
 @pytest.mark.parametrize(("g0", "g", "layers"), [(64, 64, 2), (70, 37, 2), (13, 18, 3), (130, 5, 1)])
 def test_packed_weights_lie_where_the_kernels_read_them(g0, g, layers, seed):
     """A step reads [taps, 4 groups, 64 outputs, 8 inputs]: 32 inputs; the gradient of a plane reads them turned."""
-    order, generator = packing(g0, g, layers, CPU), torch.Generator().manual_seed(seed)
-    convs = [torch.rand(g, 3, 3, g0 + i * g, generator=generator) for i in range(layers)]
-    fusion, biases = (
-        torch.rand(g0, g0 + layers * g, generator=generator),
-        torch.rand(layers * g + g0, generator=generator),
-    )
-    flat = torch.cat([*(w.flatten() for w in (*convs, fusion)), biases, torch.zeros(1)])
-    packed = flat[order.forward]
+    generator = torch.Generator().manual_seed(seed)
+    convs = [torch.rand(g, g0 + i * g, 3, 3, generator=generator) for i in range(layers)]
+    fusion = torch.rand(g0, g0 + layers * g, 1, 1, generator=generator)
+    (packed,) = hopper.pack([(convs, fusion)], torch.float32)
+    convs, fusion = [w.permute(0, 2, 3, 1) for w in convs], fusion[..., 0, 0]
     x = -(-g0 // CHANNELS)
     begins = [*range(0, g0, CHANNELS), *(g0 + i * g for i in range(layers))]
 
@@ -220,7 +225,7 @@ def test_packed_weights_lie_where_the_kernels_read_them(g0, g, layers, seed):
             assert torch.equal(found[:g, ..., :n], convs[i][..., begins[plane] : begins[plane] + n])
             assert not found[g:].any()
             assert not found[..., n:].any()
-    turned, at = packed[order.backward], 0
+    turned, at = packed[len(packed) // 2 :], 0
     for plane in hopper_layout.gradient_order(x, x + layers):
         for q in range(x):
             tile = turned[at : at + CHANNELS**2].view(2, 4, CHANNELS, 8).permute(2, 0, 1, 3).reshape(CHANNELS, CHANNELS)
@@ -235,6 +240,14 @@ def test_packed_weights_lie_where_the_kernels_read_them(g0, g, layers, seed):
             assert torch.equal(found, expected.permute(3, 1, 2, 0).flip(1, 2))
             at += 9 * CHANNELS**2
     assert at == len(turned)
+
+
+def test_no_images_are_no_launches():
+    arguments, _ = problem((1, 70, 37, 2, 3, 4), torch.float16, 0)
+    arguments["x"] = arguments["x"][:0]
+    results = solve(hopper.rdb, arguments, torch.empty(0, 70, 3, 4, dtype=torch.float16))
+    assert results["y"].shape == (0, 70, 3, 4)
+    assert not any(result.any() for result in results.values())
 
 
 def test_wider_layers_are_refused():
