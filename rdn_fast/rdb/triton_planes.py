@@ -28,6 +28,7 @@ from torch.autograd.function import once_differentiable
 
 from rdn_fast.devices import current_gpu
 from rdn_fast.errors import UserError
+from rdn_fast.rdb import naive
 from rdn_fast.rdb.trial import flaw_on
 from rdn_fast.rdb.triton_configs import CANDIDATES, KernelConfigs
 from rdn_fast.rdb.triton_tiles import FUSION_BLOCK, Block, order_of, pack, programs_of, split
@@ -67,6 +68,9 @@ def rdb(x, conv_w, conv_b, fuse_w, fuse_b, packed=None):
         raise UserError(
             f"--rdb triton_planes: computes growth rates up to {MOST_CHANNELS}, not {g}; choose another --rdb"
         )
+    if not len(x):  # no descriptor can be made of empty planes
+        conv_w, conv_b = ([tensor.to(x.dtype) for tensor in tensors] for tensors in (conv_w, conv_b))
+        return naive.rdb(x, conv_w, conv_b, fuse_w.to(x.dtype), fuse_b.to(x.dtype))
     if packed is None:
         (packed,) = pack([(conv_w, fuse_w)], x.dtype)
     return _Block.apply(x, packed, fuse_w, fuse_b, *conv_w, *conv_b)
@@ -183,8 +187,8 @@ def _weight_gradients(d, planes, block):
     # As many splits as fit into 46 MB, of 1024 pixels at least: about 3 waves on an H100. The same number on every GPU,
     # because it decides the rounding.
     splits = max(1, min(pixels // 1024, 11 * 2**20 // size))
-    span = max(1, -(-pixels // (splits * 64))) * 64
-    splits = max(1, -(-pixels // span))
+    span = -(-pixels // (splits * 64)) * 64
+    splits = -(-pixels // span)
     partial = d.new_empty(splits, size, dtype=torch.float32)
 
     def run(config):

@@ -114,6 +114,16 @@ def test_a_training_step_packs_once(monkeypatch):
     assert all(parameter.grad.dtype == torch.float32 for parameter in model.parameters())
 
 
+def test_no_image_launches_no_kernel(monkeypatch):
+    x, conv_w, conv_b, fuse_w, fuse_b = given = leaves(BLOCKS[4])
+    with Launches(monkeypatch) as launched:
+        y = triton_planes.rdb(x[:0], [conv_w], [conv_b], fuse_w, fuse_b)
+        y.sum().backward()
+    assert (y.shape, y.dtype) == ((0, *x.shape[1:]), HALF)
+    assert not set(launched.names) & set(FORWARD + BACKWARD)
+    assert all(leaf.grad.count_nonzero() == 0 for leaf in given)
+
+
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
 def test_tiles_hold_each_weight_once_and_zeros(block):
     blocks = [random_weights(block) for _ in range(2)]
