@@ -103,15 +103,31 @@ def test_weights_of_all_blocks_are_packed_together(number, monkeypatch):
     assert packing.names == ["zero_.default", "_foreach_copy_.default", "index_select.default"]
 
 
-def test_a_training_step_packs_once(monkeypatch):
+@pytest.fixture
+def model(monkeypatch):
+    """A model that triton_planes computes on the CPU: what is launched is counted, and nothing computed."""
     monkeypatch.setitem(IMPLS, "triton_planes", replace(IMPLS["triton_planes"], devices=("cpu",)))
-    model = RDN(ModelConfig(num_features=16, growth_rate=16, num_blocks=3, num_layers=2), "triton_planes")
-    model.to(memory_format=torch.channels_last)
-    with model.computing(Precision("O1", HALF, torch.float32)), Launches(monkeypatch) as step:
+    made = RDN(ModelConfig(num_features=16, growth_rate=16, num_blocks=3, num_layers=2), "triton_planes")
+    Precision("O1", HALF, torch.float32).apply(made)
+    return made.to(memory_format=torch.channels_last)
+
+
+def test_a_training_step_packs_once(model, monkeypatch):
+    with Launches(monkeypatch) as step:
         model(torch.rand(1, 3, 6, 6)).sum().backward()
     assert step.names.count("_foreach_copy_.default") == 1
     assert step.names.count("reduce") == 3
     assert all(parameter.grad.dtype == torch.float32 for parameter in model.parameters())
+
+
+def test_where_weights_cannot_change_only_the_first_picture_packs(model, monkeypatch):
+    twin, packed = model.frozen(), []
+    for _ in range(2):
+        with torch.inference_mode(), Launches(monkeypatch) as picture:
+            twin(torch.rand(1, 3, 6, 6))
+        assert picture.names.count("fusion") == 3
+        packed.append(picture.names.count("_foreach_copy_.default"))
+    assert packed == [3, 0]
 
 
 def test_no_image_launches_no_kernel(monkeypatch):
