@@ -10,7 +10,7 @@ where := import pathlib, torch; print(pathlib.Path(torch.__file__).parent.parent
 site := import sysconfig; print(sysconfig.get_path("purelib"))
 ready := .venv/ready
 
-.PHONY: setup setup-ascend demo test test-machines test-slow lint train-full bench-1p bench-8p bench-upscale bench profile report report-check gpu-check
+.PHONY: setup setup-ascend demo test test-machines test-slow lint train-full bench-1p bench-8p bench-upscale bench-amx bench profile report report-check gpu-check
 
 setup: $(ready)
 
@@ -84,6 +84,12 @@ bench-8p: $(ready)
 
 bench-upscale: $(ready)
 	$(bin)/python -m bench.run upscale
+
+# All that a CPU with AMX can tell about bf16; elsewhere the rows of amx say why they are not measured.
+bench-amx: $(ready)
+	$(bin)/python -m pip install --quiet --editable '.[bench]'
+	$(bin)/python -m bench.run amx; code=$$?; \
+	$(bin)/python -m profiling.roofline --batch-size 8 && $(bin)/python -m profiling.choices && exit $$code
 
 bench: $(ready)
 	$(bin)/python -m bench.run all

@@ -200,6 +200,8 @@ class Bench:
                     self._first_row(comparison, entry, once(contender, self.device))
             except AssertionError as error:
                 self._refuse(comparison, entry, f"wrong: {error}")
+            except NotImplementedError as error:  # this machine lacks what it needs: no failure of the run
+                self._refuse(comparison, entry, f"cannot run here: {error}", fails=False)
             except Exception as error:  # whatever a compiler or a driver raises
                 words = " ".join(f"{type(error).__name__}: {error}".split())[:200]
                 why = "out of memory" if devices.is_out_of_memory(error) else words
@@ -221,11 +223,11 @@ class Bench:
         what = comparison.case, entry.recipe, entry.dtype, comparison.batch, comparison.shape
         self.row(*what, Times([seconds]), **figures)
 
-    def _refuse(self, comparison: Comparison, entry: Entry, why: str) -> None:
-        """Note a contender that is not timed. If it is one of ours, or wrong, the run has failed."""
+    def _refuse(self, comparison: Comparison, entry: Entry, why: str, fails: bool = True) -> None:
+        """Note a contender that is not timed. If it `fails` and is one of ours, or wrong, the run has failed."""
         what = comparison.case, entry.recipe, entry.dtype
         self.row(*what, comparison.batch, comparison.shape, kind="not measured", note=why)
-        if entry.ours or why.startswith("wrong"):
+        if fails and (entry.ours or why.startswith("wrong")):
             self.fail(f"{comparison.case}, {entry.recipe} {dtype_name(entry.dtype)}: {why}")
 
 

@@ -76,7 +76,10 @@ def kernel_note(device: torch.device, dtype: torch.dtype) -> str:
 def makers(
     model_config: ModelConfig, lr: tuple, device: torch.device, training: bool, dtypes: list, impl: str, every: bool
 ) -> list[Maker]:
-    """Return reference, stock, rdn_fast with `impl` (auto: the fastest), and with `every` all RDB implementations."""
+    """Return reference, stock, rdn_fast with `impl` (auto: the fastest), and with `every` all RDB implementations.
+
+    One that this machine cannot compute is among these: its row says why.
+    """
     low = reference_dtype(device)
     found = [("reference", low, partial(baseline.reference, model_config, device, low))]
     for dtype in dtypes:
@@ -85,9 +88,17 @@ def makers(
             found.append((f"stock{suffix}", dtype, partial(baseline.stock, *where, **options)))
         resolve = partial(resolve_impl, impl, model_config, lr, device, dtype, training)
         found.append(("rdn_fast", dtype, lambda where=where, resolve=resolve: ours(*where, resolve())))
-        able = rdb.able(device, dtype, training) if every else []
-        found += [(f"impl {one.name}", dtype, partial(ours, *where, one.name)) for one in able]
+        for one in rdb.IMPLS.values() if every else ():
+            if device.type in one.devices and dtype in one.dtypes:
+                found.append((f"impl {one.name}", dtype, partial(_ours_if_able, one, training, *where)))
     return found
+
+
+def _ours_if_able(impl: rdb.Impl, training: bool, model_config: ModelConfig, device, dtype: torch.dtype) -> Recipe:
+    """As ours(). Raise NotImplementedError with the reason why the impl cannot run here."""
+    if reason := rdb.refusal(impl, device, dtype, training):
+        raise NotImplementedError(reason)
+    return ours(model_config, device, dtype, impl.name)
 
 
 def compare(

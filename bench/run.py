@@ -1,8 +1,9 @@
-"""`python -m bench.run 1p|8p|upscale|all|CASE`: check, then time, then judge.
+"""`python -m bench.run 1p|8p|upscale|amx|all|CASE`: check, then time, then judge.
 
 1p: one device, a few minutes: reference, strongest stock and rdn_fast in turn. 8p: several ranks, and how they scale.
-upscale: pictures, beside other runtimes. all: every case. CASE: one file of bench/cases by name. Exit code 1 if a gate
-is missed or a result was wrong, 2 for a user's mistake.
+upscale: pictures, beside other runtimes. amx: models in bf16 on a CPU with AMX, every implementation and other runtime.
+all: every case. CASE: one file of bench/cases by name. Exit code 1 if a gate is missed or a result was wrong, 2 for a
+user's mistake.
 """
 
 from __future__ import annotations

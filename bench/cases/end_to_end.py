@@ -213,7 +213,7 @@ _SCALING = 4337 / (8 * 544)
 CASE = Case(
     order=50,
     rows=(NAME, LONG),
-    commands=("1p", "8p", "all", "long_run"),
+    commands=("1p", "8p", "amx", "all", "long_run"),
     run=run,
     gates=(
         Gate("CPU, end to end, default precision / reference (fp32)", NAME, "vs_reference", 1.9, 2.9, **_CPU),

@@ -31,7 +31,7 @@ def comparison(
 ) -> Comparison:
     """Return the recipes on one LR picture of height and width `sides`.
 
-    With `every` also every RDB implementation that runs here, with `others` the runtimes that are installed.
+    With `every` also every RDB implementation of these dtypes, with `others` other runtimes.
     """
     lr = 1, 3, *sides
     recipes = makers(model_config, lr, device, False, dtypes, impl, every)
@@ -41,14 +41,15 @@ def comparison(
 
 def run(bench: Bench, command: str) -> None:
     given = bench.device, bench.dtypes, bench.impl
+    every = command in ("amx", "all")
     if command != "upscale":
-        bench.compare(comparison(RDN_B, (96, 96), *given, every=command == "all"), bench.rounds)
+        bench.compare(comparison(RDN_B, (96, 96), *given, every, others=every), bench.rounds)
     if command in ("upscale", "all"):
         bench.compare(comparison(RDN_B, (128, 128), *given, others=True), bench.rounds)
 
 
 def runtimes(model_config: ModelConfig, device: torch.device) -> list[Maker]:
-    """Return the runtimes that can be imported; print a line about the others. Both compute on the CPU only."""
+    """Return ONNX Runtime and OpenVINO, which compute on the CPU only."""
     if device.type != "cpu":
         return []
     low = [torch.bfloat16] if has_bf16(device) else []
@@ -56,20 +57,22 @@ def runtimes(model_config: ModelConfig, device: torch.device) -> list[Maker]:
         ("ONNX Runtime", "onnxruntime", open_onnxruntime),
         ("OpenVINO", "openvino", open_openvino),
     )
-    found = []
-    for name, package, start in kinds:
-        try:
-            for needed in ("onnx", package):
-                importlib.import_module(needed)
-        except ImportError as error:
-            print(f"{name} is not measured: {error}; pip install -e '.[bench]' brings it")
-            continue
-        found += [(name, dtype, partial(runtime, model_config, start, dtype)) for dtype in (torch.float32, *low)]
-    return found
+    return [
+        (name, dtype, partial(runtime, model_config, package, start, dtype))
+        for name, package, start in kinds
+        for dtype in (torch.float32, *low)
+    ]
 
 
-def runtime(model_config: ModelConfig, start: Callable[[Path, torch.dtype], Session], dtype: torch.dtype) -> Recipe:
+def runtime(
+    model_config: ModelConfig, package: str, start: Callable[[Path, torch.dtype], Session], dtype: torch.dtype
+) -> Recipe:
     """Return another runtime. It gets the weights and the shape of the first call: the check's, which comes first."""
+    try:
+        for needed in ("onnx", package):
+            importlib.import_module(needed)
+    except ImportError as error:
+        raise NotImplementedError(f"{error}; pip install -e '.[bench]' brings it") from None
     model, sessions = RDN(model_config), []
 
     def infer(lr: torch.Tensor) -> torch.Tensor:
@@ -109,7 +112,7 @@ _AMX_OTHER = "CPU with AMX, inference, bf16 / strongest other"
 CASE = Case(
     order=20,
     rows=(NAME,),
-    commands=("1p", "upscale", "all"),
+    commands=("1p", "upscale", "amx", "all"),
     run=run,
     gates=(
         Gate(_DEFAULT, NAME, "vs_reference", 2.1, 2.5, batch=1, places=CPUS),

@@ -97,7 +97,7 @@ _CLAIM = "memory of a training step, default precision / reference"
 CASE = Case(
     order=30,
     rows=(NAME,),
-    commands=("1p", "all"),
+    commands=("1p", "amx", "all"),
     run=run,
     gates=(Gate(_CLAIM, NAME, "peak_share", 0.40, 0.25, batch=BATCH, at_most=True, own_kernel=True),),
     block="speeds",

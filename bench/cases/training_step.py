@@ -26,9 +26,9 @@ def comparison(
 
 
 def run(bench: Bench, command: str) -> None:
-    batch, every = 8 if bench.on_cpu else 64, command == "all"
+    batch, every = 8 if bench.on_cpu else 64, command in ("amx", "all")
     bench.compare(comparison(RDN_B, batch, bench.device, bench.dtypes, bench.impl, every), bench.rounds)
-    for config, size in ((RDN_A, batch), (RDN_B, 1)) if every else ():
+    for config, size in ((RDN_A, batch), (RDN_B, 1)) if command == "all" else ():
         bench.compare(comparison(config, size, bench.device, bench.dtypes, bench.impl, every), rounds=3)
 
 
@@ -78,7 +78,7 @@ _H100 = "H100, training step, fp16 O1 / strongest stock"
 CASE = Case(
     order=10,
     rows=(NAME,),
-    commands=("1p", "all"),
+    commands=("1p", "amx", "all"),
     run=run,
     gates=(
         Gate(_DEFAULT, NAME, "vs_reference", 2.4, 2.9, batch=8, places=CPUS),
