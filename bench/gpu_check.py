@@ -62,7 +62,7 @@ PARTS = (
     Part("tests of the implementations", (*_PYTEST, *IMPLS), 50, 70, 110),
     Part("training step", ("-m", "bench.run", "training_step"), 60, 110, 150),
     Part("implementations", ("-m", "bench.run", "rdb"), 40, 60, 100),
-    Part("kernels", ("-m", "profiling.kernels", "triton"), 25, 40, 80),
+    Part("kernels", ("-m", "profiling.kernels", "impls"), 25, 50, 100),
     Part("memory", ("-m", "bench.run", "memory"), 20, 30, 50),
     Part("inference", ("-m", "bench.run", "inference"), 25, 40, 60),
     Part("convolutions", ("-m", "profiling.kernels", "convolutions"), 15, 25, 40),

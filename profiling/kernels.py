@@ -1,6 +1,7 @@
-"""`python -m profiling.kernels convolutions|triton [--device cuda]`: single kernels, as rows in bench/results or $OUT.
+"""`python -m profiling.kernels convolutions|impls [--device cuda]`: single kernels, as rows in bench/results or $OUT.
 
-convolutions: what cuDNN makes of each layer of a dense block by itself. triton: each configuration of triton_planes.
+convolutions: what cuDNN makes of each layer of a dense block by itself. impls: each configuration of triton_planes, and
+hopper, where they can run.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import sys
 import torch
 
 from bench import ceilings
-from bench.case import Contender
+from bench.case import Contender, Entry
 from bench.cases import rdb
 from bench.measure import Bench
 from bench.models import PATCH, RDN_B, words
@@ -65,17 +66,23 @@ def convolutions(bench: Bench, model_config: ModelConfig, batch: int, dtypes: li
                 bench.row(f"convolution {kind}", "stock", dtype, batch, shape, times[kind], gflops=gflops)
 
 
+def impls(bench: Bench, model_config: ModelConfig, batch: int) -> None:
+    """Write the kernels of those impls that can run. UserError if none can."""
+    contenders = {"triton_planes": triton, "hopper": hopper}
+    reasons = {name: refusal(IMPLS[name], bench.device, bench.default, training=True) for name in contenders}
+    for name, write in contenders.items():
+        if reasons[name] is None:
+            write(bench, model_config, batch)
+    if None not in reasons.values():
+        raise UserError("; ".join(f"{name} {reason}" for name, reason in reasons.items()))
+
+
 def triton(bench: Bench, model_config: ModelConfig, batch: int) -> None:
     """Write the device time of each kernel of triton_planes in one training run of a block, by configuration.
 
-    UserError if the implementation cannot run. It is left with the last configuration: the process ends here.
+    The implementation is left with the last configuration: the process ends here.
     """
-    impl, dtype = IMPLS["triton_planes"], bench.default
-    if reason := refusal(impl, bench.device, dtype, training=True):
-        raise UserError(f"{impl.name} {reason}")
-    comparison = rdb.comparison(True, model_config, (batch, PATCH, PATCH), bench.device, dtype)
-    entry = next(entry for entry in comparison.entries if entry.recipe == f"impl {impl.name}")
-    bench.ceilings(interleave(ceilings.contenders(bench.device, [dtype]), bench.device, rounds=5))
+    entry = training_run(bench, "triton_planes", model_config, batch)
     every, flop = triton_planes.configs.candidates, kernel_flop(model_config, batch)
     for number in range(max(map(len, every.values()))):
         triton_planes.configs.restrict(number)
@@ -92,9 +99,32 @@ def triton(bench: Bench, model_config: ModelConfig, batch: int) -> None:
         for name, configs in every.items():
             if number < len(configs):
                 given = ", ".join(f"{key} {value}" for key, value in configs[number].items())
-                times, shape = Times([seconds[name]]), words(model_config, PATCH, PATCH)
-                gflops = flop[name] / seconds[name] / 1e9 if name in flop else None
-                bench.row("kernel", f"{impl.name} {name}: {given}", dtype, batch, shape, times, gflops=gflops)
+                row(bench, f"triton_planes {name}: {given}", model_config, batch, seconds[name], flop.get(name))
+
+
+def hopper(bench: Bench, model_config: ModelConfig, batch: int) -> None:
+    """Write the device time of each kernel of hopper in one training run of a block."""
+    contender = training_run(bench, "hopper", model_config, batch).build()
+    try:
+        contender.check()
+    except AssertionError as error:
+        bench.fail(f"hopper, wrong: {error}")
+        return
+    flop = hopper_flop(model_config, batch)
+    for name, seconds in kernel_times(contender, bench.device, list(flop)).items():
+        row(bench, f"hopper {name}", model_config, batch, seconds, flop[name])
+
+
+def training_run(bench: Bench, name: str, model_config: ModelConfig, batch: int) -> Entry:
+    """Write the ceilings, and return what builds a training run of a block by an impl."""
+    comparison = rdb.comparison(True, model_config, (batch, PATCH, PATCH), bench.device, bench.default)
+    bench.ceilings(interleave(ceilings.contenders(bench.device, [bench.default]), bench.device, rounds=5))
+    return next(entry for entry in comparison.entries if entry.recipe == f"impl {name}")
+
+
+def row(bench: Bench, recipe: str, c: ModelConfig, batch: int, seconds: float, flop: int | None) -> None:
+    gflops = flop / seconds / 1e9 if flop else None
+    bench.row("kernel", recipe, bench.default, batch, words(c, PATCH, PATCH), Times([seconds]), gflops=gflops)
 
 
 def kernel_times(contender: Contender, device: torch.device, names: list[str]) -> dict[str, float]:
@@ -122,10 +152,19 @@ def kernel_flop(c: ModelConfig, batch: int) -> dict[str, int]:
     return {name: 2 * batch * PATCH**2 * n for name, n in (macs | {"fusion": fusion}).items()}
 
 
+def hopper_flop(c: ModelConfig, batch: int) -> dict[str, int]:
+    """Return the FLOP of each kernel of hopper, as kernel_flop() does; `residual` has the fusion and x's gradient."""
+    of_triton = kernel_flop(c, batch)
+    fusion = of_triton["fusion"]
+    of_x = 2 * batch * PATCH**2 * c.num_features * (9 * c.num_layers * c.growth_rate + c.num_features)
+    flop = {"layer": of_triton["layer"], "residual": fusion + of_x, "gradient": of_triton["data_gradient"] - of_x}
+    return flop | {"layer_weights": of_triton["weight_gradient"] - fusion, "fusion_weights": fusion}
+
+
 def main(argv: list[str] | None = None) -> int:
     kind = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="python -m profiling.kernels", description=__doc__, formatter_class=kind)
-    parser.add_argument("what", choices=("convolutions", "triton"))
+    parser.add_argument("what", choices=("convolutions", "impls"))
     parser.add_argument("--device", default="cuda", help="auto, cpu, cuda[:i] or npu[:i] (default: %(default)s)")
     options = parser.parse_args(argv)
     try:
@@ -133,7 +172,7 @@ def main(argv: list[str] | None = None) -> int:
         if options.what == "convolutions":
             convolutions(bench, RDN_B, BATCH, [torch.float16, torch.bfloat16])
         else:
-            triton(bench, RDN_B, BATCH)
+            impls(bench, RDN_B, BATCH)
     except UserError as error:
         print(f"kernels: error: {error}", file=sys.stderr)
         return 2

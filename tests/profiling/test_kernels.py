@@ -53,8 +53,8 @@ def test_every_layer_is_measured(bench, monkeypatch):
 
 
 def test_kernels_need_a_card(bench, capsys):
-    assert kernels.main(["triton", "--device", "cpu"]) == 2
-    assert capsys.readouterr().err == "kernels: error: triton_planes runs on cuda only\n"
+    assert kernels.main(["impls", "--device", "cpu"]) == 2
+    assert capsys.readouterr().err == "kernels: error: triton_planes runs on cuda only; hopper runs on cuda only\n"
 
 
 @pytest.fixture
@@ -104,6 +104,17 @@ def test_a_configuration_that_cannot_be_built_is_named_and_the_next_is_tried(ben
     assert bench.failures == [f"kernels, configuration {i}: its kernel layer cannot be built" for i in range(2)]
 
 
+@pytest.mark.parametrize("factor", [1.0, 1.03])
+def test_the_kernels_of_hopper_are_timed_if_they_are_right(factor, bench, monkeypatch):
+    function = SimpleNamespace(rdb=lambda *arguments: factor * naive.rdb(*arguments))
+    monkeypatch.setitem(IMPLS, "hopper", Impl("hopper", function, ("cpu",), (torch.float32,), True, "for tests"))
+    monkeypatch.setattr(kernels, "kernel_times", lambda contender, device, names: dict.fromkeys(names, 0.5))
+    kernels.impls(bench, TINY, 1)  # triton_planes cannot run here
+    names = ["layer", "residual", "gradient", "layer_weights", "fusion_weights"]
+    assert [row.recipe for row in bench.results.rows] == [f"hopper {name}" for name in names if factor == 1]
+    assert len(bench.failures) == (factor != 1)
+
+
 def test_times_of_kernels_are_those_of_one_run():
     comparison = rdb.comparison(True, TINY, (1, 8, 8), CPU, torch.float32)
     contender = next(entry for entry in comparison.entries if entry.recipe == "impl naive").build()
@@ -115,4 +126,5 @@ def test_times_of_kernels_are_those_of_one_run():
 
 
 def test_kernels_of_a_training_run_compute_three_times_the_forward_pass():
-    assert sum(kernels.kernel_flop(TINY, 3).values()) == 3 * 2 * 3 * 32 * 32 * TINY.block_macs
+    for flop in (kernels.kernel_flop, kernels.hopper_flop):
+        assert sum(flop(TINY, 3).values()) == 3 * 2 * 3 * 32 * 32 * TINY.block_macs
