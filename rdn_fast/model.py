@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from rdn_fast import devices
 from rdn_fast.config import ESPCN, ModelConfig
 from rdn_fast.errors import UserError
 from rdn_fast.precision import Precision
@@ -141,10 +142,15 @@ class RDN(nn.Module):
             y = block(y, impl, packed)
             local.append(y)
         y = _conv(self.gff[1], _conv(self.gff[0], torch.cat(local, dim=1))).to(x.dtype) + shallow
-        for layer in self.upscale:
-            y = _conv(layer, y) if isinstance(layer, nn.Conv2d) else layer(y)
+        output = self.output_dtype or y.dtype
+        for i, layer in enumerate(self.upscale, start=1):
+            if isinstance(layer, nn.PixelShuffle):
+                last = i == len(self.upscale)
+                y = devices.pixel_shuffle(y, layer.upscale_factor, output if last else y.dtype)
+            else:
+                y = _conv(layer, y) if isinstance(layer, nn.Conv2d) else layer(y)
         # y: [B, U, s*H, s*W]; with tail "espcn" [B, 3*s*s, H, W]
-        y = _conv(self.output, y.to(self.output_dtype or y.dtype))
+        y = _conv(self.output, y.to(output))
         return F.pixel_shuffle(y, self.config.scale) if self.config.tail == "espcn" else y
 
 

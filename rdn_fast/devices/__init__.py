@@ -1,5 +1,5 @@
-"""The only home of cuda, npu and cpu. Read select, forks, memory, streams, cuda_graph, numerics, optim, npu_modes,
-npu_kernels, npu_profile, cuda_kernels."""
+"""The only home of cuda, npu and cpu. Read select, forks, memory, streams, cuda_graph, numerics, optim, shuffle,
+npu_modes, npu_kernels, npu_profile, cuda_kernels."""
 
 from rdn_fast.devices import forks as _forks
 from rdn_fast.devices.cuda_graph import CudaGraphed
@@ -42,4 +42,5 @@ from rdn_fast.devices.select import (
     resolve,
     torch_build,
 )
+from rdn_fast.devices.shuffle import pixel_shuffle
 from rdn_fast.devices.streams import DeviceTimer, SideStream, side_stream, synchronize
