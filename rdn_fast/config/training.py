@@ -108,6 +108,12 @@ class TrainConfig:
         "loss-scale-value",
         parse=_number_or_auto,
     )
+    all_reduce: str = flag(
+        "fp32",
+        "what several ranks send to average their gradients; fp16: half the bytes, rounded (the loss scale lifts small "
+        "gradients into its range)",
+        choices=("fp32", "fp16"),
+    )
     rdb: str = flag(
         "auto",
         "implementation of the residual dense block; auto: the fastest here, timed once (`rdn-fast tune` shows the "

@@ -14,7 +14,7 @@ from rdn_fast import devices
 # small: no computation is left that their all-reduces could overlap with. Most impls compute all gradients of a block
 # at once, so a bucket that reaches into the last block is among them.
 BUCKET_SHARES = (0.37, 0.24, 0.15, 0.1, 0.07, 0.04, 0.03)
-_ALIGNED = 4  # a gradient in the buffer begins at a multiple of so many floats: 16 bytes, a wide load of a GPU
+_ALIGNED = 4  # a gradient in the buffer begins at a multiple of so many values: 16 bytes, a wide load of a GPU
 
 
 class _Bucket:
@@ -30,38 +30,31 @@ class _Bucket:
 class GradientBuckets:
     """Averages a model's gradients over all ranks, within backward(). Call start() before it.
 
-    Gradients of a complete bucket are copied to a flat float32 buffer, and its all-reduce begins. After backward() the
-    parameters' gradients are the averages. On an accelerator the device's queue waits for the all-reduces, and the host
-    does not: a step can be captured. Backward must compute a gradient of every parameter.
+    Gradients of a complete bucket are copied to a flat buffer, and its all-reduce begins. After backward() the
+    parameters' gradients are the averages, float32. On an accelerator the device's queue waits for the all-reduces, and
+    the host does not: a step can be captured. Backward must compute a gradient of every parameter.
 
     `world`: the number of ranks.
     """
 
-    def __init__(self, model: torch.nn.Module, world: int):
-        """Copy the parameters of rank 0 to all ranks. A collective. model: float32."""
+    def __init__(self, model: torch.nn.Module, world: int, dtype: torch.dtype = torch.float32):
+        """Copy the parameters of rank 0 to all ranks. A collective. model: float32. dtype: of what ranks send."""
         self.world = world
         params = list(model.parameters())[::-1]  # they are registered in the order of forward
-        flat = torch.zeros(sum(map(_room, params)), device=params[0].device)
-        limits = [share * len(flat) for share in accumulate(BUCKET_SHARES[:-1])]
-        parts: list[list[torch.nn.Parameter]] = [[] for _ in BUCKET_SHARES]
-        for p, start in zip(params, accumulate(map(_room, params), initial=0), strict=False):
-            parts[bisect(limits, start)].append(p)
-        parts = [part for part in parts if part]
-        flats = flat.split([sum(map(_room, part)) for part in parts])
-        self._buckets = [_Bucket(part, of_part) for part, of_part in zip(parts, flats, strict=True)]
-        self._copy_back = devices.gradients_stay(flat.device)
-        self._broadcast(flat)
+        self._copy_back = dtype != torch.float32 or devices.gradients_stay(params[0].device)
+        self._broadcast(params)
+        self._buckets = _divided(params, dtype)
         self.start()
         for bucket in self._buckets:
             for p in bucket.params:
                 p.register_post_accumulate_grad_hook(lambda _, bucket=bucket: self._count(bucket))
 
+    @staticmethod
     @torch.no_grad()
-    def _broadcast(self, flat: torch.Tensor) -> None:
-        for bucket in self._buckets:
+    def _broadcast(params: list[torch.nn.Parameter]) -> None:
+        for bucket in _divided(params, torch.float32):
             devices.foreach("copy", bucket.views, bucket.params)
-        dist.broadcast(flat, 0)
-        for bucket in self._buckets:
+            dist.broadcast(bucket.flat, 0)
             devices.foreach("copy", bucket.params, bucket.views)
 
     def start(self) -> None:
@@ -94,6 +87,18 @@ class GradientBuckets:
                 devices.foreach("copy", [p.grad for p in bucket.params], bucket.views)
 
 
+def _divided(params: list[torch.nn.Parameter], dtype: torch.dtype) -> list[_Bucket]:
+    """Return the buckets of the parameters, in a new buffer of zeros."""
+    flat = torch.zeros(sum(map(_room, params)), dtype=dtype, device=params[0].device)
+    limits = [share * len(flat) for share in accumulate(BUCKET_SHARES[:-1])]
+    parts: list[list[torch.nn.Parameter]] = [[] for _ in BUCKET_SHARES]
+    for p, start in zip(params, accumulate(map(_room, params), initial=0), strict=False):
+        parts[bisect(limits, start)].append(p)
+    parts = [part for part in parts if part]
+    flats = flat.split([sum(map(_room, part)) for part in parts])
+    return [_Bucket(part, of_part) for part, of_part in zip(parts, flats, strict=True)]
+
+
 def _room(parameter: torch.nn.Parameter) -> int:
-    """Return how many floats of the buffer the parameter's gradient takes."""
+    """Return how many values of the buffer the parameter's gradient takes."""
     return -(-parameter.numel() // _ALIGNED) * _ALIGNED

@@ -49,7 +49,7 @@ def recipe(setup: Setup) -> dict:
     if c.lr_schedule == "cosine":
         schedule["total_steps"] = setup.total_steps
     scaling = {"loss_scale": c.loss_scale, "amp_backend": c.amp_backend} if setup.precision.scaled else {}
-    return {**schedule, "weight_decay": c.weight_decay, "clip_grad": c.clip_grad, **scaling}
+    return {**schedule, "weight_decay": c.weight_decay, "clip_grad": c.clip_grad, "all_reduce": c.all_reduce, **scaling}
 
 
 def find_start(setup: Setup, say: Callable[[str], None]) -> tuple[Precision, dict | None]:

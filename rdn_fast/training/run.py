@@ -96,7 +96,8 @@ class TrainingRun:
             self.optimizer_step = ApexOptimizerStep(self.model, self.optimizer, *settings)
         else:
             self.optimizer_step = make_optimizer_step(self.optimizer, *settings)
-        buckets = GradientBuckets(self.model, ranks.world) if ranks.world > 1 else None
+        sent = torch.float16 if c.all_reduce == "fp16" else torch.float32
+        buckets = GradientBuckets(self.model, ranks.world, sent) if ranks.world > 1 else None
         self.train_step = TrainStep(self.model, self.optimizer, self.optimizer_step, device, buckets)
         self.results = ResultBuffer(device)
 

@@ -122,6 +122,23 @@ def test_gradients_that_must_stay_where_they_are_stay(alone, begun, monkeypatch)
         assert torch.equal(gradient, other.grad)
 
 
+def test_what_is_sent_in_float16_comes_back_in_float32(alone, seed):
+    model = make_model()
+    plain, buckets = copy.deepcopy(model), GradientBuckets(model, 1, torch.float16)
+    assert equal(model, plain)  # parameters are not rounded
+    lr, hr, weight = next(batches([2], seed))
+    buckets.start()
+    (weighted_l1(model(lr), hr, weight) * 1024).backward()
+    (weighted_l1(plain(lr), hr, weight) * 1024).backward()
+    for p, other in zip(model.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(p.grad, other.grad.half().float())
+    with torch.no_grad():
+        model.output.bias.add_(1e9)
+    buckets.start()
+    (weighted_l1(model(lr), hr, weight) * 1e9).backward()
+    assert not model.output.bias.grad.isfinite().any()  # too large for it: such a step is skipped
+
+
 def test_one_rank_with_buckets_is_byte_for_byte_one_without(alone, seed):
     plain, model = make_model(), make_model()
     steps = make_step(plain), make_step(model, GradientBuckets(model, 1))
@@ -175,6 +192,7 @@ def rank_main(rank: int, port: int, seed: int) -> None:
     check_a_share_of_weight_0_changes_no_byte(rank, seed)
     check_against_torch(rank, seed)
     check_captured(rank, seed)
+    check_in_float16(rank, seed)
     dist.destroy_process_group()
 
 
@@ -234,16 +252,35 @@ def check_captured(rank: int, seed: int) -> None:
 
         patch.setattr(devices, "CudaGraphed", graphed)
         model, all_reduces, begin_mean = make_model(), [], devices.begin_mean
-        step = make_step(model, GradientBuckets(model, RANKS))
+        buckets = GradientBuckets(model, RANKS)
+        step = make_step(model, buckets)
         patch.setattr(devices, "begin_mean", lambda *of: all_reduces.append(of) or begin_mean(*of))
         for batch in batches(SIZES, seed):
             step(*share_of(rank, batch), size=SIZES[0] // RANKS)
     calls = [entry for entry in cuda.log if "waits" not in entry]
     replays = len(SIZES) - CudaGraphed.EAGER
     assert calls == [*["call on side"] * CudaGraphed.EAGER, "capture on side", *["replay on main"] * replays]
-    assert len(all_reduces) == len(SIZES) * len(BUCKET_SHARES)
+    assert len(all_reduces) == len(SIZES) * len(buckets._buckets)
     for mine, other in zip(model.parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(mine, other, rtol=0, atol=2e-5)
+
+
+def check_in_float16(rank: int, seed: int) -> None:
+    """Each rank's gradient is rounded once, and the sum: 2^-11 each; below 2^-14 by 2^-25 at most."""
+    lr, hr, weight = share_of(rank, next(batches([6], seed)))
+    found = {}
+    for name, dtype in (("alone", None), ("float32", torch.float32), ("float16", torch.float16)):
+        model = make_model()
+        buckets = GradientBuckets(model, RANKS, dtype) if dtype else None
+        if buckets:
+            buckets.start()
+        (weighted_l1(model(lr), hr, weight) * RANKS * 1024).backward()
+        found[name] = [p.grad.clone() for p in model.parameters()]
+    for own, exact, low in zip(*found.values(), strict=True):
+        sizes = own.abs()
+        dist.all_reduce(sizes)
+        assert ((low - exact).abs() <= 2**-10 * sizes / RANKS + 2**-23).all()
+    assert any(not torch.equal(low, exact) for exact, low in zip(found["float32"], found["float16"], strict=True))
 
 
 @pytest.mark.slow
