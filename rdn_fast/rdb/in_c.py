@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from rdn_fast import native
 from rdn_fast.rdb.winograd_chunks import Chunks, slices
 
-CROP = 192  # pixels: without gradients, larger images are computed in crops of this size
+CROP = 272  # pixels: without gradients, larger images are computed in crops of this size; pictures' windows are smaller
 
 
 class Shape(ctypes.Structure):
