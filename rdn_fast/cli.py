@@ -192,18 +192,15 @@ def _tune(options: argparse.Namespace, _) -> None:
 
 
 def _configs(options: argparse.Namespace) -> tuple[ModelConfig, TrainConfig]:
-    """Return the flags' configs. The shape is that of --weights-file where neither a flag nor a preset gives one."""
+    """Return the flags' configs. The trunk's shape is that of --weights-file where no flag and no preset gives one."""
     given, preset = vars(options), getattr(options, "preset", None)
-    shape = {field.name for field in dataclasses.fields(ModelConfig)} - {"scale"}
+    shape = {field.name for field in dataclasses.fields(ModelConfig)} - {"scale", "tail", "upsample_channels"}
     file = given.get("weights_file")
     if file is None or preset is not None or shape & given.keys():
         return make_configs(given, preset)
-    from rdn_fast.pictures.upscale import check_scale
     from rdn_fast.weights.convert import read_weights
 
-    config = read_weights(file).config
-    check_scale(given.get("scale"), config.scale, "--scale")
-    return make_configs(given | dataclasses.asdict(config))
+    return make_configs(dataclasses.asdict(read_weights(file).config) | given)
 
 
 def _prepare(options: argparse.Namespace, arguments: list[str]) -> None:

@@ -51,7 +51,10 @@ class TrainConfig:
     degradation: str | None = flag(None, f"{DEGRADATION_HELP} (default: bi)")
     outputs_dir: str = flag("outputs/train", "where weights, checkpoints and metrics.jsonl go")
     weights_file: str | None = flag(
-        None, "start from these weights (fine-tuning); without preset and shape, the model is theirs", "pth-path"
+        None,
+        "start from these weights (fine-tuning); without preset and shape, the model is theirs; of weights of another "
+        "scale or tail everything before up-sampling is taken",
+        "pth-path",
     )
     resume: str | None = flag(
         None, "`auto`: go on exactly from the newest checkpoint of outputs-dir; or a checkpoint file"

@@ -17,7 +17,7 @@ from rdn_fast.data.prefetch import check_mode
 from rdn_fast.data.sampler import PatchSampler
 from rdn_fast.errors import UserError, naming_flag
 from rdn_fast.evaluation.datasets import load_pairs, made_otherwise
-from rdn_fast.model import RDN, check_state
+from rdn_fast.model import RDN, check_state, describe, infer_config, meta_model
 from rdn_fast.terminal import print_line
 from rdn_fast.weights.convert import read_weights
 
@@ -27,7 +27,8 @@ class Inputs(NamedTuple):
 
     sampler: PatchSampler
     validation: Sequence[Pair]  # empty: nothing is validated
-    weights: dict[str, torch.Tensor] | None  # to start from; None: random ones
+    weights: dict[str, torch.Tensor]  # to start from; a parameter that is not among them is random
+    about_weights: str  # in what the file differs from the model; "" if in nothing
 
     @property
     def lr_in_words(self) -> str:
@@ -73,18 +74,41 @@ def open_inputs(
     for path, made_by in ((pairs.path, pairs.lr_made_by), (eval_file, validation.lr_made_by if validation else None)):
         if asked and (otherwise := made_otherwise(path, made_by, asked)) is not None:
             say(otherwise)
-    weights = read_weights(c.weights_file).state if c.weights_file is not None else None
-    if weights is not None:
-        check_state(model_config, weights, c.weights_file)
-    return Inputs(sampler, validation, weights)
+    weights, about_weights = ({}, "") if c.weights_file is None else _fitting(model_config, c.weights_file)
+    return Inputs(sampler, validation, weights, about_weights)
 
 
-def initial_model(model_config: ModelConfig, seed: int, weights: dict[str, torch.Tensor] | None) -> RDN:
-    """Return the model on the host with these weights, or with random ones that depend on the seed alone."""
+def _fitting(model_config: ModelConfig, file: str) -> tuple[dict[str, torch.Tensor], str]:
+    """Return the weights of `file` that fit the model, and what is said of the rest, "" if there is none.
+
+    Everything before up-sampling must fit; of a model of another scale or tail the rest may be left out, as the paper
+    starts x3 and x4 from x2. Raises UserError.
+    """
+    state, config = read_weights(file).state, model_config
+    expected = meta_model(config).state_dict()
+    keys = expected.keys() | state.keys()
+    other = {key for key in keys if key not in expected or key not in state or state[key].shape != expected[key].shape}
+    if not all(key.startswith(("upscale.", "output.")) for key in other):
+        check_state(config, state, file)
+    parts = {_part(key) for key in other}  # a convolution is taken whole or not at all
+    fitting = {key: value for key, value in state.items() if _part(key) not in parts}
+    if not parts:
+        return fitting, ""
+    new = {_part(key) for key in expected.keys() - fitting.keys()}
+    groups = ("random at the start are", new), ("left out are", parts - new)
+    told = "; ".join(f"{what} {', '.join(sorted(names))}" for what, names in groups if names)
+    return fitting, f"{file} is of {describe(infer_config(state, file))}: {told}; everything else is taken"
+
+
+def _part(key: str) -> str:
+    return key.rpartition(".")[0]
+
+
+def initial_model(model_config: ModelConfig, seed: int, weights: dict[str, torch.Tensor]) -> RDN:
+    """Return the model on the host with these weights, and else with random ones that depend on the seed alone."""
     torch.manual_seed(seed)
     model = RDN(model_config)
-    if weights is not None:
-        model.load_state_dict(weights)
+    model.load_state_dict(model.state_dict() | weights)
     return model
 
 

@@ -77,6 +77,8 @@ class Report:
             f"rdn-fast {__version__}: x{s.model_config.scale} RDN, {millions:.2f} M parameters, "
             f"{s.precision}{scaling}, rdb {rdb}, torch {torch.__version__}"
         )
+        if state.step == 0 and s.inputs.about_weights:
+            self.say(s.inputs.about_weights)
         patches = f"{s.world} x {c.batch_size} patches of {c.patch_size}x{c.patch_size}"
         self.say(f"on {devices.describe(s.device)}: {patches} per step")
         if s.precision.scaled and not devices.has_instructions(s.device, s.precision.compute):
