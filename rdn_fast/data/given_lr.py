@@ -55,15 +55,14 @@ class GivenLR:
         if others := [file for file in lr if told[file] and scale not in told[file] and file.stem not in stems]:
             say(f"{folder}: {len(others)} pictures of other scales, as {others[0].name}, are left out")
             lr = sorted({*lr} - {*others})
-        self.files: dict[Path, Path] = {}
+        found: dict[Path, Path] = {}
         alone: list[Path] = []
-        for place in sorted({file.relative_to(hr_folder).parent for file in hr}):
-            pairs, rest = match(
-                [file for file in lr if file.relative_to(folder).parent == place],
-                [file for file in hr if file.relative_to(hr_folder).parent == place],
-            )
-            self.files |= {of_hr: of_lr for of_lr, of_hr in pairs}
+        lr_in, hr_in = _by_place(lr, self.folder), _by_place(hr, hr_folder)
+        for place, of_hr in hr_in.items():
+            pairs, rest = match(lr_in.get(place, []), of_hr)
+            found |= {hr_file: lr_file for lr_file, hr_file in pairs}
             alone += rest
+        self.files = {file: found[file] for file in hr if file in found}
         known = {*self.files.values(), *alone}
         for line in lines_on([*(file for file in lr if file not in known), *alone]):
             if strict:
@@ -123,6 +122,14 @@ def find_lr(hr_folder: str | Path, scale: int) -> list[Path]:
                     if each.casefold() == inner
                 ]
             found += [folder for folder in folders if _names(folder)]
+    return found
+
+
+def _by_place(files: list[Path], folder: Path) -> dict[Path, list[Path]]:
+    """Return the files of each folder inside, by its path in `folder`."""
+    found: dict[Path, list[Path]] = {}
+    for file in files:
+        found.setdefault(file.parent.relative_to(folder), []).append(file)
     return found
 
 
