@@ -24,7 +24,7 @@ _PIXELS = (
     {"ROWS": 16, "COLS": 8, "num_warps": 4, "num_stages": 2},
 )
 CANDIDATES = {
-    "to_planes": ({"P": 256, "num_warps": 8},),
+    "to_planes": ({"P": 128, "num_warps": 8},),
     "layer": _PIXELS,
     "data_gradient": _PIXELS,
     "weight_gradient": (
