@@ -10,7 +10,7 @@ where := import pathlib, torch; print(pathlib.Path(torch.__file__).parent.parent
 site := import sysconfig; print(sysconfig.get_path("purelib"))
 ready := .venv/ready
 
-.PHONY: setup setup-ascend demo test test-machines test-slow lint train-full bench-1p bench-8p bench-upscale bench-amx bench profile report report-check gpu-check
+.PHONY: setup setup-ascend setup-nvrtc demo test test-machines test-slow lint train-full bench-1p bench-8p bench-upscale bench-amx bench profile report report-check gpu-check
 
 setup: $(ready)
 
@@ -36,6 +36,10 @@ setup-ascend:
 	$(PY) -m venv .venv-ascend
 	.venv-ascend/bin/python -m pip install --quiet triton-ascend==3.2.0 ascendnpu-ir==1.2.0 pybind11
 	chmod +x .venv-ascend/lib/python3*/site-packages/ascendnpuir/bin/*
+
+# NVRTC, without a card: what proves hopper's kernels (docs/cuda.md).
+setup-nvrtc: $(ready)
+	$(bin)/python -m pip install --quiet nvidia-cuda-nvrtc
 
 demo: $(ready)
 	$(bin)/rdn-fast demo

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import hopper_host
+import hopper_plain
 import pytest
 import torch
 from test_rdb import _poisoned_memory, block, in_float64, problem, solve  # noqa: F401 (a fixture)
@@ -201,6 +202,62 @@ def test_the_trial_passes_and_notices_a_fault(monkeypatch, capsys):
     monkeypatch.setattr(hopper, "launch", moves)
     assert hopper_trial.main() == 1
     assert capsys.readouterr().out == "the gradient of the fusion's weights (1) differs from run to run\n"
+
+
+@pytest.mark.parametrize("dtype", LOW, ids=str)
+@pytest.mark.parametrize("shape", [(1, 64, 64, 2, 7, 5), (2, 70, 37, 2, 5, 9), (3, 130, 18, 2, 4, 6)], ids=str)
+def test_launches_in_plain_torch_give_what_naive_gives(shape, dtype, monkeypatch, seed):
+    monkeypatch.setattr(hopper, "launch", hopper_plain.launch)
+    arguments, upstream = problem(shape, dtype, seed)
+    oracle = solve(block, *in_float64(arguments, upstream))
+    plain = solve(naive.rdb, arguments, upstream, torch.channels_last)
+    for name, result in solve(hopper.rdb, arguments, upstream, torch.channels_last).items():
+        assert_as_good_as_naive(result, oracle[name], plain[name], dtype, f"{name}, {shape}, seed {seed}")
+
+
+def check_launches(monkeypatch, shape, dtype, device, seed) -> set[str]:
+    """Compare what each launch of a block writes with plain torch. The message tells where it is wrong first."""
+    right, launched = hopper.launch, []
+
+    def compare(name, grid, memory, *arguments):
+        expected = hopper_plain.expected(name, *arguments)
+        right(name, grid, memory, *arguments)
+        for written, value in expected:
+            found = written.sum(0) if written.dim() == 2 else written
+            wrong = ((found.float() - value.float()).abs() <= 2e-2 * value.abs().max()).logical_not()  # a NaN is wrong
+            where = [indices.unique().tolist() for indices in wrong.nonzero().T]
+            what = "sums" if written.dim() == 2 else "[image, group, channel, row, column]"
+            numbers = f"{int(wrong.sum())} of {wrong.numel()}"
+            assert not wrong.any(), f"launch {len(launched)}, {name}, {what}: {numbers} are wrong, at {where}"
+        launched.append(name)
+
+    monkeypatch.setattr(hopper, "launch", compare)
+    arguments, upstream = problem(shape, dtype, seed)
+    solve(hopper.rdb, arguments, upstream, torch.channels_last, device=device)
+    return {*launched}
+
+
+@pytest.mark.slow
+@needs_host
+@pytest.mark.usefixtures("on_host")
+def test_each_launch_on_a_host(monkeypatch, seed):
+    assert check_launches(monkeypatch, SMALL, torch.float16, CPU, seed) == KERNELS.keys()
+
+
+@pytest.mark.slow
+@needs_host
+def test_the_comparison_of_launches_tells_where_one_is_wrong(monkeypatch, on_host, seed):
+    on_host("input = 8 * (e / 4)", "input = 8 * (e / 4 ^ 1)")
+    with pytest.raises(AssertionError, match=r"launch 6, layer_weights, sums: \d+ of 110592 are wrong, at "):
+        check_launches(monkeypatch, SMALL, torch.float16, CPU, seed)
+
+
+@pytest.mark.skipif(cuda_kernels.missing_toolchain((9, 0)) is not None, reason="needs a Hopper GPU")
+@pytest.mark.parametrize("dtype", LOW, ids=str)
+@pytest.mark.parametrize("shape", SHAPES_HERE, ids=str)
+def test_each_launch_on_a_card(shape, dtype, monkeypatch, seed):
+    """The trial's verdict is one line; this tells which kernel is wrong, and where."""
+    assert check_launches(monkeypatch, shape, dtype, CUDA, seed) == KERNELS.keys()
 
 
 @pytest.mark.parametrize(("g0", "g", "layers"), [(64, 64, 2), (70, 37, 2), (13, 18, 3), (130, 5, 1)])
