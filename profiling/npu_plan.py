@@ -1,37 +1,68 @@
-"""`python -m profiling.npu_plan`: what Ascend's compiler plans for npu_conv's kernels, as tables; no card is needed.
+"""`python -m profiling.npu_plan [--write]`: what Ascend's compiler plans for npu_conv's kernels; no card is needed.
 
-The first: of each kernel and shape the highest byte of L1, L0C and UB, what a tile (or a step of the weight gradient)
-takes, library functions that are called and missing, and the seconds to compile. The second: errors of blocks that the
-compiled modules computed in the emulator, against float64, in roundings of the dtype (eps / 2 of the largest value).
+The first table has each kernel for each shape: the highest byte of L1, L0C and UB, what a source and a tile take (a
+step of the weight gradient), seconds to compile for each target, and the errors that the compiled kernel has in the
+emulator (npu_errors). The modules are those of training; they are executed on one image of few rows. The second table
+has the errors of whole blocks. --write puts both into docs/ascend.md, between <!-- npu_plan --> and <!-- /npu_plan -->.
 """
 
 from __future__ import annotations
 
+import argparse
 import time
-from functools import cache
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
-from profiling import hivm
-from profiling.hivm_machine import Machine
-from rdn_fast.rdb import naive, npu_conv, npu_conv_kernels
+from bench.tables import markdown
+from profiling import hivm, npu_errors
+from profiling.hivm_order import Race
+from rdn_fast.rdb import npu_conv_kernels
+from rdn_fast.rdb.npu_conv_kernels import FLOATS, KINDS
 from rdn_fast.rdb.npu_conv_planes import Planes
 
-TARGETS = ("Ascend910B2", "Ascend910B3", "Ascend910_9392")
+PAGE = Path(__file__).parents[1] / "docs/ascend.md"
+BEGIN, END = "<!-- npu_plan -->", "<!-- /npu_plan -->"
+TARGETS = ("Ascend910B2", "Ascend910B3", "Ascend910_9392")  # the last is an A3
 SHAPES = {  # name: batch, G0, G, C, H, W
     "rdn-b": (64, 64, 64, 8, 32, 32),
     "rdn-a": (64, 64, 32, 6, 32, 32),
-    "small": (16, 48, 16, 3, 20, 40),
+    "small": (16, 48, 48, 4, 24, 24),
+    "odd": (16, 48, 16, 3, 20, 40),
 }
 BLOCKS = ((1, 64, 64, 8, 9, 19), (1, 64, 32, 6, 12, 32), (2, 32, 16, 3, 5, 7))
-KINDS = ("layer", "fusion", "gradient", "input_gradient", "weight_gradient")
 
 
-def plan(kind: str, shape: Planes, target: str) -> tuple[object, ...]:
-    """Return the numbers of a kernel in the first table, without the seconds."""
+class Plan(NamedTuple):
+    """Of one kernel, the same for all targets. Loads and products are of a source, the rest of a tile."""
+
+    l1: str  # KiB
+    l0c: str
+    ub: str
+    loads: int
+    products: int
+    ways_out: int
+    vector_loads: int
+    operations: int
+    stores: int
+    missing: int  # library functions
+
+
+def plan(kind: str, shape: Planes) -> tuple[Plan, list[float]]:
+    """Return a kernel's plan in float16, and the seconds that it takes to compile for each target.
+
+    Raise ValueError where the targets' modules differ in more than the description of the target.
+    """
     text = npu_conv_kernels.kernel(kind, shape.k, shape.row, shape.rows, torch.float16)
-    module = hivm.compile_module(text, target)
-    functions = hivm.parse(module).values()
+    modules, seconds = [], []
+    for target in TARGETS:
+        start = time.perf_counter()
+        modules.append(hivm.compile_module(text, target))
+        seconds.append(time.perf_counter() - start)
+    if len({_without_target(module) for module in modules}) > 1:
+        raise ValueError(f"{kind}: the targets' modules differ")
+    functions = hivm.parse(modules[0]).values()
     calls = {name: n for function in functions for name, n in hivm.calls(function).items()}
     buffers = {name: size for function in functions for name, size in hivm.buffers(function).items()}
 
@@ -41,81 +72,73 @@ def plan(kind: str, shape: Planes, target: str) -> tuple[object, ...]:
     kib = (f"{buffers.get(name, 0) / 1024:.0f}" for name in ("L1", "L0C", "UB"))
     cube = count("nd2nz"), count("conv2d", "mma"), count("fixpipe")
     vector = count("load_gm"), count("v", "broadcast"), count("store")
-    return *kib, *cube, *vector, len(hivm.missing_functions(module))
+    return Plan(*kib, *cube, *vector, len(hivm.missing_functions(modules[0]))), seconds
 
 
-def plans(kind: str, shape: Planes) -> str:
-    """Return a row of the first table. Raise ValueError where the targets' plans differ."""
-    start = time.perf_counter()
-    found = {plan(kind, shape, target) for target in TARGETS}
-    seconds = (time.perf_counter() - start) / len(TARGETS)
-    if len(found) > 1:
-        raise ValueError(f"{kind}: the plans differ: {found}")
-    return row(kind, *found.pop(), f"{seconds:.2f}")
+def _without_target(module: str) -> str:
+    return "\n".join(line for line in module.splitlines() if "dlti.target_system_spec" not in line)
 
 
-def executed(sizes: tuple[int, ...], dtype: torch.dtype) -> str:
-    """Return a row of the second table: a random block of batch, G0, G, C, H, W."""
-    batch, g0, g, layers, height, width = sizes
-    torch.manual_seed(0)
-    seen = [g0 + j * g for j in range(layers)]
-    tensors = [torch.randn(batch, g0, height, width), torch.randn(g0, g0 + layers * g, 1, 1) * 0.05, torch.randn(g0)]
-    tensors += [torch.randn(g, n, 3, 3) * 0.1 * n**-0.5 for n in seen]
-    tensors += [(-1.0) ** torch.arange(g) for _ in seen]  # keeps the ReLUs' inputs away from 0
-    upstream = torch.randn(batch, g0, height, width)
-
-    def solve(rdb, precision):
-        leaves = [tensor.to(dtype).to(precision).requires_grad_() for tensor in tensors]
-        x, fuse_w, fuse_b, *convs = leaves
-        y = rdb(x, convs[:layers], convs[layers:], fuse_w, fuse_b)
-        return [y.detach(), *torch.autograd.grad(y, leaves, upstream.to(dtype).to(precision))]
-
-    exact, own, plain = solve(naive.rdb, torch.float64), solve(npu_conv.rdb, dtype), solve(naive.rdb, dtype)
-    half = torch.finfo(dtype).eps / 2
-
-    def worst(results) -> list[str]:
-        roundings = [((r - e).abs().max() / e.abs().max() / half).item() for r, e in zip(results, exact, strict=True)]
-        return [f"{max(part):.1f}" for part in (roundings[:1], roundings[1:2], roundings[2:])]
-
-    return row(" x ".join(map(str, sizes)), str(dtype).removeprefix("torch."), *worst(own), *worst(plain))
+def executed(name: str) -> tuple[int, int, int, int, int, int]:
+    """Return the sizes of the block that is executed for a shape: its channels and width, and so its kernels."""
+    _, g0, g, layers, height, width = SHAPES[name]
+    rows = Planes(1, height, width, g0, g, layers).rows
+    return 1, g0, g, layers, rows + 1, width
 
 
-def row(*cells: object) -> str:
-    return f"| {' | '.join(map(str, cells))} |"
+def kernels_table(names: tuple[str, ...] = tuple(SHAPES)) -> str:
+    rows = []
+    for name in names:
+        batch, g0, g, layers, height, width = SHAPES[name]
+        shape = Planes(batch, height, width, g0, g, layers)
+        try:
+            errors, races = [npu_errors.of_kernels(executed(name), dtype) for dtype in FLOATS], "none"
+        except Race as race:
+            errors, races = [dict.fromkeys(KINDS, torch.nan)] * len(FLOATS), str(race)
+        for kind in KINDS:
+            p, seconds = plan(kind, shape)
+            cube, vector = f"{p.loads}, {p.products}, {p.ways_out}", f"{p.vector_loads}, {p.operations}, {p.stores}"
+            cells = [f"{p.l1}, {p.l0c}, {p.ub}", cube, vector, str(p.missing)]
+            found = [f"{each[kind]:.1f}" for each in errors]
+            rows.append([f"`{kind}`", name, *cells, *found, races, *(f"{s:.1f}" for s in seconds)])
+    columns = ["kernel", "shape", "L1, L0C, UB: KiB", "loads, products, ways out", "vector loads, operations, stores"]
+    columns += ["not in the library", "error, fp16", "error, bf16", "races"]
+    return markdown([*columns, "s, 910B2", "s, 910B3", "s, A3"], rows)
 
 
-def header(*cells: str) -> list[str]:
-    return ["", row(*cells), row(*["---"] * len(cells))]
+def blocks_table(blocks: tuple = BLOCKS) -> str:
+    rows = []
+    for sizes in blocks:
+        for dtype in FLOATS:
+            own, plain = npu_errors.of_block(sizes, dtype)
+            cells = (f"{error:.1f}" for error in (*own, *plain))
+            rows.append([" x ".join(map(str, sizes)), str(dtype).removeprefix("torch."), *cells])
+    results = ("y", "gradient of x", "other gradients")
+    return markdown(["block", "dtype", *results, *(f"naive: {name}" for name in results)], rows)
 
 
-@cache
-def machine(text: str) -> Machine:
-    return Machine(hivm.compile_module(text))
+def page() -> str:
+    """Return the part of docs/ascend.md that is written."""
+    shapes = markdown(
+        ["shape", "batch x G0 x G x layers x H x W", "executed on"],
+        [[name, *(" x ".join(map(str, sizes)) for sizes in (SHAPES[name], executed(name)))] for name in SHAPES],
+    )
+    how = f"By ascendnpu-ir {hivm.version()}, torch {torch.__version__} and `python -m profiling.npu_plan --write`:"
+    return "\n\n".join([how, shapes, kernels_table(), "Whole blocks:", blocks_table()])
 
 
-def emulate(text: str, arguments, items: int) -> None:
-    """Stand for npu_conv.launch: run the compiled module on the host, on three cores."""
-    if items:
-        machine(text).run(list(arguments), min(3, items))
-
-
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
+    kind = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="python -m profiling.npu_plan", description=__doc__, formatter_class=kind)
+    parser.add_argument("--write", action="store_true", help="write the tables into docs/ascend.md")
+    write = parser.parse_args(argv).write
     if hivm.package() is None:
         raise SystemExit("needs Ascend's compiler: make setup-ascend (Python 3.11, x86-64 Linux)")
-    columns = ("kernel", "L1 KiB", "L0C KiB", "UB KiB", "loads", "products", "fixpipe", "vector loads", "operations")
-    for name, (batch, g0, g, layers, height, width) in SHAPES.items():
-        shape = Planes(batch, height, width, g0, g, layers)
-        tile = f"{shape.k} channels a plane, tiles of {shape.rows} rows of {shape.row} pixels"
-        print(f"\n{name}, {', '.join(TARGETS)}: {tile}")
-        print("\n".join(header(*columns, "stores", "not in the library", "s to compile")))
-        for kind in KINDS:
-            print(plans(kind, shape), flush=True)
-    npu_conv.launch = emulate
-    results = ("y", "gradient of x", "other gradients")
-    print("\n".join(header("block", "dtype", *results, *(f"naive: {name}" for name in results))))
-    for sizes in BLOCKS:
-        for dtype in npu_conv_kernels.FLOATS:
-            print(executed(sizes, dtype), flush=True)
+    text = page()
+    if write:
+        before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+        PAGE.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+    print(text)
 
 
 if __name__ == "__main__":
