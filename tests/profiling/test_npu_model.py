@@ -251,6 +251,7 @@ def test_what_cannot_be_computed_is_told(small, monkeypatch):
 @pytest.mark.slow
 def test_the_page_has_what_the_model_says(capsys):
     page = npu_model.PAGE.read_text(encoding="utf-8")
-    assert page.partition(npu_model.BEGIN)[2].partition(npu_model.END)[0].strip() == npu_model.page()
+    written = page.partition(npu_model.BEGIN)[2].partition(npu_model.END)[0].strip()
+    assert written == npu_model.page(), "the page is stale: python -m profiling.npu_model --write"
     npu_model.main([])
     assert npu_model.page() in capsys.readouterr().out
