@@ -53,6 +53,7 @@ def demo(outputs_dir: str, device: str) -> None:
     print_line(f"weights:   {weights}")
     print_line(f"use it:    rdn-fast upscale -i PICTURES -o larger -w {shlex.quote(weights)}")
     print_line("your own:  rdn-fast train --preset demo --train-dir PICTURES --eval-file OTHER_PICTURES")
+    print_line(f"curves:    rdn-fast report {shlex.quote(outputs_dir)}")
 
 
 def prepare(outputs: Path) -> tuple[Path, Path]:

@@ -50,7 +50,8 @@ class Windows:
 
     def worst_and_best(self) -> tuple[Crop, Crop]:
         """Return the windows where RDN gains least and most over bicubic."""
-        return self._crop(min(self._windows, key=self._gain)), self._crop(max(self._windows, key=self._gain))
+        gains = list(map(self._gain, self._windows))
+        return self._crop(self._windows[np.argmin(gains)]), self._crop(self._windows[np.argmax(gains)])
 
     def hardest(self) -> Crop:
         """Return the window with bicubic's largest error: the same one whatever RDN computes."""

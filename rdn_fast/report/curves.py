@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ _BUCKETS = 500  # of a curve that has more points than twice as many; of each th
 _DOTS = 60  # a curve with fewer points shows each
 _MARKS = 200  # of a kind and run
 _SIDE = 1000  # of the SVG's own coordinates
+_LEAST = 1e-100  # of a value on a log scale
 
 
 class Line(NamedTuple):
@@ -39,7 +40,7 @@ class Axis(NamedTuple):
     high: float
     log: bool
 
-    def place(self, values: np.ndarray) -> np.ndarray:
+    def place(self, values):
         """Return where values lie between low, 0, and high, 1."""
         low, high = (math.log10(end) if self.log else end for end in (self.low, self.high))
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -93,21 +94,24 @@ def running_mean(y: np.ndarray, width: int) -> np.ndarray:
 def value_axis(lines: Iterable[Line], log: bool = False, zero: bool = False, cut: bool = False) -> Axis | None:
     """Return the axis of the values; None where there are none.
 
-    log: if they are positive and spread enough. zero: from 0. cut: leave out a few values far below all others, as the
-    first PSNRs are.
+    log: if they are positive and spread enough. zero: from 0. cut: leave out what is low in the first fifth of each
+    curve, where the others would else have less than half of the plot: as the first PSNRs are.
     """
-    values = np.concatenate([line.y[np.isfinite(line.y)] for line in lines] or [np.empty(0)])
+    finite = [line.y[np.isfinite(line.y)] for line in lines]
+    values = np.concatenate(finite) if finite else np.empty(0)
     if not len(values):
         return None
     low, high = float(values.min()), float(values.max())
-    if log and low > 0 and high > 3 * low:
+    if log and low > _LEAST and high > 3 * low:
         pad = (high / low) ** 0.04
         return Axis(low / pad, high * pad, True)
     if cut:
-        low = max(low, high - 3 * (high - float(np.median(values))) - 0.5)
+        later = min(float(y[len(y) // 5 :].min()) for y in finite if len(y))
+        low = later if low < later - (high - later) else low
     if zero:
         low = min(low, 0.0)
-    pad = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
+    size = max(abs(low), abs(high))
+    pad = 0.05 * ((high - low) if high - low > 1e-6 * size else size) or 1.0
     return Axis(low if zero and not low else low - pad, high + pad, False)
 
 
@@ -119,14 +123,14 @@ def draw(
         return '<p class="none">no finite value yet</p>'
     x_axis = Axis(0.0, x_high, False)
     x_ticks, y_ticks = x_axis.ticks(6), y_axis.ticks(6)
-    grid = "".join(f"M{_x(x_axis, tick)} 0V{_SIDE}" for tick in x_ticks)
-    grid += "".join(f"M0 {_y(y_axis, tick)}H{_SIDE}" for tick in y_ticks)
+    grid = "".join(f"M{_across(x_axis, tick)} 0V{_SIDE}" for tick in x_ticks)
+    grid += "".join(f"M0 {_down(y_axis, tick)}H{_SIDE}" for tick in y_ticks)
     drawn = [f'<path class="grid" d="{grid}"/>']
     for mark in marks:
         every = mark.x[:: -(-len(mark.x) // _MARKS) or 1]
         shape = f"V{_SIDE}" if mark.kind == "resume" else "v-30"
         top = 0 if mark.kind == "resume" else _SIDE
-        path = "".join(f"M{_x(x_axis, x)} {top}{shape}" for x in every)
+        path = "".join(f"M{_across(x_axis, x)} {top}{shape}" for x in every)
         drawn.append(f'<path class="{mark.kind} r{mark.run % 8}" d="{path}"/>')
     drawn.extend(_curve(line, x_axis, y_axis) for line in lines)
     x_labels = "".join(f'<span style="left:{_percent(x_axis, t)}%">{number(t)}</span>' for t in x_ticks)
@@ -144,13 +148,13 @@ def draw(
 def _curve(line: Line, x_axis: Axis, y_axis: Axis) -> str:
     x, y = thin(line.x, line.y)
     points = np.column_stack([x_axis.place(x), 1 - y_axis.place(y)]) * _SIDE
-    points = np.clip(points, -2 * _SIDE, 3 * _SIDE)
+    points = np.clip(points, -1000 * _SIDE, 1000 * _SIDE)
     pen, path, known = "M", [], 0
     for (across, down), ok in zip(points.round(1).tolist(), np.isfinite(points).all(axis=1), strict=True):
         if not ok:
             pen = "M"
             continue
-        path.append(f"{pen}{across:g} {down:g}" + ("h0" if pen == "M" else ""))
+        path.append(f"{pen}{across:.9g} {down:.9g}" + ("h0" if pen == "M" else ""))
         pen, known = "L", known + 1
     dots = " dots" if known <= _DOTS and line.style == "line" else ""
     marker = "".join(f"{part.replace('L', 'M').removesuffix('h0')}h0" for part in path) if dots else ""
@@ -169,13 +173,13 @@ def _in_words(line: Line) -> str:
     )
 
 
-def _scaled(turn: Callable[[float], float]) -> Callable[[Axis, float], str]:
-    return lambda axis, value: f"{_SIDE * turn(float(axis.place(np.float64(value)))):.1f}"
+def _across(axis: Axis, value: float) -> str:
+    return f"{_SIDE * axis.place(value):.1f}"
 
 
-_x = _scaled(lambda place: place)
-_y = _scaled(lambda place: 1 - place)
+def _down(axis: Axis, value: float) -> str:
+    return f"{_SIDE * (1 - axis.place(value)):.1f}"
 
 
 def _percent(axis: Axis, value: float) -> str:
-    return f"{100 * float(axis.place(np.float64(value))):.2f}"
+    return f"{100 * axis.place(value):.2f}"

@@ -65,6 +65,7 @@ function choice(label, options, value) {
 function addSliders(section) {
   const sliders = [...section.querySelectorAll(".compare")].map((figure) => new Slider(figure));
   if (!sliders.length) return;
+  section.classList.add("scripted");
   const options = new Map(sliders.flatMap((slider) => [...slider.shots].map(([key, shot]) => [key, shot.dataset.label])));
   const [left, leftSelect] = choice("Left", options, section.dataset.left);
   const [right, rightSelect] = choice("Right", options, section.dataset.right);

@@ -15,6 +15,7 @@ from rdn_fast.training.snapshot import list_sheets
 
 _REMEDY = "give the --outputs-dir of a training run"
 _LARGEST = 2**53  # steps, which float64 holds exactly
+_LARGEST_VALUE = 1e100
 
 
 @dataclass
@@ -129,12 +130,12 @@ def _record(line: bytes) -> dict | None:
 
 
 def _number(value) -> float:
-    """Return a finite number, True as 1, or NaN."""
+    """Return a number that can be drawn, True as 1, or NaN."""
     try:
         number = float(value) if isinstance(value, (int, float)) else np.nan
     except OverflowError:
         number = np.nan
-    return number if np.isfinite(number) else np.nan
+    return number if abs(number) < _LARGEST_VALUE else np.nan
 
 
 def _columns(rows: list[tuple[float, ...]], names: tuple[str, ...]) -> dict[str, np.ndarray]:

@@ -63,24 +63,34 @@ def test_ticks_are_round_and_few(low, high, log):
 def test_axes_of_any_numbers_have_labels(seed):
     rng = np.random.default_rng(seed)
     for _ in range(200):
-        low, span = rng.normal() * 10.0 ** rng.integers(-9, 9), 10.0 ** rng.uniform(-6, 12)
-        axis = value_axis([Line(0, "", np.arange(2.0), np.array([low, low + span]))], log=bool(rng.integers(2)))
-        assert 0 < len(axis.ticks(6)) <= 6
-        assert np.isfinite(axis.place(np.array([low, low + span]))).all()
+        values = rng.choice([-1, 1, 1], 2) * 10.0 ** rng.uniform(-120, 100, 2)
+        if rng.integers(2):
+            values[1] = values[0] * (1 + 10.0 ** rng.uniform(-20, 0))
+        lines = [Line(0, "", np.arange(2.0), values)]
+        axis = value_axis(lines, *map(bool, rng.integers(2, size=3)))
+        assert len(axis.ticks(6)) <= 6
+        assert np.isfinite(axis.place(values)).all()
+        assert "nan" not in draw("", "", lines, [], "step", axis, 1.0)
 
 
 def test_one_value_and_none():
-    axis = value_axis([Line(0, "", np.zeros(1), np.full(1, 30.0))])
-    assert axis.low < 30 < axis.high
+    for values in (np.full(1, 30.0), np.array([30, np.nextafter(30, 31)])):
+        axis = value_axis([Line(0, "", np.arange(float(len(values))), values)])
+        assert axis.low < 29
+        assert axis.high > 31
     assert value_axis([Line(0, "", np.zeros(1), np.full(1, np.nan))]) is None
     assert value_axis([]) is None
     assert "no finite value" in draw("Loss", "", [], [], "step", None, 1.0)
 
 
-def test_a_few_values_far_below_are_cut_off():
-    y = np.array([8.0, 31, 32, 33, 33.5, 33.6])
-    assert value_axis([Line(0, "", np.arange(6.0), y)], cut=True).low > 25
-    assert value_axis([Line(0, "", np.arange(6.0), y)]).low < 8
+def test_first_values_far_below_the_others_are_cut_off():
+    first, late = np.array([8.0, 31, 32, 33, 33.5, 33.6]), np.array([32.0, 31, 32, 8, 33.5, 33.6])
+    bicubic = Line(0, "", np.zeros(2), np.full(2, 33.0), "dashed")
+    near = np.array([30.0, 31, 32, 33, 33.5, 33.6])  # cutting would gain little
+    for y, cut in ((first, True), (first, False), (late, True), (near, True)):
+        axis = value_axis([Line(0, "", np.arange(6.0), y), bicubic], cut=cut)
+        lowest = 31 if y is first and cut else y.min()
+        assert lowest - 0.1 * (33.6 - lowest) < axis.low < lowest
 
 
 def test_what_is_drawn():
