@@ -21,7 +21,7 @@ from rdn_fast.devices.npu_kernels import toolchain
 from rdn_fast.model import RDN
 from rdn_fast.precision import Precision
 from rdn_fast.rdb import IMPLS, npu_conv
-from rdn_fast.training.step import weighted_l1
+from rdn_fast.training.losses import weighted_loss
 
 NAMES = ("npu_conv", "sliced", "summed", "naive")
 PATCH = 32  # LR pixels
@@ -139,7 +139,7 @@ def trace(impl: str, model_config: ModelConfig, batch: int, cores: int = 24) -> 
         mock.patch.dict(vars(toolchain), cores=cores),
         recorder,
     ):
-        loss = weighted_l1(model(lr), hr, 1 / hr.numel())
+        loss = weighted_loss(model(lr), hr, 1 / hr.numel())
         recorder.part = "backward"
         loss.backward()
     parameters = sum(parameter.numel() for parameter in model.parameters())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from functools import partial
 from pathlib import Path
 from xml.sax.saxutils import escape
 
@@ -54,7 +55,8 @@ def _calibrate(model_config: ModelConfig, train_config: TrainConfig, folder: Pat
     c, patch = train_config, train_config.patch_size
     shape = c.batch_size, 3, patch, patch
     run_precision = resolve_precision(c.opt_level, c.amp_dtype, device, model_config, shape, c.rdb)
-    resolved = loss_scale.resolve(model, run_precision, lambda: loss_scale.sample_batches(inputs.sampler, device))
+    sample = partial(loss_scale.sample_batches, inputs.sampler, device)
+    resolved = loss_scale.resolve(model, run_precision, sample, c.loss)
     for line in resolved.lines:
         print_line(line)
     if resolved.histogram is None:

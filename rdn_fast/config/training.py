@@ -61,17 +61,28 @@ class TrainConfig:
     )
 
     patch_size: int = flag(32, "LR patch edge; the HR patch is scale times as large")
-    batch_size: int = flag(16, "patches per step and device")
+    batch_size: int = flag(16, "patches that a device computes at a time; without accumulate: per step and device")
+    accumulate: int = flag(1, "batches of which a step sums the gradients: the same as one batch of them all")
     num_epochs: int = flag(800, "epochs; in each, one patch is cut from every training image", "epochs")
     max_steps: int | None = flag(None, "stop after this many steps, whatever num-epochs says")
     lr: float = flag(1e-4, "Adam's learning rate at the start")
     lr_schedule: str = flag(
-        "step", "step: times lr-gamma every lr-step epochs; cosine: to 0 at the end", choices=("step", "cosine")
+        "step",
+        "step: times lr-gamma every lr-step epochs; multistep: times lr-gamma at each of lr-milestones; cosine: to 0 "
+        "at the end",
+        choices=("step", "multistep", "cosine"),
     )
     lr_step: int | None = flag(
         None, "epochs between the drops of --lr-schedule step (default: 0.8 times num-epochs, as in yjn870's code)"
     )
+    lr_milestones: str | None = flag(None, "epochs of --lr-schedule multistep, as 200,400,600")
     lr_gamma: float = flag(0.1, "factor of each drop")
+    lr_warmup: int = flag(0, "steps over which the learning rate rises to --lr in a line, before its schedule's drops")
+    loss: str = flag(
+        "l1",
+        "mean over pixels and channels of l1: |SR - HR|; mse: its square; charbonnier: sqrt((SR - HR)^2 + 1e-6)",
+        choices=("l1", "mse", "charbonnier"),
+    )
     weight_decay: float = flag(0.0, "L2 penalty added to the gradient, as in torch.optim.Adam")
     clip_grad: float | None = flag(None, "largest norm of the whole gradient (default: no clipping)")
     ema: float | None = flag(
@@ -129,7 +140,7 @@ class TrainConfig:
     checkpoint_every: float = flag(60.0, "seconds between checkpoints, besides the one at the end")
 
     def __post_init__(self):
-        for name in ("patch_size", "batch_size", "num_epochs", "lr", "lr_gamma"):
+        for name in ("patch_size", "batch_size", "accumulate", "num_epochs", "lr", "lr_gamma"):
             check_positive(self, name)
         for name in ("eval_every", "checkpoint_every"):
             check_positive(self, name)
@@ -140,13 +151,29 @@ class TrainConfig:
         for name in ("max_steps", "clip_grad", "lr_step"):
             if getattr(self, name) is not None:
                 check_positive(self, name)
-        for name in ("weight_decay", "num_workers", "seed"):
+        for name in ("weight_decay", "num_workers", "seed", "lr_warmup"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"--{dashed(name)} {getattr(self, name)}: must not be negative")
+        if self.accumulate > 1 and self.amp_backend == "apex":
+            raise UserError(f"--accumulate {self.accumulate}: not with --amp-backend apex; leave one of them out")
         if self.seed >= 2**63:
             raise UserError(f"--seed {self.seed}: must be below 2^63")
         if self.ema is not None and not 0 < self.ema < 1:
             raise UserError(f"--ema {self.ema}: give a decay between 0 and 1, for example 0.999")
+
+        if (self.lr_milestones is None) == (self.lr_schedule == "multistep"):
+            both = "go together: --lr-schedule multistep --lr-milestones 200,400"
+            raise UserError(f"--lr-schedule {self.lr_schedule}: multistep and --lr-milestones {both}")
+        if not self.milestones == sorted({*self.milestones}):
+            raise UserError(f"--lr-milestones {self.lr_milestones}: give each epoch once, in rising order")
+
+    @property
+    def milestones(self) -> list[int]:
+        """Return the epochs of lr_milestones. Raises UserError where one is no positive number."""
+        words = (self.lr_milestones or "").replace(",", " ").split()
+        if self.lr_milestones is not None and not (words and all(word.isdecimal() and int(word) for word in words)):
+            raise UserError(f"--lr-milestones {self.lr_milestones}: give epochs with commas between, as 200,400,600")
+        return [int(word) for word in words]
 
     @property
     def epochs_between_drops(self) -> int:

@@ -57,8 +57,12 @@ class GradientBuckets:
             dist.broadcast(bucket.flat, 0)
             devices.foreach("copy", bucket.params, bucket.views)
 
-    def start(self) -> None:
-        """Expect a gradient of every parameter. What a backward() that failed has left is forgotten."""
+    def start(self, averages: bool = True) -> None:
+        """Expect a gradient of every parameter. What a backward() that failed has left is forgotten.
+
+        averages: whether the next backward() averages them; else they only add up in the parameters' gradients.
+        """
+        self._averages = averages
         self._works: list[dist.Work] = []  # of the buckets that have begun: all ranks begin them in one order
         self._started = False
         for bucket in self._buckets:
@@ -66,6 +70,8 @@ class GradientBuckets:
 
     def _count(self, bucket: _Bucket) -> None:
         """Count a gradient that backward has computed, and begin with the buckets that are complete."""
+        if not self._averages:
+            return
         if not self._started:
             self._started = True
             torch.autograd.Variable._execution_engine.queue_callback(self._finish)

@@ -63,7 +63,7 @@ def open_inputs(
         pairs = PairedH5(train_file, scale)
     if c.data_mode == "h5py":
         pairs.read_by_name()
-    sampler = PatchSampler(pairs, c.patch_size, c.batch_size, c.seed, rank, world, c.drop_last)
+    sampler = PatchSampler(pairs, c.patch_size, c.batch_size * c.accumulate, c.seed, rank, world, c.drop_last)
     check_mode(c.data_mode, sampler, device)
     say = print_line if rank == 0 else lambda _: None
     validation = []

@@ -22,7 +22,7 @@ from rdn_fast.data.sampler import PatchSampler
 from rdn_fast.errors import UserError
 from rdn_fast.model import RDN
 from rdn_fast.precision import Precision, dtype_name
-from rdn_fast.training.step import weighted_l1
+from rdn_fast.training.losses import weighted_loss
 
 BATCHES = 4  # whose gradients are measured
 MARGIN = 16  # a power of two: room between the largest gradient and overflow
@@ -89,21 +89,23 @@ class ResolvedScale(NamedTuple):
     histogram: GradientHistogram | None
 
 
-def resolve(model: RDN, precision: Precision, batches: Callable[[], Sequence[Batch]]) -> ResolvedScale:
+def resolve(
+    model: RDN, precision: Precision, batches: Callable[[], Sequence[Batch]], loss: str = "l1"
+) -> ResolvedScale:
     """Return the loss scale for training `model` at `precision` from its current weights on, with the impl model.rdb.
 
-    batches: called only where compute is fp16. The result depends on the weights and batches alone. The model is left
-    as it was. Raises UserError where no scale helps.
+    batches: called only where compute is fp16. loss: of losses.py. The result depends on weights, batches and loss
+    alone. The model is left as it was. Raises UserError where no scale helps.
     """
     if precision.compute != torch.float16:
         dtype = dtype_name(precision.compute)
         reason = f"loss scale auto: 1, because gradients do not underflow in {dtype}, which reaches down to 2^-126"
         return ResolvedScale(1.0, [reason], None)
     measured = batches()
-    histogram = calibrate(model, precision, measured)
+    histogram = calibrate(model, precision, measured, loss)
     scale = histogram.scale
     for _ in range(_MAX_HALVINGS):
-        if _is_finite(model, precision, measured[0], scale):
+        if _is_finite(model, precision, measured[0], scale, loss):
             break
         scale /= 2
     else:
@@ -121,7 +123,7 @@ def sample_batches(sampler: PatchSampler, device: torch.device, start: int = 0) 
         return [batch._replace(lr=batch.lr.clone(), hr=batch.hr.clone()) for batch in loader]
 
 
-def calibrate(model: RDN, precision: Precision, batches: Sequence[Batch]) -> GradientHistogram:
+def calibrate(model: RDN, precision: Precision, batches: Sequence[Batch], loss: str = "l1") -> GradientHistogram:
     """Measure in float32, with the naive impl, the gradients that are fp16 at `precision`.
 
     "activations": gradients with respect to the input of each convolution, which in a dense block holds all maps so
@@ -152,7 +154,7 @@ def calibrate(model: RDN, precision: Precision, batches: Sequence[Batch]) -> Gra
                     y = model(lr)
                 if low_output:
                     y.register_hook(count_activations)
-                gradients = torch.autograd.grad(weighted_l1(y, hr, weight), parameters)
+                gradients = torch.autograd.grad(weighted_loss(y, hr, weight, loss), parameters)
                 for total, gradient in zip(totals, gradients, strict=True):
                     total.add_(gradient)
             for total in totals:
@@ -177,11 +179,11 @@ class _ConvInputHooks(TorchFunctionMode):
         return function(*arguments, **(options or {}))
 
 
-def _is_finite(model: RDN, precision: Precision, batch: Batch, scale: float) -> bool:
+def _is_finite(model: RDN, precision: Precision, batch: Batch, scale: float, loss: str) -> bool:
     """Return whether all gradients of a batch are finite at this precision and loss scale."""
     device = batch.lr.device
     with model.computing(precision):
         devices.clear_overflow(device)
-        loss = weighted_l1(model(batch.lr), batch.hr, 1 / batch.hr.numel()) * scale
-        finite = all(gradient.isfinite().all() for gradient in torch.autograd.grad(loss, list(model.parameters())))
+        scaled = weighted_loss(model(batch.lr), batch.hr, 1 / batch.hr.numel(), loss) * scale
+        finite = all(gradient.isfinite().all() for gradient in torch.autograd.grad(scaled, list(model.parameters())))
         return finite and not devices.overflowed(device)

@@ -35,8 +35,8 @@ class OptimizerStep:
         self.skips_in_a_row = torch.full((), float(skips_in_a_row), device=device)
         self._may_halve, self._divides = scale >= 2, scale != 1 or clip is not None
 
-    def backward(self, loss: torch.Tensor) -> None:
-        """Compute the gradients of scale * loss."""
+    def backward(self, loss: torch.Tensor, first: bool = True) -> None:
+        """Compute the gradients of scale * loss, and add them to those that there are. first: of the step."""
         (loss * self.scale).backward()
 
     def step(self) -> torch.Tensor:
@@ -79,8 +79,9 @@ class SyncingOptimizerStep(OptimizerStep):
         super().__init__(*arguments, **options)
         self._apply_scale()
 
-    def backward(self, loss: torch.Tensor) -> None:
-        devices.clear_overflow(self._device)
+    def backward(self, loss: torch.Tensor, first: bool = True) -> None:
+        if first:
+            devices.clear_overflow(self._device)
         self._scaled_backward(loss)
 
     def _scaled_backward(self, loss: torch.Tensor) -> None:

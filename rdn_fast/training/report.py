@@ -79,7 +79,8 @@ class Report:
         )
         if state.step == 0 and s.inputs.about_weights:
             self.say(s.inputs.about_weights)
-        patches = f"{s.world} x {c.batch_size} patches of {c.patch_size}x{c.patch_size}"
+        at_once = f"{c.accumulate} x {c.batch_size}" if c.accumulate > 1 else c.batch_size
+        patches = f"{s.world} x {at_once} patches of {c.patch_size}x{c.patch_size}"
         self.say(f"on {devices.describe(s.device)}: {patches} per step")
         if s.precision.scaled and not devices.has_instructions(s.device, s.precision.compute):
             self.say(f"note: on this CPU, which emulates {dtype_name(s.precision.compute)}, --opt-level O0 is faster")
@@ -185,9 +186,14 @@ class Report:
 
 
 def _schedule_in_words(c: TrainConfig, total_steps: int) -> str:
-    if c.lr_schedule == "cosine":
-        return f"falling to 0 at step {total_steps} (cosine)"
-    return f"times {c.lr_gamma:g} every {c.epochs_between_drops} epochs"
+    warm_up = f"rising over {c.lr_warmup} steps, then " if c.lr_warmup else ""
+    match c.lr_schedule:
+        case "cosine":
+            return f"{warm_up}falling to 0 at step {total_steps} (cosine)"
+        case "multistep":
+            return f"{warm_up}times {c.lr_gamma:g} at the epochs {', '.join(map(str, c.milestones))}"
+        case _:
+            return f"{warm_up}times {c.lr_gamma:g} every {c.epochs_between_drops} epochs"
 
 
 def _start_record(setup: Setup, state: RunState, impls: dict[str, str], mode: str) -> dict:

@@ -46,10 +46,12 @@ def recipe(setup: Setup) -> dict:
     """Return what a resume may change; then it is not exact."""
     c = setup.train_config
     schedule = {"lr": c.lr, "lr_schedule": c.lr_schedule, "lr_step": c.epochs_between_drops, "lr_gamma": c.lr_gamma}
+    schedule |= {"lr_milestones": c.lr_milestones, "lr_warmup": c.lr_warmup}
     if c.lr_schedule == "cosine":
         schedule["total_steps"] = setup.total_steps
     scaling = {"loss_scale": c.loss_scale, "amp_backend": c.amp_backend} if setup.precision.scaled else {}
-    return {**schedule, "weight_decay": c.weight_decay, "clip_grad": c.clip_grad, "all_reduce": c.all_reduce, **scaling}
+    names = "loss", "weight_decay", "clip_grad", "accumulate", "all_reduce"
+    return {**schedule, **{name: getattr(c, name) for name in names}, **scaling}
 
 
 def find_start(setup: Setup, say: Callable[[str], None]) -> tuple[Precision, dict | None]:
@@ -170,7 +172,7 @@ def resolve_loss_scale(setup: Setup, model: RDN, step: int, say: Callable[[str],
     if not setup.precision.scaled:
         return 1.0
     if asked == "auto":
-        resolved = loss_scale.resolve(model, setup.precision, batches)
+        resolved = loss_scale.resolve(model, setup.precision, batches, setup.train_config.loss)
         for line in resolved.lines:
             say(line)
         asked = resolved.scale

@@ -98,7 +98,9 @@ class TrainingRun:
             self.optimizer_step = make_optimizer_step(self.optimizer, *settings)
         sent = torch.float16 if c.all_reduce == "fp16" else torch.float32
         buckets = GradientBuckets(self.model, ranks.world, sent) if ranks.world > 1 else None
-        self.train_step = TrainStep(self.model, self.optimizer, self.optimizer_step, device, buckets)
+        self.train_step = TrainStep(
+            self.model, self.optimizer, self.optimizer_step, device, buckets, c.loss, c.batch_size
+        )
         self.results = ResultBuffer(device)
 
         first, last = self.state.step, setup.total_steps
@@ -149,7 +151,7 @@ class TrainingRun:
         devices.set_learning_rate(self.optimizer, rate, device)
         # This rank's share of the mean over all ranks' patches.
         weight = torch.full((), 1 / (batch.total * batch.hr[0].numel()) if batch.count else 0.0, device=device)
-        size = min(c.batch_size, len(self.sampler))
+        size = min(self.sampler.batch_size, len(self.sampler))
         share, skipped = self.train_step(batch.lr, batch.hr, weight, size)
         if self.average:
             update_average(self.average, self.model, ema_decay(c.ema, step))

@@ -94,12 +94,13 @@ def _after_restart(train_config: TrainConfig, global_batch: int, world: int) -> 
 
     The run goes on from its newest checkpoint with the same global batch. Raises UserError if world does not divide it.
     """
-    if global_batch % world:
+    shares = world * train_config.accumulate
+    if global_batch % shares:
         raise UserError(
             f"--nnodes: a batch of {global_batch} patches cannot be shared out evenly to {world} ranks; "
             "start anew with other nodes"
         )
-    return replace(train_config, resume="auto", batch_size=global_batch // world)
+    return replace(train_config, resume="auto", batch_size=global_batch // shares)
 
 
 @contextmanager

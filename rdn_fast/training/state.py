@@ -102,9 +102,14 @@ def _are_better(psnrs: list[float], before: list[float]) -> bool:
 def learning_rate(train_config: TrainConfig, epoch: int, step: int, total_steps: int) -> float:
     """Return the learning rate of step `step` (from 0 through all epochs) in `epoch`."""
     c = train_config
-    if c.lr_schedule == "cosine":
-        return c.lr * 0.5 * (1 + math.cos(math.pi * step / total_steps))
-    return c.lr * c.lr_gamma ** (epoch // c.epochs_between_drops)
+    rate = c.lr * min(1.0, (step + 1) / c.lr_warmup) if c.lr_warmup else c.lr
+    match c.lr_schedule:
+        case "cosine":
+            return rate * 0.5 * (1 + math.cos(math.pi * step / total_steps))
+        case "multistep":
+            return rate * c.lr_gamma ** sum(epoch >= milestone for milestone in c.milestones)
+        case _:
+            return rate * c.lr_gamma ** (epoch // c.epochs_between_drops)
 
 
 def ema_decay(limit: float, step: int) -> float:

@@ -1,4 +1,4 @@
-"""A training step on the device: forward, L1, backward, optimizer. `rdn-fast train` and the benchmarks run this one."""
+"""A step on the device: forward, loss, backward, optimizer. `rdn-fast train` and the benchmarks run this one."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from rdn_fast import devices
 from rdn_fast.distributed.gradients import GradientBuckets
 from rdn_fast.distributed.process_group import Ranks
+from rdn_fast.training.losses import weighted_loss
 from rdn_fast.training.optimizer_step import OptimizerStep
 
 
@@ -17,7 +18,7 @@ class TrainStep:
     """step(lr, hr, weight) -> (this rank's share of the loss, whether the step was skipped: 0 or 1).
 
     lr: float32 [b, 3, p, p], hr: float32 [b, 3, s*p, s*p], both in 0..1. weight: float32 [], multiplies the sum of
-    absolute errors. Both results are float32 [] on the device and hold until the next call.
+    errors. Both results are float32 [] on the device and hold until the next call.
 
     The whole step is CudaGraphed, unless its optimizer step synchronizes: with several ranks the all-reduces, too. The
     optimizer must have been made for that by devices.adam(captured=True). One graph serves all batches: patches of
@@ -31,8 +32,14 @@ class TrainStep:
         optimizer_step: OptimizerStep,
         device: torch.device,
         buckets: GradientBuckets | None = None,
+        loss: str = "l1",
+        at_once: int | None = None,
     ):
-        """buckets: of the model's gradients; None for one rank."""
+        """buckets: of the model's gradients; None for one rank. loss: of losses.py.
+
+        at_once: so many patches are computed at a time, and their gradients added up; None: all.
+        """
+        self._loss, self._at_once = loss, at_once
         self._model, self._optimizer, self._optimizer_step, self._buckets = model, optimizer, optimizer_step, buckets
         self._graphed = None if optimizer_step.syncs else devices.CudaGraphed(self._eager, device)
 
@@ -50,22 +57,18 @@ class TrainStep:
 
     def _eager(self, lr, hr, weight):
         self._optimizer.zero_grad()
-        share = loss = weighted_l1(self._model(lr), hr, weight)
-        if self._buckets:
-            self._buckets.start()
-            loss = share * self._buckets.world  # whose gradients are averaged, not summed
-        self._optimizer_step.backward(loss)
-        return share.detach(), self._optimizer_step.step()
-
-
-def weighted_l1(y: torch.Tensor, hr: torch.Tensor, weight: torch.Tensor | float) -> torch.Tensor:
-    """Return the sum of absolute errors times `weight`, float32 []. y: any dtype, hr: float32, both [b, 3, h, w].
-
-    weight: of all patches, or float32 [b], of each.
-    """
-    if isinstance(weight, torch.Tensor) and weight.dim():
-        return (F.l1_loss(y.float(), hr, reduction="none").sum((1, 2, 3)) * weight).sum()
-    return F.l1_loss(y.float(), hr, reduction="sum") * weight
+        size, shares = self._at_once or len(lr), []
+        for start in range(0, len(lr), size):
+            part = slice(start, start + size)
+            share = loss = weighted_loss(
+                self._model(lr[part]), hr[part], weight[part] if weight.dim() else weight, self._loss
+            )
+            if self._buckets:
+                self._buckets.start(averages=part.stop >= len(lr))
+                loss = share * self._buckets.world  # whose gradients are averaged, not summed
+            self._optimizer_step.backward(loss, first=not start)
+            shares.append(share.detach())
+        return sum(shares[1:], start=shares[0]), self._optimizer_step.step()
 
 
 def update_average(average: torch.nn.Module, model: torch.nn.Module, decay: float) -> None:
@@ -78,7 +81,7 @@ class StepResult(NamedTuple):
     step: int  # from 1
     epoch: int
     lr: float
-    loss: float  # mean absolute error over all ranks' patches
+    loss: float  # mean over all ranks' patches
     skipped: bool
     loss_scale: float  # after the step
 

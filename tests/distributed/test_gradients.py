@@ -16,8 +16,9 @@ from rdn_fast.config import ModelConfig
 from rdn_fast.devices import CudaGraphed
 from rdn_fast.distributed.gradients import BUCKET_SHARES, GradientBuckets
 from rdn_fast.model import RDN
+from rdn_fast.training.losses import weighted_loss
 from rdn_fast.training.optimizer_step import make_optimizer_step
-from rdn_fast.training.step import TrainStep, weighted_l1
+from rdn_fast.training.step import TrainStep
 
 CPU = torch.device("cpu")
 TINY = ModelConfig(num_features=6, growth_rate=4, num_blocks=6, num_layers=2)
@@ -94,8 +95,8 @@ def test_buckets_begin_while_backward_computes(alone, begun):
         p.register_post_accumulate_grad_hook(lambda _: at.append(len(begun)))
     lr, hr, weight = next(batches([2], 0))
     buckets.start()
-    weighted_l1(model(lr), hr, weight).backward()
-    weighted_l1(plain(lr), hr, weight).backward()
+    weighted_loss(model(lr), hr, weight).backward()
+    weighted_loss(plain(lr), hr, weight).backward()
     assert len(at) == len(list(model.parameters()))
     assert len(buckets._buckets) > 3
     assert {*at} == {*range(len(buckets._buckets) + 1)}  # the last gradient completes the last bucket
@@ -115,8 +116,8 @@ def test_gradients_that_must_stay_where_they_are_stay(alone, begun, monkeypatch)
         p.grad = gradient
     lr, hr, weight = next(batches([2], 0))
     buckets.start()
-    weighted_l1(model(lr), hr, weight).backward()
-    weighted_l1(plain(lr), hr, weight).backward()
+    weighted_loss(model(lr), hr, weight).backward()
+    weighted_loss(plain(lr), hr, weight).backward()
     for p, gradient, other in zip(model.parameters(), gradients, plain.parameters(), strict=True):
         assert p.grad is gradient
         assert torch.equal(gradient, other.grad)
@@ -128,14 +129,14 @@ def test_what_is_sent_in_float16_comes_back_in_float32(alone, seed):
     assert equal(model, plain)  # parameters are not rounded
     lr, hr, weight = next(batches([2], seed))
     buckets.start()
-    (weighted_l1(model(lr), hr, weight) * 1024).backward()
-    (weighted_l1(plain(lr), hr, weight) * 1024).backward()
+    (weighted_loss(model(lr), hr, weight) * 1024).backward()
+    (weighted_loss(plain(lr), hr, weight) * 1024).backward()
     for p, other in zip(model.parameters(), plain.parameters(), strict=True):
         assert torch.equal(p.grad, other.grad.half().float())
     with torch.no_grad():
         model.output.bias.add_(1e9)
     buckets.start()
-    (weighted_l1(model(lr), hr, weight) * 1e9).backward()
+    (weighted_loss(model(lr), hr, weight) * 1e9).backward()
     assert not model.output.bias.grad.isfinite().any()  # too large for it: such a step is skipped
 
 
@@ -236,7 +237,7 @@ def check_against_torch(rank: int, seed: int) -> None:
     for batch in batches(SIZES, seed):
         lr, hr, weight = share_of(rank, batch)
         optimizer.zero_grad()
-        (weighted_l1(replica(lr), hr, weight) * RANKS).backward()
+        (weighted_loss(replica(lr), hr, weight) * RANKS).backward()
         optimizer.step()
     assert equal(trained(rank, seed), theirs)
 
@@ -274,7 +275,7 @@ def check_in_float16(rank: int, seed: int) -> None:
         buckets = GradientBuckets(model, RANKS, dtype) if dtype else None
         if buckets:
             buckets.start()
-        (weighted_l1(model(lr), hr, weight) * RANKS * 1024).backward()
+        (weighted_loss(model(lr), hr, weight) * RANKS * 1024).backward()
         found[name] = [p.grad.clone() for p in model.parameters()]
     for own, exact, low in zip(*found.values(), strict=True):
         sizes = own.abs()

@@ -8,8 +8,9 @@ from rdn_fast import devices
 from rdn_fast.config import ModelConfig
 from rdn_fast.devices import CudaGraphed
 from rdn_fast.model import RDN
+from rdn_fast.training.losses import weighted_loss
 from rdn_fast.training.optimizer_step import make_optimizer_step
-from rdn_fast.training.step import TrainStep, weighted_l1
+from rdn_fast.training.step import TrainStep
 
 CPU = torch.device("cpu")
 TINY = ModelConfig(num_features=6, growth_rate=4, num_blocks=2, num_layers=2)
@@ -89,10 +90,10 @@ def test_where_nothing_is_captured_a_smaller_batch_is_not_filled(cuda, monkeypat
 def test_patches_of_weight_0_change_neither_loss_nor_gradients():
     y, hr = torch.rand(4, 3, 6, 6, requires_grad=True), torch.rand(4, 3, 6, 6)
     weights = torch.tensor([0.5, 0.5, 0.0, 0.0])
-    loss = weighted_l1(y, hr, weights)
+    loss = weighted_loss(y, hr, weights)
     (gradient,) = torch.autograd.grad(loss, y)
     few = y[:2].detach().requires_grad_()
-    expected = weighted_l1(few, hr[:2], 0.5)
+    expected = weighted_loss(few, hr[:2], 0.5)
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
     assert torch.equal(gradient[:2], torch.autograd.grad(expected, few)[0])
     assert not gradient[2:].any()

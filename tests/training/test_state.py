@@ -91,6 +91,11 @@ def test_learning_rate():
     step = TrainConfig(lr=1.0, lr_step=600, lr_gamma=0.1)
     rates = [learning_rate(step, epoch, 0, 10) for epoch in (0, 599, 600, 1199, 1200)]
     assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01])
+    several = TrainConfig(lr=1.0, lr_schedule="multistep", lr_milestones="2, 5,6", lr_gamma=0.5)
+    assert [learning_rate(several, epoch, 0, 10) for epoch in range(8)] == [1, 1, 0.5, 0.5, 0.5, 0.25, 0.125, 0.125]
+    warm = TrainConfig(lr=1.0, lr_warmup=4, lr_step=1, lr_gamma=0.1)
+    rates = [learning_rate(warm, 0, step, 10) for step in range(6)] + [learning_rate(warm, 1, 1, 10)]
+    assert rates == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1, 0.05])
     cosine = TrainConfig(lr=2.0, lr_schedule="cosine")
     assert [learning_rate(cosine, 0, n, 100) for n in (0, 50, 100)] == pytest.approx([2, 1, 0])
 
