@@ -138,6 +138,8 @@ class TrainConfig:
     device_id: int | None = flag(None, "index of the accelerator, as in --device npu:INDEX")
     eval_every: int = flag(1, "epochs between validations; the last epoch is always validated")
     checkpoint_every: float = flag(60.0, "seconds between checkpoints, besides the one at the end")
+    keep_every: int | None = flag(None, "keep the weights after every so many epochs, too, as epoch_N.pth")
+    early_stop: int | None = flag(None, "end the run after so many validations in a row without a better PSNR")
 
     def __post_init__(self):
         for name in ("patch_size", "batch_size", "accumulate", "num_epochs", "lr", "lr_gamma"):
@@ -148,7 +150,7 @@ class TrainConfig:
             raise UserError(
                 f"--loss-scale-value {self.loss_scale}: must be a positive number that float32 holds, or auto"
             )
-        for name in ("max_steps", "clip_grad", "lr_step"):
+        for name in ("max_steps", "clip_grad", "lr_step", "keep_every", "early_stop"):
             if getattr(self, name) is not None:
                 check_positive(self, name)
         for name in ("weight_decay", "num_workers", "seed", "lr_warmup"):

@@ -168,6 +168,8 @@ class Report:
     def conclude(self, state: RunState, seconds: float) -> None:
         """Print the run's results. seconds: wall time of the whole run."""
         validated, outputs = state.best_epoch is not None, self._setup.outputs
+        if state.step < self._setup.total_steps:
+            self.say(f"stopped early: no better PSNR in {state.since_best} validations in a row")
         images, end_to_end, window = state.run_speed
         if validated:
             self.say(f"best epoch: {state.best_epoch}, psnr: {state.best_psnr:.2f}")

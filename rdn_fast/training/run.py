@@ -1,4 +1,4 @@
-"""The training loop: batches -> model -> L1 -> optimizer, on one device or, under torchrun, on several."""
+"""The training loop: batches -> model -> loss -> optimizer, on one device or, under torchrun, on several."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from rdn_fast.training.optimizer_step import HALVE_AFTER, make_optimizer_step
 from rdn_fast.training.report import Report, diverged
 from rdn_fast.training.run_folder import claim
 from rdn_fast.training.setup import Setup, open_run
-from rdn_fast.training.snapshot import KEEP, Snapshot, list_sheets, sheet_path
+from rdn_fast.training.snapshot import Snapshot, new_sheet_path
 from rdn_fast.training.state import RunState, ema_decay, learning_rate
 from rdn_fast.training.step import ResultBuffer, StepResult, TrainStep, update_average
 from rdn_fast.training.throughput import ThroughputMeter
@@ -215,6 +215,9 @@ class TrainingRun:
             raise
         self.report.log_epoch(self.state, self.meter, validation, self._seconds())
         self.state = self.state.after_epoch(self.sampler.steps)
+        keep_every = self.setup.train_config.keep_every
+        if keep_every and self.state.epoch % keep_every == 0:
+            self._write_weights(f"epoch_{self.state.epoch}.pth")
         if self._is_over():
             self._save()
 
@@ -234,7 +237,7 @@ class TrainingRun:
         is what has a snapshot, and the run's last epoch.
         """
         c, pairs, over, low = self.setup.train_config, self.setup.inputs.validation, self._is_over(), None
-        snapshot = None
+        self.state, snapshot = replace(self.state, since_best=self.state.since_best + 1), None
         if self.state.snapshot_is_due(over):
             degradation = Degradation.of_flags(c.bicubic, c.degradation)
             snapshot = Snapshot(len(pairs), degradation, self.setup.model_config.scale)
@@ -245,7 +248,7 @@ class TrainingRun:
             validation = self._measure("validation", torch.float32, snapshot.look if snapshot else None)
             if self.state.may_be_best(low) and self.state.is_best(validation.psnrs):
                 self.state = self.state.with_best(validation.canonical, validation.psnrs, low)
-                self._write_best()
+                self._write_weights("best.pth")
         self.report.validation(self.state.epoch, validation)
         if snapshot:
             self._keep(snapshot)
@@ -257,9 +260,9 @@ class TrainingRun:
         say, model = self.report.say, self.average or self.model
         return validate(model, self.impls[use], pairs, self.ranks, in_touch, say, dtype, look)
 
-    def _write_best(self) -> None:
+    def _write_weights(self, name: str) -> None:
         if self.writer:
-            self.writer.put(self.setup.outputs / "best.pth", host_copy((self.average or self.model).state_dict()))
+            self.writer.put(self.setup.outputs / name, host_copy((self.average or self.model).state_dict()))
 
     def _keep(self, snapshot: Snapshot) -> None:
         """Hand the snapshot's sheet of crops to the writer and to TensorBoard. A collective."""
@@ -267,12 +270,9 @@ class TrainingRun:
         seen = snapshot.sheet(self.ranks, self.state.step)
         if not seen or not self.writer:
             return
-        png, path = sheet.encode(seen), sheet_path(self.setup.outputs, self.state.step)
+        png = sheet.encode(seen)
         self.report.picture(self.state.step, png)
-        path.parent.mkdir(exist_ok=True)
-        for old in list_sheets(self.setup.outputs)[KEEP - 1 :]:
-            old.unlink(missing_ok=True)
-        self.writer.put(path, png)
+        self.writer.put(new_sheet_path(self.setup.outputs, self.state.step), png)
 
     def _save(self) -> None:
         """Hand a checkpoint of this very step, and its weights as last.pth, to the writer."""
@@ -286,7 +286,8 @@ class TrainingRun:
         self.writer.put(self.setup.outputs / "last.pth", checkpoint["average"] or checkpoint["model"])
 
     def _is_over(self) -> bool:
-        return self.state.step >= self.setup.total_steps
+        early_stop = self.setup.train_config.early_stop
+        return self.state.step >= self.setup.total_steps or 0 < (early_stop or 0) <= self.state.since_best
 
     def _seconds(self) -> float:
         """Return the wall time of the run, that of the processes before this one included."""

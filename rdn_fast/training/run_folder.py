@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -58,6 +59,7 @@ def set_aside(outputs: Path, say: Callable[[str], None], after: int | None = Non
     if after is None:
         files = (outputs / name for name in ("metrics.jsonl", "best.pth", "last.pth", "tensorboard"))
         earlier = [path for path in files if path.exists()] + sorted(checkpoints.glob("step_*"))
+        earlier += [path for path in outputs.glob("epoch_*.pth") if re.fullmatch(r"epoch_\d+\.pth", path.name)]
         earlier += list_sheets(outputs)
     else:
         earlier = [path for path in list_checkpoints(checkpoints) if checkpoint_step(path) > after]

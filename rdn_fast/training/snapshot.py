@@ -63,7 +63,11 @@ def sheets_folder(outputs: Path) -> Path:
     return outputs / "validation_crops"
 
 
-def sheet_path(outputs: Path, step: int) -> Path:
+def new_sheet_path(outputs: Path, step: int) -> Path:
+    """Return where the sheet of a step goes, in a folder with room for it."""
+    sheets_folder(outputs).mkdir(exist_ok=True)
+    for old in list_sheets(outputs)[KEEP - 1 :]:
+        old.unlink(missing_ok=True)
     return sheets_folder(outputs) / f"step_{step:08}.png"
 
 

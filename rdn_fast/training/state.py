@@ -30,6 +30,7 @@ class RunState:
     best_psnrs: list[float] | None = None  # of its images, as best_psnr
     best_psnrs_low: list[float] | None = None  # the same, computed in low precision; None: not comparable
     best_psnr_canonical: float = -math.inf  # dB, of the same epoch
+    since_best: int = 0  # validations since the best one
     waited: float = 0.0  # seconds without a batch in this epoch
     epoch_speed: list | None = None  # throughput.ThroughputMeter.totals
     run_speed: list = field(default_factory=lambda: [0, 0.0, 0.0])  # images, end-to-end s, seed window s
@@ -77,7 +78,7 @@ class RunState:
     def with_best(self, canonical: float, psnrs: list[float], low: list[float] | None) -> RunState:
         """Take this epoch as the best one. canonical: its mean PSNR-Y in dB. psnrs, low: as of the two above."""
         best = {"best_psnr": mean(psnrs), "best_psnrs": psnrs, "best_psnrs_low": low, "best_psnr_canonical": canonical}
-        return replace(self, best_epoch=self.epoch, **best)
+        return replace(self, best_epoch=self.epoch, since_best=0, **best)
 
     def snapshot_is_due(self, over: bool) -> bool:
         """Return whether a validation now is to leave a sheet of crops. over: the run is."""

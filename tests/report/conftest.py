@@ -12,7 +12,7 @@ import pytest
 from rdn_fast.evaluation import sheet
 from rdn_fast.evaluation.crops import Windows
 from rdn_fast.evaluation.sheet import Measured, Sheet
-from rdn_fast.training.snapshot import sheet_path
+from rdn_fast.training.snapshot import new_sheet_path
 
 SETTINGS = {"scale": 2, "num_features": 32, "growth_rate": 16, "num_blocks": 4, "num_layers": 3, "recipe": {"lr": 1e-3}}
 START = {
@@ -57,8 +57,7 @@ def make_run(tmp_path, photograph) -> Callable[..., Path]:
             worst, best = windows.worst_and_best()
             crops = {"tracked": [windows.hardest()], "best": [best], "worst": [worst]}
             measured = [Measured(picture, *windows.psnrs), Measured("other", 30.0, 33.5)]
-            path = sheet_path(folder, step)
-            path.parent.mkdir(exist_ok=True)
+            path = new_sheet_path(folder, step)
             path.write_bytes(sheet.encode(Sheet(step, 2, measured, crops)))
         return folder
 

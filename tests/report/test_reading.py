@@ -7,7 +7,7 @@ import pytest
 
 from rdn_fast.errors import UserError
 from rdn_fast.report.read import read_run
-from rdn_fast.training.snapshot import sheet_path
+from rdn_fast.training.snapshot import new_sheet_path
 
 
 def test_a_whole_run(make_run):
@@ -65,7 +65,7 @@ def test_of_a_step_that_was_done_twice_the_last_one_counts(make_run):
 
 def test_sheets_that_are_damaged_or_later_than_the_log_are_left_out(make_run):
     folder = make_run(steps=20, sheets=(10, 20, 40))
-    path = sheet_path(folder, 20)
+    path = new_sheet_path(folder, 20)
     path.write_bytes(path.read_bytes()[:-500])
     run = read_run(str(folder))
     assert [each.step for each in run.sheets] == [10]

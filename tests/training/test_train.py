@@ -433,3 +433,53 @@ def test_unwritable_outputs(data, tmp_path):
     assert_user_error(
         cli("train", "--data-path", data, *TINY, "--outputs-dir", tmp_path / "file" / "out"), "--outputs-dir"
     )
+
+
+def test_the_weights_of_every_second_epoch_are_kept(train):
+    out = train("--epochs", 3, "--keep-every", 2, "--lr-step", 9)
+    kept = weights(out, "epoch_2.pth")
+    assert {path.name for path in out.glob("epoch_*")} == {"epoch_2.pth"}
+    assert kept.keys() == weights(out).keys()
+    assert not torch.equal(kept["sfe1.weight"], weights(out)["sfe1.weight"])
+    for key, value in weights(train("--epochs", 2, "--lr-step", 9, to="two")).items():
+        assert torch.equal(kept[key], value), key
+    train("--epochs", 1)
+    assert [path.name for path in out.glob("**/epoch_*")] == ["epoch_2.pth"]
+    assert not (out / "epoch_2.pth").exists()  # moved aside with the rest of the run before
+
+
+def test_a_run_without_a_better_psnr_is_stopped_early(train, monkeypatch):
+    psnrs = iter([30.0, 31.0, 30.5, 30.9, 31.0, 31.2])
+
+    def validate(*_):
+        psnr = next(psnrs)
+        return Validation(psnr, psnr, [psnr], 0, "float32")
+
+    monkeypatch.setattr(run_module, "validate", validate)
+    flags = ("--opt-level", "O0", "--epochs", 9, "--early-stop", 3)
+    out = train(*flags)
+    assert len(events(out, "epoch")) == 5
+    assert "stopped early: no better PSNR in 3 validations in a row\nbest epoch: 1, psnr: 31.00\n" in train.output.out
+    train(*flags, "--resume", "auto")  # is over
+    assert len(events(out, "epoch")) == 5
+    train(*flags[:-1], 4, "--resume", "auto", "--max-steps", 18)
+    assert [record["psnr_y"] for record in events(out, "epoch")][5:] == [31.2]
+
+
+def test_several_batches_a_step_train_as_one_batch_of_them_all(train):
+    flags = ("--opt-level", "O0", "--max-steps", 5, "--lr", "1e-4")
+    one = train("--batch-size", 8, *flags, to="one")
+    several = train("--batch-size", 4, "--accumulate", 2, *flags, to="several")
+    assert "1 x 2 x 4 patches of 8x8 per step" in train.output.out
+    for a, b in zip(events(one, "step"), events(several, "step"), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+    for key, value in weights(one).items():
+        torch.testing.assert_close(weights(several)[key], value, rtol=0, atol=1e-4)  # five steps of 1e-4
+
+
+@pytest.mark.parametrize("loss", ["mse", "charbonnier"])
+def test_other_losses_train(train, loss):
+    out = train("--loss", loss, "--max-steps", 3, "--lr-warmup", 2)
+    assert [record["lr"] for record in events(out, "step")] == pytest.approx([5e-4, 1e-3, 1e-3])
+    assert "learning rate 0.001, rising over 2 steps, then times 0.1" in train.output.out
+    assert events(out, "step")[0]["loss"] != events(train("--max-steps", 3, to="l1"), "step")[0]["loss"]
