@@ -21,6 +21,7 @@ from profiling.npu_chips import ASSUMPTIONS, CHIPS, FAST, SLOW, Chip, Scenario
 from profiling.npu_operators import NAMES, Step, trace
 from profiling.npu_step import by_group, group_of, kind_of, step_seconds, timeline
 from profiling.npu_tiles import tiles_table
+from profiling.npu_timeline import drawing, simulate
 from rdn_fast.distributed.gradients import BUCKET_SHARES
 
 PAGE = Path(__file__).parents[1] / "docs/ascend.md"
@@ -107,6 +108,19 @@ def pipes_table(chip: Chip) -> str:
     return markdown([f"a launch on the {chip.name}", "us, slow", "us, fast", *PIPES], rows)
 
 
+def tile_drawing(chip: Chip, sources: int = 4) -> str:
+    """Return the second tile of three of `layer` as a picture, from its first product to that of the third tile."""
+    operator = next(o for o in step("npu_conv", BATCH, chip.cores).operators if o.name == "layer")
+    found = simulate(npu_instructions.plan(operator.text), 3, sources, chip, FAST)
+    products = [begin for pipe, _, begin, _ in found.spans if pipe == f"{CUBE} M"]
+    first, last = products[sources], products[2 * sources]
+    picture = "\n".join(f"    {line}" for line in drawing(found, first, last).splitlines())
+    return (
+        f"A tile of `layer` with {sources} sources in the middle of a launch, fast: {last - first:.0f} cycles from its "
+        f"first product to the next tile's; # and = are instructions in turn.\n\n{picture}"
+    )
+
+
 def exchange_table() -> str:
     """Return the scaling to eight cards for DistributedDataParallel's and other buckets."""
     chosen = ", ".join(map(str, BUCKET_SHARES))
@@ -142,7 +156,10 @@ def sections() -> Iterator[tuple[str, str]]:
         "Beside what is published",
         f"{published_table()}\n\n{ours}{parts_table('naive', CHIPS['910'], kind_of)}",
     )
-    yield "Where npu_conv's time goes", f"{parts_table('npu_conv', a2, group_of)}\n\n{pipes_table(a2)}"
+    yield (
+        "Where npu_conv's time goes",
+        f"{parts_table('npu_conv', a2, group_of)}\n\n{pipes_table(a2)}\n\n{tile_drawing(a2)}",
+    )
     yield "Tiles and splits", tiles_table()
     yield "Eight cards", exchange_table()
     yield "The next three changes that would pay most", changes_table(a2, 3)

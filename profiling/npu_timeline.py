@@ -63,6 +63,19 @@ def simulate(kernel: dict[str, list], items: int, inner: int, chip: Chip, scenar
     return timeline
 
 
+def drawing(timeline: Timeline, first: float, last: float, columns: int = 96) -> str:
+    """Return a line for each pipe between two cycles: # and = are instructions in turn, a dot is waiting."""
+    width, lines = (last - first) / columns, []
+    for pipe in dict.fromkeys(name for name, *_ in timeline.spans):
+        line = ["."] * columns
+        for i, (_, _, begin, end) in enumerate(span for span in timeline.spans if span[0] == pipe):
+            for column in range(columns):
+                if begin <= first + (column + 0.5) * width < end:
+                    line[column] = "#="[i % 2]
+        lines.append(f"{pipe:<13} {''.join(line)}")
+    return "\n".join(sorted(lines))
+
+
 class _Core:
     """A core's pipes: each does its instructions in turn, when the flags before them are set."""
 

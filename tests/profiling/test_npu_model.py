@@ -14,7 +14,7 @@ from profiling.npu_chips import CHIPS, FAST, SCENARIOS, SLOW
 from profiling.npu_operators import trace
 from profiling.npu_plan import KINDS, SHAPES, TARGETS
 from profiling.npu_step import by_group, group_of, kind_of, seconds, step_seconds
-from profiling.npu_timeline import expand, simulate
+from profiling.npu_timeline import drawing, expand, simulate
 from rdn_fast.config import ModelConfig
 from rdn_fast.distributed.gradients import BUCKET_SHARES, GradientBuckets
 from rdn_fast.model import RDN
@@ -89,6 +89,13 @@ def test_no_pipe_is_busy_for_longer_than_the_kernel(kind, scenario, dice):
     for pipe in found.busy:  # a pipe does one thing at a time
         spans = sorted((begin, end) for name, _, begin, end in found.spans if name == pipe)
         assert all(a[1] <= b[0] for a, b in pairwise(spans))
+
+
+def test_a_drawing_shows_what_waits_for_what():
+    lines = ["M a 4096000 0 0", "set M FIX 0", "wait M FIX 0", "FIX b 86000"]
+    found = simulate({"cube": lines}, 1, 1, A2, FAST)  # 1000 cycles each
+    assert drawing(found, 0, 2000, 8) == "cube FIX      ....####\ncube M        ####...."
+    assert drawing(found, 500, 1000, 2) == "cube FIX      ..\ncube M        ##"
 
 
 @pytest.mark.parametrize("kind", KINDS)
