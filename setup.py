@@ -57,6 +57,7 @@ setup(
         "rich",  # progress bars and tables
         "safetensors",  # weights that cannot hold code
         "filelock",  # one run a folder; torch requires it already
+        "tomli; python_version < '3.11'",  # reads --config; newer Pythons have it as tomllib
     ],
     extras_require={
         "npu": ["torch-npu==2.13.0", "torch==2.13.0"],  # torch-npu works with its exact torch only

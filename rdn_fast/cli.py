@@ -7,7 +7,6 @@ torch is imported by the commands that need it: --help does not wait for it.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import io
 import os
 import signal
@@ -22,9 +21,9 @@ from importlib import import_module
 from typing import NoReturn, TextIO
 
 from rdn_fast import ascend
-from rdn_fast.config import ModelConfig, TrainConfig, make_configs
 from rdn_fast.errors import Failure, Stopped, Terminated, UserError, naming_flag
 from rdn_fast.flags import make_parser, with_dashes
+from rdn_fast.flags.settings import make_configs_of, of_ranks
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -156,30 +155,17 @@ def _train(options: argparse.Namespace, arguments: list[str]) -> int:
     if options.nproc > 1 or options.max_restarts or nodes != ("1", None, None):
         # torch, imported only now, warns of a peer that has gone with its C++ stack.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-        model_config, train_config = _configs(options)
+        model_config, train_config = make_configs_of(options)
         from rdn_fast.distributed.rendezvous import Nodes
         from rdn_fast.training.launch import launch
 
-        launch_flags = ("--nproc", "--nnodes", "--rdzv-endpoint", "--rdzv-id", "--max-restarts")
-        of_ranks = _without_flags(arguments[1:], launch_flags)
-        return launch(model_config, train_config, options.nproc, Nodes(*nodes), options.max_restarts, of_ranks)
-    model_config, train_config = _configs(options)
+        with of_ranks(arguments[1:], getattr(options, "config", None)) as theirs:
+            return launch(model_config, train_config, options.nproc, Nodes(*nodes), options.max_restarts, theirs)
+    model_config, train_config = make_configs_of(options)
     from rdn_fast.training.run import train
 
-    train(model_config, train_config)
+    train(model_config, train_config, getattr(options, "preset", None))
     return 0
-
-
-def _without_flags(arguments: list[str], flags: tuple[str, ...]) -> list[str]:
-    """Return the arguments without `FLAG VALUE` and `FLAG=VALUE`."""
-    kept = []
-    rest = iter(arguments)
-    for word in rest:
-        if word in flags:
-            next(rest)
-        elif word.partition("=")[0] not in flags:
-            kept.append(word)
-    return kept
 
 
 def _tune(options: argparse.Namespace, _) -> None:
@@ -188,19 +174,7 @@ def _tune(options: argparse.Namespace, _) -> None:
     else:
         from rdn_fast.commands.tune import tune as command
 
-    command(*_configs(options))
-
-
-def _configs(options: argparse.Namespace) -> tuple[ModelConfig, TrainConfig]:
-    """Return the flags' configs. The trunk's shape is that of --weights-file where no flag and no preset gives one."""
-    given, preset = vars(options), getattr(options, "preset", None)
-    shape = {field.name for field in dataclasses.fields(ModelConfig)} - {"scale", "tail", "upsample_channels"}
-    file = given.get("weights_file")
-    if file is None or preset is not None or shape & given.keys():
-        return make_configs(given, preset)
-    from rdn_fast.weights.convert import read_weights
-
-    return make_configs(dataclasses.asdict(read_weights(file).config) | given)
+    command(*make_configs_of(options))
 
 
 def _prepare(options: argparse.Namespace, arguments: list[str]) -> None:

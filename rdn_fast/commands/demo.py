@@ -36,7 +36,7 @@ def demo(outputs_dir: str, device: str) -> None:
     model_config, train_config = make_configs(given, "demo")
     print_line(f"training on {', '.join(_TRAIN)}; held out: {', '.join(_HELD_OUT)}")
     try:
-        train(model_config, train_config)
+        train(model_config, train_config, "demo")
     except (Stopped, Failure):
         flags = {"preset": "demo", **given, "resume": "auto"}
         words = (word for name, value in flags.items() for word in (f"--{name.replace('_', '-')}", value))

@@ -1,4 +1,4 @@
-"""ModelConfig, TrainConfig, and presets of both by name. Read model, training, presets; fields is what both share."""
+"""ModelConfig, TrainConfig, presets, files of settings. Read model, training, presets, settings_file; fields."""
 
 from rdn_fast.config.model import ESPCN, SCALES, ModelConfig
 from rdn_fast.config.presets import PRESETS, make_configs

@@ -11,7 +11,7 @@ from rdn_fast.config import PRESETS, ModelConfig, TrainConfig
 
 
 def train(commands) -> None:
-    description = "Train a model. Flags given beside --preset win over it."
+    description = "Train a model. Flags win over --config, and both over --preset."
     parser = commands.add_parser("train", help="train a model", description=description)
     flag = parser.add_argument
     flag("--nproc", type=int, default=1, help="ranks to start on this node, one per device")
@@ -48,7 +48,9 @@ def tune(commands) -> None:
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:
-    """Add --preset and a flag for each field of ModelConfig and TrainConfig. Only given flags become attributes."""
+    """Add --config, --preset and a flag for each field of both configs. Only given flags become attributes."""
+    config_help = "settings from a TOML file, as the settings.toml that every run writes beside its weights"
+    parser.add_argument("--config", metavar="FILE.toml", help=config_help, default=argparse.SUPPRESS)
     preset_help = "settings by name"
     parser.add_argument("--preset", choices=tuple(PRESETS), help=preset_help, default=argparse.SUPPRESS)
     for cls in (ModelConfig, TrainConfig):
@@ -63,7 +65,7 @@ def _add_field(parser: argparse.ArgumentParser, field: dataclasses.Field, hint) 
         help_text += f" (default: {field.default})"
     names = (field.name.replace("_", "-"), *field.metadata["aliases"])
     if hint is bool:
-        value = {"action": "store_true"}
+        value = {"action": argparse.BooleanOptionalAction}  # --no-...: against --config
     else:
         kinds = [kind for kind in typing.get_args(hint) if kind is not types.NoneType] or [hint]
         value = {"type": field.metadata["parse"] or kinds[0], "choices": field.metadata["choices"]}

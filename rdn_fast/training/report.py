@@ -11,13 +11,16 @@ import torch
 
 from rdn_fast import __version__, devices
 from rdn_fast.config import TrainConfig
+from rdn_fast.config.settings_file import as_toml
 from rdn_fast.errors import Failure, Stopped
+from rdn_fast.files import atomic_write
 from rdn_fast.model import RDN
 from rdn_fast.precision import dtype_name
 from rdn_fast.terminal import Bar, clock, print_line
 from rdn_fast.training import resume
 from rdn_fast.training.metrics_log import MetricsLog
 from rdn_fast.training.optimizer_step import HALVE_AFTER
+from rdn_fast.training.run_folder import SETTINGS, claim
 from rdn_fast.training.setup import Setup
 from rdn_fast.training.state import RunState
 from rdn_fast.training.step import StepResult
@@ -218,6 +221,19 @@ def _start_record(setup: Setup, state: RunState, impls: dict[str, str], mode: st
         "rdb": impls,
         "mode": mode,
     }
+
+
+def claim_outputs(setup: Setup, state: RunState, impls: dict[str, str]) -> None:
+    """Record whose run the outputs folder holds, and its settings.toml, which --config takes. For rank 0."""
+    claim(setup.outputs, setup.launches, setup.inputs.sampler.global_batch)
+    rdb = impls["training"]
+    auto = f"device {setup.device}, precision {setup.precision}, loss scale {state.loss_scale:g}, rdb {rdb}"
+    comments = (
+        f"The settings of a run of rdn_fast {__version__}. The same run again: rdn-fast train --config {SETTINGS}",
+        f'Ranks: {setup.world}. What "auto" came to: {auto}.',
+    )
+    text = as_toml(setup.model_config, setup.train_config, setup.preset, comments)
+    atomic_write(setup.outputs / SETTINGS, lambda file: file.write(text.encode()))
 
 
 def diverged(last: StepResult, skips: int) -> Failure:

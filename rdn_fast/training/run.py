@@ -26,8 +26,7 @@ from rdn_fast.training.apex import ApexOptimizerStep
 from rdn_fast.training.checkpoint import CheckpointWriter, checkpoint_path, host_copy
 from rdn_fast.training.inputs import initial_model
 from rdn_fast.training.optimizer_step import HALVE_AFTER, make_optimizer_step
-from rdn_fast.training.report import Report, diverged
-from rdn_fast.training.run_folder import claim
+from rdn_fast.training.report import Report, claim_outputs, diverged
 from rdn_fast.training.setup import Setup, open_run
 from rdn_fast.training.snapshot import Snapshot, new_sheet_path
 from rdn_fast.training.state import RunState, ema_decay, learning_rate
@@ -40,12 +39,12 @@ MAX_SKIPS = 2 * HALVE_AFTER
 _READ_SECONDS = 1.0  # between two reads of the steps' results
 
 
-def train(model_config: ModelConfig, train_config: TrainConfig) -> None:
-    """Train as train_config says, and return when the run is complete.
+def train(model_config: ModelConfig, train_config: TrainConfig, preset: str | None = None) -> None:
+    """Train as train_config says, and return when the run is complete. preset: only named in settings.toml.
 
     Raises UserError, Failure, and Stopped (SIGTERM or SIGINT) after saving.
     """
-    with open_run(model_config, train_config) as (setup, ranks, signals):
+    with open_run(model_config, train_config, preset) as (setup, ranks, signals):
         TrainingRun(setup, ranks, signals).run()
 
 
@@ -110,7 +109,7 @@ class TrainingRun:
         self.writer = CheckpointWriter() if ranks.is_rank0 else None  # rank 0 writes for all
         self.report.open_log(checkpoint["metrics_bytes"] if checkpoint else 0, first)
         self.report.introduce(self.model, self.state, self.impls, self.mode, self.loader.about)
-        ranks.on_rank0(claim, setup.outputs, setup.launches, self.sampler.global_batch)
+        ranks.on_rank0(claim_outputs, setup, self.state, self.impls)
 
     def run(self) -> None:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -16,6 +17,8 @@ from rdn_fast.errors import UserError
 from rdn_fast.files import atomic_write, lock
 from rdn_fast.training.checkpoint import checkpoint_step, list_checkpoints
 from rdn_fast.training.snapshot import list_sheets, sheet_step, sheets_folder
+
+SETTINGS = "settings.toml"
 
 
 @contextmanager
@@ -61,6 +64,8 @@ def set_aside(outputs: Path, say: Callable[[str], None], after: int | None = Non
         earlier = [path for path in files if path.exists()] + sorted(checkpoints.glob("step_*"))
         earlier += [path for path in outputs.glob("epoch_*.pth") if re.fullmatch(r"epoch_\d+\.pth", path.name)]
         earlier += list_sheets(outputs)
+        if earlier and (outputs / SETTINGS).exists():
+            earlier.append(outputs / SETTINGS)
     else:
         earlier = [path for path in list_checkpoints(checkpoints) if checkpoint_step(path) > after]
         earlier += [path for path in list_sheets(outputs) if sheet_step(path) > after]
@@ -69,7 +74,10 @@ def set_aside(outputs: Path, say: Callable[[str], None], after: int | None = Non
         for path in earlier:
             target = aside / path.relative_to(outputs)
             target.parent.mkdir(parents=True, exist_ok=True)
-            path.rename(target)
+            if path.name == SETTINGS:  # stays until it is replaced: this run may have been started with it
+                shutil.copy2(path, target)
+            else:
+                path.rename(target)
         what = "an earlier run" if after is None else f"checkpoints or crops after step {after}"
         say(f"{outputs} held {what}; now in {aside}")
 

@@ -31,6 +31,7 @@ class Setup:
     precision: Precision | None  # None until resume.find_start() resolves it
     world: int  # ranks
     launches: list[str]  # ids of the launches that started the ranks, one of each node
+    preset: str | None = None  # by whose name the configs were made
 
     @property
     def outputs(self) -> Path:
@@ -59,7 +60,9 @@ class Setup:
 
 
 @contextmanager
-def open_run(model_config: ModelConfig, train_config: TrainConfig) -> Iterator[tuple[Setup, Ranks, list[int]]]:
+def open_run(
+    model_config: ModelConfig, train_config: TrainConfig, preset: str | None = None
+) -> Iterator[tuple[Setup, Ranks, list[int]]]:
     """Yield what a run needs, its ranks connected and its folder locked; the list collects SIGTERM and SIGINT.
 
     Raises UserError, Failure for an OSError within the block, and LostContact when another rank ends meanwhile.
@@ -78,7 +81,8 @@ def open_run(model_config: ModelConfig, train_config: TrainConfig) -> Iterator[t
             if global_batch is not None:  # the launcher has started the ranks anew
                 train_config = _after_restart(train_config, global_batch, ranks.world)
                 inputs = open_inputs(model_config, train_config, ranks.rank, ranks.world, device)
-            yield Setup(model_config, train_config, inputs, device, None, ranks.world, launches), ranks, signals
+            setup = Setup(model_config, train_config, inputs, device, None, ranks.world, launches, preset)
+            yield setup, ranks, signals
         ranks.close()
     except OSError as error:
         reason = f"{error.filename or outputs}: {error.strerror or error}"
