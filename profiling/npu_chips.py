@@ -80,8 +80,9 @@ LATENCY = 50e-6  # seconds of an all-reduce beside its bytes
 
 ASSUMPTIONS = (
     "The compiled plan's instructions start in program order on each pipe, as soon as the flags that it has allow.",
-    "A transfer takes its bytes over the rate of L2, which holds what a block touches; each vector core has half a "
-    "core's rate; cores do not slow each other down.",
+    "A kernel's transfer takes its bytes over the rate of L2, which holds what a block touches (to read a forward "
+    "pass's maps from HBM again would take about 1 ms of a step of 64 patches); each vector core has half a core's "
+    "rate; cores do not slow each other down.",
     "A convolution takes the longest of its products (16 x 16 x 16 a cycle), its img2col from L1 (512 bytes a cycle) "
     "and its weights (256); the library's macro neither waits nor drains inside.",
     "A vector instruction takes 256 bytes a cycle of its widest operand.",
