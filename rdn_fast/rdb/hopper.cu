@@ -1,5 +1,4 @@
-/* The kernels of hopper.py, whose docstring defines planes and weights: convolutions of planes on Hopper's wgmma and
- * TMA.
+/* The kernels of hopper.py, whose docstring defines planes: convolutions of planes by Hopper's wgmma and TMA.
  *
  * A block of threads computes one tile of pixels. A producer warp copies what a step of the sum needs into a stage of
  * shared memory, and two warpgroups multiply, each half of the tile's columns. Weights are the rows of a product and
@@ -140,8 +139,7 @@ template <int KIND> DEVICE u32 result_of(float first, float second, float bias, 
     return pack(f <= 0 ? 0 : first, g <= 0 ? 0 : second); /* what belongs to a NaN passes, as in torch's ReLU */
 }
 
-/* Write the tile of the result to shared memory, in the place of the step after the last, where the other plane lies.
- */
+/* Write the result's tile to shared memory: in the place of the step after the last, where the other plane lies. */
 template <int KIND> DEVICE void finish(const float (&d)[128], u32 tile, const float *bias, int outputs, float *sums) {
     const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32 % 4, warpgroup = thread / 128;
     const int channel = 16 * warp + lane / 4, matrix = lane / 8;

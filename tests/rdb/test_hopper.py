@@ -179,7 +179,11 @@ def test_faults_in_the_kernels_are_noticed_on_a_host(change, on_host, seed):
         wrong = solve(hopper.rdb, arguments, upstream, trains=False)["y"]
         assert_as_good_as_naive(wrong, right, plain, torch.float16, "y")
 
-    with pytest.raises(AssertionError, match=r"layer: (waits for ever|no place for a barrier)|relative error"):
+    # Which of them depends on the order in which the threads run.
+    seen = (
+        r"layer: (waits for ever|no place for a barrier|shared memory is exceeded|an arrival too many)|relative error"
+    )
+    with pytest.raises(AssertionError, match=seen):
         check()
 
 
