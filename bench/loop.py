@@ -127,7 +127,8 @@ def train(path: str, preset: str, recipe: str, dtype: str, batch: int, device: s
         meter.start_step()
         made.step(lr.to(device, **to), hr.to(device, **to))
         meter.end_step(len(lr) * ranks.world)
-    meter.synchronize()
+    meter.end_lap()
+    meter.read()
     images, seconds, window = meter.measured()
     ranks.close()
     return [per_second(images, seconds), per_second(images, window)] if ranks.is_rank0 else None

@@ -43,4 +43,4 @@ from rdn_fast.devices.select import (
     torch_build,
 )
 from rdn_fast.devices.shuffle import pixel_shuffle
-from rdn_fast.devices.streams import DeviceTimer, SideStream, side_stream, synchronize
+from rdn_fast.devices.streams import DeviceTimer, HostCopy, SideStream, side_stream, synchronize

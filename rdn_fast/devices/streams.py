@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 import torch
 
+from rdn_fast.devices.memory import pinned_empty
+
 
 class SideStream:
     """A stream of an accelerator beside the compute stream (the current one)."""
@@ -37,8 +39,25 @@ def synchronize(device: torch.device) -> None:
         torch.accelerator.synchronize(device)
 
 
+class HostCopy:
+    """The values of a tensor as they are when what is queued now has been computed. Making one does not wait."""
+
+    def __init__(self, values: torch.Tensor):
+        self._host = pinned_empty(values.shape, values.dtype, values.device).copy_(values, non_blocking=True)
+        self._done = None
+        if values.device.type != "cpu":
+            self._done = torch.Event(device=values.device)
+            self._done.record()
+
+    def read(self) -> torch.Tensor:
+        """Wait for the values, and for nothing that was queued later, and return them, a tensor on the host."""
+        if self._done is not None:
+            self._done.synchronize()
+        return self._host
+
+
 class DeviceTimer:
-    """Sums spans of device time. Reading synchronizes; starting and stopping do not.
+    """Sums spans of device time. Reading waits for the end of the last span; starting and stopping do not wait.
 
     On an accelerator a span lies between two events of the current stream, so the time that the device waits for the
     host between spans is not counted. On a CPU a span is wall time.
@@ -61,10 +80,11 @@ class DeviceTimer:
 
     def read(self) -> float:
         """Return the seconds of the spans that ended since the last read. An open one counts after its end, whole."""
-        synchronize(self._device)
         if self._device.type == "cpu":
             total = sum(end - start for start, end in self._spans)
         else:
+            for _, end in self._spans[-1:]:
+                end.synchronize()
             total = sum(start.elapsed_time(end) for start, end in self._spans) / 1e3
         self._spans.clear()
         return total

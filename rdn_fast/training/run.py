@@ -6,20 +6,16 @@ import copy
 import math
 import signal
 import time
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 
 from rdn_fast import devices
 from rdn_fast.config import ModelConfig, TrainConfig
-from rdn_fast.data.degradation import Degradation
 from rdn_fast.data.prefetch import Batch, PrefetchLoader
 from rdn_fast.distributed.gradients import GradientBuckets
-from rdn_fast.distributed.in_touch import InTouch
 from rdn_fast.distributed.process_group import Ranks
 from rdn_fast.errors import Failure, Stopped
-from rdn_fast.evaluation import sheet
 from rdn_fast.terminal import print_line
 from rdn_fast.training import resume
 from rdn_fast.training.apex import ApexOptimizerStep
@@ -28,11 +24,11 @@ from rdn_fast.training.inputs import initial_model
 from rdn_fast.training.optimizer_step import HALVE_AFTER, make_optimizer_step
 from rdn_fast.training.report import Report, claim_outputs, diverged
 from rdn_fast.training.setup import Setup, open_run
-from rdn_fast.training.snapshot import Snapshot, new_sheet_path
 from rdn_fast.training.state import RunState, ema_decay, learning_rate
 from rdn_fast.training.step import ResultBuffer, StepResult, TrainStep, update_average
 from rdn_fast.training.throughput import ThroughputMeter
-from rdn_fast.training.validation import Validation, validate
+from rdn_fast.training.validation import Validation
+from rdn_fast.training.validator import Validator
 
 # A run is given up after so many skipped steps in a row at a loss scale that cannot be halved.
 MAX_SKIPS = 2 * HALVE_AFTER
@@ -107,6 +103,7 @@ class TrainingRun:
         self.waited = 0.0  # of loader.waited, what the state has counted
         self.read_at = self.saved_at = time.monotonic()
         self.writer = CheckpointWriter() if ranks.is_rank0 else None  # rank 0 writes for all
+        self.validator = Validator(setup, ranks, self.impls, self.report, self.writer, self._signal)
         self.report.open_log(checkpoint["metrics_bytes"] if checkpoint else 0, first)
         self.report.introduce(self.model, self.state, self.impls, self.mode, self.loader.about)
         ranks.on_rank0(claim_outputs, setup, self.state, self.impls)
@@ -162,6 +159,7 @@ class TrainingRun:
 
     def _poll_ranks(self) -> None:
         """Between two steps, agree with the other ranks whether to stop, to save, and to read the results."""
+        self._finish_read()  # of the steps before the last, which the device computes meanwhile
         now, rank0 = time.monotonic(), self.ranks.is_rank0
         save_due = rank0 and now - self.saved_at >= self.setup.train_config.checkpoint_every
         stop, save, read = self.ranks.all_max(
@@ -169,8 +167,10 @@ class TrainingRun:
             save_due and not self.writer.busy,
             self.results.is_full or (rank0 and now - self.read_at >= _READ_SECONDS),
         )
-        if stop or save or read:
+        if stop or save:
             self._read_results()
+        elif read:
+            self._begin_read()
         # Skipped steps in a row may be the end of a run that diverged: nothing may push out the good checkpoints.
         if stop or (save and not self.state.skips_in_a_row):
             self._save()
@@ -178,15 +178,23 @@ class TrainingRun:
             raise Stopped(stop)
 
     def _read_results(self) -> None:
-        """Count and log the results since the last call. Raises Failure when the run is to be given up."""
+        """Count and log all results. Raises Failure when the run is to be given up."""
+        self._finish_read()
+        self._begin_read()
+        self._finish_read()
+
+    def _begin_read(self) -> None:
         self.read_at, waited = time.monotonic(), self.loader.waited
         self.state, self.waited = replace(self.state, waited=self.state.waited + waited - self.waited), waited
-        if not self.results:
+        self.meter.end_lap()
+        self.results.begin_read()
+
+    def _finish_read(self) -> None:
+        if not (results := self.results.read(self.ranks)):
             return
-        results = self.results.read(self.ranks)
         for result in results:
             self._count(result)
-        self.meter.synchronize()  # costs nothing here: the host has just waited for the device
+        self.meter.read()
         self.state = replace(self.state, epoch_speed=[list(total) for total in self.meter.totals])
         self.report.set_status(self.state, results[-1], self.meter)
 
@@ -230,48 +238,12 @@ class TrainingRun:
         return bool(self.setup.inputs.validation) and (self._is_over() or (self.state.epoch + 1) % every == 0)
 
     def _validate(self) -> Validation:
-        """Validate, and keep the weights if they are the best so far. Raises Stopped at a signal to any rank.
-
-        Where training has low precision, so has validation. What may be the best so far is measured in float32, and so
-        is what has a snapshot, and the run's last epoch.
-        """
-        c, pairs, over, low = self.setup.train_config, self.setup.inputs.validation, self._is_over(), None
-        self.state, snapshot = replace(self.state, since_best=self.state.since_best + 1), None
-        if self.state.snapshot_is_due(over):
-            degradation = Degradation.of_flags(c.bicubic, c.degradation)
-            snapshot = Snapshot(len(pairs), degradation, self.setup.model_config.scale)
-        if self.setup.validation_dtype != torch.float32:
-            validation = self._measure("validation_low", self.setup.validation_dtype)
-            low = None if math.isnan(validation.compatible) else validation.psnrs
-        if low is None or snapshot or over or self.state.may_be_best(low):
-            validation = self._measure("validation", torch.float32, snapshot.look if snapshot else None)
-            if self.state.may_be_best(low) and self.state.is_best(validation.psnrs):
-                self.state = self.state.with_best(validation.canonical, validation.psnrs, low)
-                self._write_weights("best.pth")
-        self.report.validation(self.state.epoch, validation)
-        if snapshot:
-            self._keep(snapshot)
+        validation, self.state = self.validator(self.average or self.model, self.state, self._is_over())
         return validation
-
-    def _measure(self, use: str, dtype: torch.dtype, look: Callable | None = None) -> Validation:
-        """use: key of the impl. look: as of validate()."""
-        in_touch, pairs = InTouch(self.ranks, self._signal), self.setup.inputs.validation
-        say, model = self.report.say, self.average or self.model
-        return validate(model, self.impls[use], pairs, self.ranks, in_touch, say, dtype, look)
 
     def _write_weights(self, name: str) -> None:
         if self.writer:
             self.writer.put(self.setup.outputs / name, host_copy((self.average or self.model).state_dict()))
-
-    def _keep(self, snapshot: Snapshot) -> None:
-        """Hand the snapshot's sheet of crops to the writer and to TensorBoard. A collective."""
-        self.state = replace(self.state, snapshot_step=self.state.step)
-        seen = snapshot.sheet(self.ranks, self.state.step)
-        if not seen or not self.writer:
-            return
-        png = sheet.encode(seen)
-        self.report.picture(self.state.step, png)
-        self.writer.put(new_sheet_path(self.setup.outputs, self.state.step), png)
 
     def _save(self) -> None:
         """Hand a checkpoint of this very step, and its weights as last.pth, to the writer."""

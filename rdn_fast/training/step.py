@@ -87,20 +87,22 @@ class StepResult(NamedTuple):
 
 
 class ResultBuffer:
-    """What the last steps computed, kept on the device until the host reads it: reading synchronizes."""
+    """What the last steps computed, kept on the device until the host reads it.
+
+    begin_read() waits for nothing, and read() only for the steps before it: where another step is enqueued between the
+    two, the device goes on with that.
+    """
 
     SIZE = 64  # steps
 
     def __init__(self, device: torch.device):
         self._values = torch.zeros(self.SIZE, 3, device=device)  # share of the loss, skip flag, loss scale
         self._steps: list[tuple[int, int, float]] = []
-
-    def __len__(self) -> int:
-        return len(self._steps)
+        self._begun: tuple[devices.HostCopy, list[tuple[int, int, float]]] | None = None
 
     @property
     def is_full(self) -> bool:
-        return len(self) == self.SIZE
+        return len(self._steps) == self.SIZE
 
     def add(
         self,
@@ -112,16 +114,23 @@ class ResultBuffer:
         loss_scale: torch.Tensor,
     ) -> None:
         """share, skipped, loss_scale: float32 [] on the device; they are copied."""
-        self._values[len(self)] = torch.stack([share, skipped, loss_scale])
+        self._values[len(self._steps)] = torch.stack([share, skipped, loss_scale])
         self._steps.append((step, epoch, lr))
 
+    def begin_read(self) -> None:
+        """Begin to read the results so far. The read before must be over."""
+        if self._steps:
+            self._begun = devices.HostCopy(self._values[: len(self._steps)]), self._steps
+            self._steps = []
+
     def read(self, ranks: Ranks) -> list[StepResult]:
-        """Return the results since the last call, oldest first. A collective: losses are summed over the ranks."""
-        values = self._values[: len(self)].cpu().double()
+        """Return the results whose read has begun, oldest first. A collective: losses are summed over the ranks."""
+        if self._begun is None:
+            return []
+        (copied, steps), self._begun = self._begun, None
+        values = copied.read().double()
         losses = ranks.all_sum(values[:, 0].contiguous()).tolist()
-        results = [
+        return [
             StepResult(*known, loss, bool(skipped), loss_scale)
-            for known, loss, (_, skipped, loss_scale) in zip(self._steps, losses, values.tolist(), strict=True)
+            for known, loss, (_, skipped, loss_scale) in zip(steps, losses, values.tolist(), strict=True)
         ]
-        self._steps.clear()
-        return results

@@ -1,24 +1,33 @@
 """The two speeds of an epoch in images per second over all ranks; never mixed.
 
-End-to-end: patches over wall time, waiting for data and the optimizer step included.
+End-to-end: patches over the time between two moments of the device, waiting for data and the optimizer step included.
 Seed window: the clock of the seed implementation, from a batch's arrival to the end of its step. Loading is left out;
-here both ends are synchronized.
+here both ends are moments of the device.
 Both leave out the first WARM_UP steps of a process or epoch.
 """
 
 from __future__ import annotations
 
-import time
+from typing import NamedTuple
 
 import torch
 
-from rdn_fast.devices import DeviceTimer, synchronize
+from rdn_fast.devices import DeviceTimer
 
 WARM_UP = 3  # steps
 
 
+class _Lap(NamedTuple):
+    """Some steps in a row that have been enqueued."""
+
+    after_warm_up: bool
+    images: int
+    end_to_end: DeviceTimer
+    window: DeviceTimer
+
+
 class ThroughputMeter:
-    """Counts images and seconds of an epoch, the warm-up apart.
+    """Counts images and seconds of an epoch, the warm-up apart, by the device's clock. Only read() waits for it.
 
     totals: [warm-up, steps after it], each [images, end-to-end seconds, seed-window seconds]; pass those of a
     checkpoint to continue its epoch.
@@ -26,30 +35,38 @@ class ThroughputMeter:
 
     def __init__(self, device: torch.device, totals: list[list] | None = None):
         self.totals = totals or [[0, 0.0, 0.0], [0, 0.0, 0.0]]
-        self._device, self._timer, self._steps = device, DeviceTimer(device), 0
-        synchronize(device)
-        self._last_sync = time.perf_counter()
+        self._device, self._steps, self._laps = device, 0, []
+        self._start_lap()
+
+    def _start_lap(self) -> None:
+        self._images, self._end_to_end, self._window = 0, DeviceTimer(self._device), DeviceTimer(self._device)
+        self._end_to_end.start()
 
     def start_step(self) -> None:
-        """Call when a batch has arrived. Does not synchronize."""
-        self._timer.start()
+        """Call when a batch has arrived."""
+        self._window.start()
 
     def end_step(self, images: int) -> None:
-        """Call when a step over `images` patches of all ranks is enqueued. Synchronizes once, after the warm-up."""
-        self._timer.stop()
+        """Call when a step over `images` patches of all ranks is enqueued."""
+        self._window.stop()
         self._steps += 1
-        self.totals[self._steps > WARM_UP][0] += images
+        self._images += images
         if self._steps == WARM_UP:
-            self.synchronize()
+            self.end_lap()
 
-    def synchronize(self) -> None:
-        """Synchronize the device and add the seconds since the last call to `totals`."""
-        window = self._timer.read()
-        now = time.perf_counter()
-        total = self.totals[self._steps > WARM_UP]
-        total[1] += now - self._last_sync
-        total[2] += window
-        self._last_sync = now
+    def end_lap(self) -> None:
+        """Let the next read() count the steps until here, and none that are enqueued later."""
+        self._end_to_end.stop()
+        self._laps.append(_Lap(self._steps > WARM_UP, self._images, self._end_to_end, self._window))
+        self._start_lap()
+
+    def read(self) -> None:
+        """Wait until the device has ended the last lap, and add all laps to `totals`."""
+        for lap in self._laps:
+            total = self.totals[lap.after_warm_up]
+            for i, more in enumerate((lap.images, lap.end_to_end.read(), lap.window.read())):
+                total[i] += more
+        self._laps.clear()
 
     def measured(self) -> list:
         """Return [images, end-to-end seconds, seed-window seconds] after the warm-up, or of it if nothing followed."""

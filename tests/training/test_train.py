@@ -8,7 +8,7 @@ import time
 
 import pytest
 import torch
-from runs import TINY, assert_user_error, cli, events, make_data, weights
+from runs import TINY, assert_same_run, assert_user_error, cli, events, make_data, weights
 
 from rdn_fast import devices, rdb
 from rdn_fast.cli import main
@@ -17,7 +17,7 @@ from rdn_fast.errors import UserError
 from rdn_fast.model import RDN
 from rdn_fast.precision import dtype_name
 from rdn_fast.rdb import autotune
-from rdn_fast.training import checkpoint, run_folder
+from rdn_fast.training import checkpoint, run_folder, validator
 from rdn_fast.training import run as run_module
 from rdn_fast.training.optimizer_step import HALVE_AFTER
 from rdn_fast.training.run import MAX_SKIPS
@@ -121,7 +121,7 @@ def test_float32_decides_what_is_best_where_low_precision_validates(train, monke
         measured.append(dtype)
         return Validation(psnr, psnr, [psnr], 0, dtype_name(dtype))
 
-    monkeypatch.setattr(run_module, "validate", validate)
+    monkeypatch.setattr(validator, "validate", validate)
     out = train("--epochs", 7, "--opt-level", "O1", "--amp-dtype", "bf16", "--max-steps", 21)
     records = [(record["psnr_y"], record.get("psnr_dtype")) for record in events(out, "epoch")]
     told = [(10.1, None), (11.1, None), (11.0, "bfloat16"), (10.9, None), (11.0, None), (11.6, None), (9.1, None)]
@@ -219,6 +219,16 @@ def test_overflowing_steps_are_skipped_and_counted_and_the_scale_is_halved_until
     assert all(math.isfinite(record["loss"]) for record in records)
     last = torch.load(out / "checkpoints/step_00000090.pt", weights_only=True)["progress"]
     assert (last["loss_scale"], last["skipped"]) == (halvings[-1]["loss_scale"], len(skipped))
+
+
+def test_when_results_are_read_changes_nothing(train, monkeypatch):
+    """After every step, a step later, or at the end of epochs only: the same steps, halvings, epochs and weights."""
+    folders, flags = [], ("--opt-level", "O1", "--amp-dtype", "fp16", "--loss-scale", 2.0**24)
+    for seconds in (0.0, math.inf):
+        monkeypatch.setattr(run_module, "_READ_SECONDS", seconds)
+        folders.append(train(*flags, "--epochs", 30, "--eval-every", 10, to=f"read {seconds}"))
+    assert_same_run(*folders)
+    assert events(folders[0], "loss_scale")
 
 
 def test_a_resume_in_the_middle_of_a_row_of_overflows_is_exact(train):
@@ -455,7 +465,7 @@ def test_a_run_without_a_better_psnr_is_stopped_early(train, monkeypatch):
         psnr = next(psnrs)
         return Validation(psnr, psnr, [psnr], 0, "float32")
 
-    monkeypatch.setattr(run_module, "validate", validate)
+    monkeypatch.setattr(validator, "validate", validate)
     flags = ("--opt-level", "O0", "--epochs", 9, "--early-stop", 3)
     out = train(*flags)
     assert len(events(out, "epoch")) == 5
