@@ -27,7 +27,7 @@ def parsed(monkeypatch):
 
     def parse(*flags):
         seen = []
-        monkeypatch.setattr("rdn_fast.training.run.train", lambda *configs: seen.extend(configs))
+        monkeypatch.setattr("rdn_fast.training.run.train", lambda model, config, preset: seen.extend([model, config]))
         assert command_line.main(["train", *flags]) == 0
         return tuple(seen)
 
