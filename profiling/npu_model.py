@@ -99,10 +99,11 @@ def published_text() -> str:
     joined = parts["concatenations and their gradients"]
     return (
         f"Slow is {slow / known - 1:+.0%} off the published speed, fast {fast / known - 1:+.0%}. The published step "
-        f"takes {whole * 1e3:.0f} ms. Of them convolutions would take {parts['convolutions'] / whole:.0%} at the assumed "
-        f"share of the peak, concatenations and their gradients {joined / whole:.0%}, copies of convolutions' maps "
-        f"between formats {copies / whole:.0%}. That the sum fits does not show that each part does: the speeds of "
-        "`sliced`, `summed` and `naive` on other chips hang on whether CANN copies there, which nobody here knows."
+        f"takes {whole * 1e3:.0f} ms. Of them convolutions would take {parts['convolutions'] / whole:.0%} at the "
+        f"assumed share of the peak, concatenations and their gradients {joined / whole:.0%}, copies of convolutions' "
+        f"maps between formats {copies / whole:.0%}. That the sum fits does not show that each part does: "
+        "the speeds of `sliced`, `summed` and `naive` on other chips hang on whether CANN copies there, "
+        "which nobody here knows."
     )
 
 

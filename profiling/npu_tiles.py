@@ -53,8 +53,8 @@ def tiles_text() -> str:
                 found.append(half / whole - 1)
         ratios[scenario] = f"{min(found):+.0%} to {max(found):+.0%}"
     return (
-        f"npu_conv keeps tiles of 256 pixels: at batch {BATCH}, tiles of 128 would change the time by {ratios[FAST]} in "
-        f"fast, by {ratios[SLOW]} in slow. It splits the pixels of weight gradients so that the cores end together."
+        f"npu_conv keeps tiles of 256 pixels: at batch {BATCH}, tiles of 128 would change the time by {ratios[FAST]} "
+        f"in fast, by {ratios[SLOW]} in slow. It splits the pixels of weight gradients so that the cores end together."
     )
 
 
