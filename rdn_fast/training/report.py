@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from pathlib import Path
 
 import torch
 
@@ -204,6 +205,7 @@ def _schedule_in_words(c: TrainConfig, total_steps: int) -> str:
 def _start_record(setup: Setup, state: RunState, impls: dict[str, str], mode: str) -> dict:
     files = setup.train_config.files(setup.model_config.scale)
     train_file, eval_file = (path and path.name for path in files)
+    weights = setup.train_config.weights_file
     return {
         "event": "resume" if state.step else "start",
         "step": state.step,
@@ -217,6 +219,7 @@ def _start_record(setup: Setup, state: RunState, impls: dict[str, str], mode: st
         "steps": setup.total_steps,
         "train_file": train_file,
         "eval_file": eval_file,
+        "weights_file": weights and Path(weights).name,
         "loss_scale": state.loss_scale,
         "rdb": impls,
         "mode": mode,
