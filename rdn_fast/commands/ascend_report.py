@@ -125,7 +125,7 @@ def ascend_report(file: str, device: str, autoload: bool) -> int:
         write_result(file, content, name, KIND)
 
     try:
-        with Bar("report", round(sum(part.limit for part in plan.parts))) as bar:
+        with Bar("report (s)", round(TOTAL)) as bar:
             for number, part in enumerate(plan.parts):
                 _run(plan, number, TOTAL - (time.monotonic() - began), bar)
                 if part.state != NO_CARD:
@@ -146,8 +146,13 @@ def ascend_report(file: str, device: str, autoload: bool) -> int:
 
 def _run(plan: _Plan, number: int, left: float, bar: Bar) -> None:
     """Run a part, within its limit and the seconds that are left for all."""
-    part, before = plan.parts[number], sum(part.limit for part in plan.parts[:number])
+    part, limits = plan.parts[number], [part.limit for part in plan.parts]
     limit = min(part.limit, left)
+
+    def done(seconds: float) -> float:
+        """Return how much is done, in seconds of TOTAL: the time that has passed, or more where parts ended early."""
+        return max(TOTAL - left + seconds, TOTAL * (sum(limits[:number]) + seconds) / sum(limits))
+
     if part.needs_card and plan.device is None:
         part.state = NO_CARD
     elif limit <= 0:
@@ -165,7 +170,7 @@ def _run(plan: _Plan, number: int, left: float, bar: Bar) -> None:
                 )
             try:
                 while process.poll() is None and (seconds := time.monotonic() - began) < limit:
-                    bar.set_done(before + seconds + 1e-3, f"part {number + 1} of {len(plan.parts)}: {part.title}")
+                    bar.set_done(done(seconds + 1e-3), f"part {number + 1} of {len(plan.parts)}: {part.title}")
                     with suppress(subprocess.TimeoutExpired):
                         process.wait(min(0.5, limit - seconds + 0.01))
                 part.state = _state(process.poll(), limit, errors)
@@ -173,7 +178,7 @@ def _run(plan: _Plan, number: int, left: float, bar: Bar) -> None:
                 _end(process)
                 part.seconds = time.monotonic() - began
                 part.rows += _read(rows)
-    bar.set_done(before + part.limit)
+    bar.set_done(TOTAL * sum(limits[: number + 1]) / sum(limits) + 1e-3)
 
 
 def _state(code: int | None, limit: float, errors: Path) -> str:
