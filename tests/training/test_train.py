@@ -445,6 +445,7 @@ def test_unwritable_outputs(data, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_the_weights_of_every_second_epoch_are_kept(train):
     out = train("--epochs", 3, "--keep-every", 2, "--lr-step", 9)
     kept = weights(out, "epoch_2.pth")
@@ -476,6 +477,7 @@ def test_a_run_without_a_better_psnr_is_stopped_early(train, monkeypatch):
     assert [record["psnr_y"] for record in events(out, "epoch")][5:] == [31.2]
 
 
+@pytest.mark.slow
 def test_several_batches_a_step_train_as_one_batch_of_them_all(train):
     flags = ("--opt-level", "O0", "--max-steps", 5, "--lr", "1e-4")
     one = train("--batch-size", 8, *flags, to="one")
@@ -487,6 +489,7 @@ def test_several_batches_a_step_train_as_one_batch_of_them_all(train):
         torch.testing.assert_close(weights(several)[key], value, rtol=0, atol=1e-4)  # five steps of 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["mse", "charbonnier"])
 def test_other_losses_train(train, loss):
     out = train("--loss", loss, "--max-steps", 3, "--lr-warmup", 2)
