@@ -118,15 +118,16 @@ DEVICE void produce(const Map &in, const Map &other, const char *weights, const 
 template <int TAPS> DEVICE void add_step(float (&d)[128], int step, int warpgroup) {
     SumStage stage(step);
     barrier_wait(stage.full, stage.parity);
+    const u64 w = descriptor(stage.at + PIXELS, CHANNELS * 16, 8 * 16);
+    const u64 x = descriptor(stage.at + 8 * warpgroup * PIXEL, GROUP, PITCH);
     products_begin();
 #pragma unroll
     for (int tap = 0; tap < TAPS; tap++)
 #pragma unroll
         for (int half = 0; half < 2; half++) { /* 16 channels each */
             const int place = TAPS == 9 ? tap : 4;
-            const u32 w = stage.at + PIXELS + tap * TAP + half * (TAP / 2);
-            const u32 x = stage.at + place / 3 * PITCH + (place % 3 + 8 * warpgroup) * PIXEL + half * 2 * GROUP;
-            multiply_256(d, descriptor(w, CHANNELS * 16, 8 * 16), descriptor(x, GROUP, PITCH));
+            const int pixels = place / 3 * PITCH + place % 3 * PIXEL + half * 2 * GROUP;
+            multiply_256(d, further(w, tap * TAP + half * (TAP / 2)), further(x, pixels));
         }
     SumStage::next(step);
 }
@@ -170,7 +171,7 @@ template <int KIND>
 DEVICE void convolve(const Map &in, const Map &other, const Map &out, const char *weights, const float *bias,
                      float *sums, const Planes &planes) {
     const Tile tile(blockIdx.x, planes.across, planes.down, ROWS, COLS);
-    const int warp = threadIdx.x / 32;
+    const int warp = uniform(threadIdx.x / 32);
     SumStage::init();
     if (warp >= PRODUCER) {
         if (threadIdx.x == PRODUCER * 32) produce<KIND>(in, other, weights, planes, tile);
@@ -222,15 +223,16 @@ template <int FIRST, int TAPS, int ROW, int NUMBER> DEVICE void correlate(int st
     do { /* at least once: sums that are zeros if not would be copied while products write them */
         GradientStage stage(step);
         barrier_wait(stage.full, stage.parity);
+        const u64 gradients = descriptor(stage.at + EDGED, 8 * PIXEL, PLAIN_GROUP);
+        const u64 pixels = descriptor(stage.at, 8 * PIXEL, EDGED_GROUP);
         products_begin();
 #pragma unroll
         for (int row = ROW; row < ROW + NUMBER; row++)
 #pragma unroll
             for (int tap = 0; tap < TAPS; tap++) {
                 const int down = (FIRST + tap) / 3, across = (FIRST + tap) % 3;
-                const u32 x = stage.at + (row + down) * EDGED_PITCH + across * PIXEL;
-                multiply_64(d[tap], descriptor(stage.at + EDGED + row * PLAIN_PITCH, 8 * PIXEL, PLAIN_GROUP),
-                            descriptor(x, 8 * PIXEL, EDGED_GROUP));
+                const int place = (row + down) * EDGED_PITCH + across * PIXEL;
+                multiply_64(d[tap], further(gradients, row * PLAIN_PITCH), further(pixels, place));
             }
         GradientStage::next(step);
     } while (++step < steps);

@@ -98,6 +98,9 @@ DEVICE u64 descriptor(u32 at, u32 leading, u32 stride) {
     return (u64)((at & 0x3ffff) >> 4) | (u64)(leading >> 4) << 16 | (u64)(stride >> 4) << 32;
 }
 
+/* Return the descriptor of a matrix that lies `bytes` further. */
+DEVICE u64 further(u64 descriptor, u32 bytes) { return descriptor + (bytes >> 4); }
+
 DEVICE void products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 
 DEVICE void products_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
@@ -168,6 +171,9 @@ DEVICE float positive(float x) { /* a ReLU that keeps NaN */
     asm("max.NaN.f32 %0, %1, 0f00000000;" : "=f"(y) : "f"(x));
     return y;
 }
+
+/* Tell the compiler that x is the same in all lanes: it then computes with it once for the warp. */
+DEVICE int uniform(int x) { return __shfl_sync(~0u, x, 0); }
 
 /* Return the sum of x over four neighbouring lanes. */
 DEVICE float sum_of_four_lanes(float x) {

@@ -159,8 +159,8 @@ FAULTS = {
     "a stage that is not freed": ("if (step > 0 && ", "if (step > 1 && "),
     "products that are not waited for": ("products_wait<1>();", "products_wait<3>();"),
     "the other parity": ("barrier_wait(empty, parity ^ 1)", "barrier_wait(empty, parity)"),
-    "taps by columns": ("place / 3 * PITCH + (place % 3 + ", "place % 3 * PITCH + (place / 3 + "),
-    "a wrong core matrix": ("descriptor(x, GROUP, PITCH)", "descriptor(x, PITCH, GROUP)"),
+    "taps by columns": ("place / 3 * PITCH + place % 3 * PIXEL", "place % 3 * PITCH + place / 3 * PIXEL"),
+    "a wrong core matrix": ("PIXEL, GROUP, PITCH)", "PIXEL, PITCH, GROUP)"),
     "a lane's wrong address": ("row = matrix / 2, column", "row = matrix % 2, column"),
     "too large a stage": ("STEP = PIXELS + 9 * TAP,", "STEP = PIXELS + 10 * TAP,"),
 }

@@ -198,6 +198,10 @@ DEVICE u64 descriptor(u32 at, u32 leading, u32 stride) {
     check((at | leading | stride) % 16 == 0 && (leading | stride) < 1 << 18, "a descriptor cannot hold that");
     return (u64)((at & 0x3ffff) >> 4) | (u64)(leading >> 4) << 16 | (u64)(stride >> 4) << 32;
 }
+DEVICE u64 further(u64 descriptor, u32 bytes) {
+    check(bytes % 16 == 0 && (descriptor & 0x3fff) + bytes / 16 < 1 << 14, "a descriptor cannot hold that");
+    return descriptor + (bytes >> 4);
+}
 // Read 16 elements, in the direction of the sum, of row `row` of A or of that column of B.
 DEVICE void operand(float (&x)[16], u64 descriptor, int row, bool rows_in_sum) {
     const u32 start = (descriptor & 0x3fff) << 4, leading = (descriptor >> 16 & 0x3fff) << 4;
@@ -274,6 +278,7 @@ DEVICE void store_matrices(u32 address, const u32 (&v)[4]) {
     }
     sync_warp();
 }
+DEVICE int uniform(int x) { return x; }
 DEVICE float sum_of_four_lanes(float x) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     memcpy(shared_words[warp][lane], &x, 4);
