@@ -3,6 +3,7 @@
 import pytest
 import torch
 from simulated_cuda import Cuda
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rdn_fast import devices
 from rdn_fast.config import ModelConfig
@@ -64,6 +65,35 @@ def test_a_smaller_batch_replays_the_same_graph_and_trains_the_same(sizes, cuda,
     calls = [entry for entry in cuda.log if "waits" not in entry]
     replays = len(sizes) - CudaGraphed.EAGER
     assert calls == [*["call on side"] * CudaGraphed.EAGER, "capture on side", *["replay on main"] * replays]
+
+
+class Launches(TorchDispatchMode):
+    """The operators that compute something, in order."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        if not function.is_view:
+            self.names.append(function.name())
+        return function(*arguments, **(options or {}))
+
+
+def test_beside_the_graph_a_step_fills_a_batch_and_copies_it(cuda, monkeypatch):
+    _, step = make_captured_step(cuda, monkeypatch)
+    run(step, [BATCH] * (CudaGraphed.EAGER + 1), size=BATCH)
+    _, inputs, _ = cuda.recorded[-1]
+    cuda.recorded[-1] = lambda *_: (), inputs, ()  # a replay that computes nothing
+    weight, names = torch.ones(()), {}
+    for size in (BATCH, 2):
+        lr, hr = torch.rand(size, 3, PATCH, PATCH), torch.rand(size, 3, 2 * PATCH, 2 * PATCH)
+        with Launches() as launches:
+            step(lr, hr, weight, size=BATCH)
+        names[size] = launches.names
+    copied = ["aten::repeat", "aten::_foreach_copy_"]
+    assert names[BATCH] == copied
+    assert names[2] == [copied[0], "aten::cat", "aten::cat", "aten::constant_pad_nd", copied[1]]
 
 
 def test_where_nothing_is_captured_a_smaller_batch_is_not_filled(cuda, monkeypatch):
