@@ -215,6 +215,9 @@ def _prepare(options: argparse.Namespace, arguments: list[str]) -> None:
             options.recursive,
             degradation=degradation,
             lr_dir=lr_dir,
+            tile=options.tiles,
+            sizes=options.sizes,
+            unseen=options.unseen or (),
         )
 
 

@@ -29,7 +29,7 @@ def run() -> int:
     if not train_file.exists():
         folder = photographs(PHOTOGRAPHS)
         paths = [*image_files(options.kodak), *(folder / name for name in PHOTOGRAPHS)]
-        print(f"{train_file}: {write_tiles(paths, train_file, PRESETS['small']['patch_size'])} tiles")
+        print(f"{train_file}: {write_tiles(paths, train_file, PRESETS['small']['patch_size']).pairs} tiles")
     paths = ("--train-file", str(train_file), "--outputs-dir", str(options.outputs_dir))
     return main(["train", "--preset", "small", *paths, *flags])
 

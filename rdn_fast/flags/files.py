@@ -54,6 +54,15 @@ def prepare(commands) -> None:
     add_degradation(parser, "LR images")
     flag("-r", "--recursive", action="store_true", help="folders with all that lies in them")
     flag("--strict", action="store_true", help="stop at a file that cannot be read instead of skipping it")
+    tiles_help = (
+        "instead of five crops: tiles of N x N LR pixels that overlap by a third, as 96, so that every part of a large "
+        "picture counts as much as one of a small picture"
+    )
+    flag("--tiles", type=int, metavar="N", help=tiles_help)
+    sizes_help = "HR images in several sizes, as 1 0.8 0.6: a reduced photograph is sharper (default: 1)"
+    flag("--sizes", type=float, nargs="+", metavar="SIZE", default=[1.0], help=sizes_help)
+    unseen_help = "leave out, and name, pictures that these folders of evaluation sets show, in any size or mirrored"
+    flag("--unseen", nargs="+", metavar="SET", help=unseen_help)
     repack_help = (
         "instead of all these: rewrite a chunked, compressed or float h5 file as the uint8 file that training maps"
     )

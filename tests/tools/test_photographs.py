@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import h5py
 import numpy as np
 import pytest
 from PIL import Image
 from runs import photograph
 
+from rdn_fast.data.alike import alike
 from rdn_fast.data.h5 import PairedH5
 from rdn_fast.data.pairs import degrade
-from tools import photographs
 from tools.photographs import main
 
 
@@ -33,8 +35,8 @@ def test_tiles_cover_every_picture_in_every_size(folder, tmp_path, capsys):
     folders = folder("a", {"large.png": large, "tiny.png": photograph(60, 200)}), folder("b", {"small.png": small})
     assert main([*folders, "--output-path", str(out)]) == 0
     pairs, told = PairedH5(out, 2), capsys.readouterr().out
-    assert f"{len(pairs)} tiles of 3 photographs" in told
-    assert f"left out {tmp_path}/a/tiny.png: smaller than a patch" in told
+    assert f"{len(pairs)} tiles of 2 photographs" in told
+    assert f"skipped {tmp_path}/a/tiny.png: smaller than a patch" in told
     expected = ("large 300x420", "large 240x336", "large 180x252", "small 110x90", "small 88x72")
     assert {" ".join(name.split()[:2]) for name in pairs.names()} == set(expected)
     # In the first size, put back where they were cut, they are the whole pair.
@@ -70,7 +72,16 @@ def test_what_an_evaluation_set_shows_is_left_out(folder, tmp_path, capsys):
 def test_a_plain_picture_is_like_no_other(folder, tmp_path):
     grey = np.full((80, 80, 3), 90, np.uint8)
     a, b = folder("a", {"grey.png": grey}), folder("b", {"grey.png": grey + 50})
-    assert photographs.alike([tmp_path / "a" / "grey.png"], [tmp_path / "b" / "grey.png"]) == {}, (a, b)
+    assert alike([Path(a, "grey.png")], [b], print) == {}
+
+
+def test_prepare_makes_the_same_file(folder, cli, tmp_path):
+    pictures = {f"{i}.png": photograph(210 + 40 * i, 330 - 20 * i, seed=i) for i in range(2)}
+    source, shown = folder("a", pictures), folder("Set", {"x.png": pictures["1.png"][:, ::-1]})
+    assert main([source, "--output-path", str(tmp_path / "tool.h5"), "--unseen", shown]) == 0
+    flags = "--tiles", 96, "--sizes", 0.6, 1, 0.8, "--unseen", shown
+    assert cli("prepare", "--images-dir", source, "--output-path", tmp_path / "ours.h5", *flags).code == 0
+    assert (tmp_path / "ours.h5").read_bytes() == (tmp_path / "tool.h5").read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -78,9 +89,10 @@ def test_a_plain_picture_is_like_no_other(folder, tmp_path):
     [
         (["nowhere"], ("nowhere", "no such folder")),
         (["a", "--unseen", "nowhere"], ("nowhere",)),
-        (["broken"], ("broken/x.png", "remove or repair it")),
-        (["small"], ("tiles.h5", "no picture left")),
-        (["a", "--unseen", "a"], ("tiles.h5", "no picture left")),
+        (["broken"], ("FOLDER: none of its 1 files is an image",)),
+        (["small"], ("FOLDER: none of its 1 files is an image",)),
+        (["a", "--unseen", "a"], ("FOLDER: no image is left, --unseen shows all 1",)),
+        (["a", "--unseen", "broken"], ("--unseen broken: none of its files is an image",)),
         (["a", "--output-path", "a/0.png"], ("--output-path a/0.png", ".h5")),
     ],
 )
