@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from rdn_fast import devices
 from rdn_fast.data.pairs import Pair
 from rdn_fast.distributed.in_touch import InTouch
 from rdn_fast.distributed.process_group import Ranks
@@ -47,8 +48,8 @@ def validate(
     """Measure the model by this impl on the pairs. A collective.
 
     Raises Stopped at a signal, which is heard between blocks, tiles and images. say: called with a line when memory
-    ran out, or low precision overflowed. dtype: as of exact_upscaler(). look: called in a thread with each finite
-    output that this rank computes, float [H, W, 3] in 0..255.
+    ran out, or low precision overflowed. dtype: as of exact_upscaler(). look: called with each finite output that this
+    rank computes, float [H, W, 3] in 0..255, on an accelerator in a thread.
     """
     upscaler = exact_upscaler(model, say=say, dtype=dtype)
     upscaler.progress = lambda _: in_touch.poll()  # between tiles
@@ -56,9 +57,10 @@ def validate(
     mine = range(ranks.rank, len(pairs), ranks.world)
     with _polling_between_blocks(model, in_touch), model.computing(None, impl):
         try:
-            # A thread measures an image while the device computes the next one.
-            predicted = _predicted(upscaler, mine, read_ahead(pairs, mine), in_touch)
-            for i, psnrs in zip(mine, ordered_map(partial(_measure, look), predicted, workers=1, ahead=2), strict=True):
+            # A thread measures an image while an accelerator computes the next one.
+            workers, predicted = int(not devices.is_host(model.device)), _predicted(upscaler, mine, pairs, in_touch)
+            measured = ordered_map(partial(_measure, look), predicted, workers, ahead=2)
+            for i, psnrs in zip(mine, measured, strict=True):
                 values[i] = psnrs
             finite = upscaler.precision.compute == dtype
         except NotFinite:
@@ -78,15 +80,15 @@ class _Predicted(NamedTuple):
     image: np.ndarray  # float32 [H, W, 3] in 0..255, not yet rounded
 
 
-def _predicted(upscaler: Upscaler, indices: range, pairs: Iterator[Pair], in_touch: InTouch) -> Iterator[_Predicted]:
-    pairs, again = tee(pairs)
+def _predicted(upscaler: Upscaler, indices: range, pairs: Sequence[Pair], in_touch: InTouch) -> Iterator[_Predicted]:
+    ours, again = tee(read_ahead(pairs, indices))
 
     def images() -> Iterator[np.ndarray]:
         for pair in again:
             in_touch.poll()
             yield pair.lr
 
-    for predicted in zip(indices, pairs, upscaler.exactly_each(images()), strict=True):
+    for predicted in zip(indices, ours, upscaler.exactly_each(images()), strict=True):
         yield _Predicted(*predicted)
 
 

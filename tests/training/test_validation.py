@@ -2,6 +2,7 @@
 
 import math
 import signal
+import threading
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from rdn_fast.errors import Stopped
 from rdn_fast.evaluation.metrics import psnr_y, psnr_y_compat
 from rdn_fast.model import RDN
 from rdn_fast.precision import Precision
+from rdn_fast.training import validation
 from rdn_fast.training.validation import validate
 
 CPU = torch.device("cpu")
@@ -111,6 +113,20 @@ def test_an_overflow_in_low_precision_is_no_psnr_though_float32_has_one(model):
     assert all(map(math.isnan, low.psnrs))
     assert all(map(math.isfinite, exact.psnrs))
     assert said == ["fp16 overflowed: computing in float32 from now on"]
+
+
+def test_an_accelerators_pictures_are_measured_in_a_thread(model, monkeypatch):
+    on_host, threads, measure = validated(model), set(), validation.psnr_y
+
+    def noted(*arguments):
+        threads.add(threading.current_thread())
+        return measure(*arguments)
+
+    monkeypatch.setattr(validation, "psnr_y", noted)
+    monkeypatch.setattr(devices, "is_host", lambda device: False)
+    assert validated(model) == on_host
+    assert len(threads) == 1
+    assert threading.main_thread() not in threads
 
 
 def test_ranks_share_the_pictures(model, monkeypatch):
