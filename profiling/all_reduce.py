@@ -16,7 +16,7 @@ from PIL import Image
 
 from bench.tables import markdown
 from rdn_fast.model import RDN, infer_config
-from rdn_fast.training.step import weighted_l1
+from rdn_fast.training.losses import weighted_loss
 from rdn_fast.weights.convert import SHIPPED
 from rdn_fast.weights.load import load_tensors
 
@@ -39,7 +39,7 @@ def batch(files: list[Path], dice: random.Random) -> tuple[torch.Tensor, torch.T
 
 def gradients(model: RDN, lr: torch.Tensor, hr: torch.Tensor, scale: float) -> Gradients:
     """Return what a rank sends: gradients of its share of the loss, times the ranks and the loss scale."""
-    loss = weighted_l1(model(lr), hr, 1 / (RANKS * hr.numel())) * RANKS * scale
+    loss = weighted_loss(model(lr), hr, 1 / (RANKS * hr.numel())) * RANKS * scale
     return list(torch.autograd.grad(loss, list(model.parameters())))
 
 
