@@ -144,7 +144,8 @@ def _read(path: str | Path, table: str, key: str, value: object, known: dict[str
         except OverflowError:
             raise UserError(f"{where}: is too large; give a smaller number") from None
     if type(value) not in kinds:  # bool is no number here
-        raise UserError(f"{where}: give {' or '.join(_KINDS.get(kind, kind.__name__) for kind in kinds)}")
+        example = f', as "{",".join(map(str, value))}"' if isinstance(value, list) and kinds == (str,) else ""
+        raise UserError(f"{where}: give {' or '.join(_KINDS.get(kind, kind.__name__) for kind in kinds)}{example}")
     choices, parse = field.metadata["choices"], field.metadata["parse"]
     if choices is not None and value not in choices:
         raise UserError(f"{where}: choose one of {', '.join(map(str, choices))}")

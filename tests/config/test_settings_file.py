@@ -112,6 +112,7 @@ def test_resume_auto_is_of_a_start_and_a_name_that_is_no_text_is_left_out(tmp_pa
         ("[train]\ndrop_last = 1", ("drop_last in [train], 1: give true or false",)),
         ("[train]\ntrain_file = 1", ("train_file in [train], 1: give text in quotes",)),
         ('[train]\nrdb = ["a"]', ('rdb in [train], ["a"]: give text in quotes',)),
+        ("[train]\nlr_milestones = [1, 2]", ('lr_milestones in [train], [1, 2]: give text in quotes, as "1,2"',)),
         ('[train]\ndata_mode = "fast"', ('data_mode in [train], "fast": choose one of auto, mmap',)),
         ('[train]\nloss_scale = "much"', ('loss_scale in [train], "much": give a number, or auto',)),
         ("[train]\nepochs = 1\nnum-epochs = 1", ("num-epochs in [train] is num_epochs, which is there already",)),
