@@ -1,6 +1,7 @@
 """GradientBuckets: what is averaged when, and that ranks together train as one rank does."""
 
 import copy
+import gc
 import socket
 from itertools import pairwise
 from types import SimpleNamespace
@@ -194,6 +195,8 @@ def rank_main(rank: int, port: int, seed: int) -> None:
     check_against_torch(rank, seed)
     check_captured(rank, seed)
     check_in_float16(rank, seed)
+    gc.collect()  # buckets and their hooks refer to each other, and to the group's work
+    dist.barrier()  # no rank ends while another still uses the store
     dist.destroy_process_group()
 
 
