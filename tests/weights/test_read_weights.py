@@ -216,6 +216,6 @@ def test_training_starts_from_any_layout(prepared, tmp_path):
     file = saved(tmp_path / "edsr.pt", others.Edsr(2).state_dict())
     run = TrainConfig(train_file=str(prepared.train), patch_size=8, weights_file=str(file))
     assert_equal(open_inputs(ModelConfig(2, G0, G, D, C, G), run).weights, read_weights(file).state)
-    shapes = r"output\.weight is \[3, 4, 3, 3\], not \[3, 6, 3, 3\]"
-    with pytest.raises(UserError, match=rf"edsr\.pt does not fit this model \(RDN x2 D3 C2 G4 G0 6\): .*{shapes}"):
-        open_inputs(ModelConfig(2, G0, G, D, C), run)
+    shapes = r"gff\.0\.weight is \[6, 18, 1, 1\], not \[6, 24, 1, 1\]"
+    with pytest.raises(UserError, match=rf"edsr\.pt does not fit this model \(RDN x2 D4 C2 G4 G0 6\): .*{shapes}"):
+        open_inputs(ModelConfig(2, G0, G, 4, C), run)
