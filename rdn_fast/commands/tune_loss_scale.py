@@ -56,7 +56,7 @@ def _calibrate(model_config: ModelConfig, train_config: TrainConfig, folder: Pat
     shape = c.batch_size, 3, patch, patch
     run_precision = resolve_precision(c.opt_level, c.amp_dtype, device, model_config, shape, c.rdb)
     sample = partial(loss_scale.sample_batches, inputs.sampler, device)
-    resolved = loss_scale.resolve(model, run_precision, sample, c.loss)
+    resolved = loss_scale.resolve(model, run_precision, sample, c.loss, c.batch_size)
     for line in resolved.lines:
         print_line(line)
     if resolved.histogram is None:
@@ -64,7 +64,7 @@ def _calibrate(model_config: ModelConfig, train_config: TrainConfig, folder: Pat
     m, batches = model_config, resolved.histogram.batches
     title = (
         f"Gradients of RDN x{m.scale} D{m.num_blocks} C{m.num_layers} G{m.growth_rate} G0 {m.num_features} "
-        f"at {run_precision.level}, {batches} batches of {train_config.batch_size} patches of {patch}x{patch}",
+        f"at {run_precision.level}, {batches} batches of {c.batch_size * c.accumulate} patches of {patch}x{patch}",
         f"measured in float32 on {devices.describe(device)}; torch {torch.__version__}, rdn_fast {__version__}",
     )
     for name, text in (

@@ -32,6 +32,7 @@ _REPLACED = {
     "train_dir": ("train_file", "train_lr_dir"),
     "eval_file": ("eval_lr_dir",),
     "device": ("device_id",),
+    "lr_schedule": ("lr_milestones",),
 }
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text in quotes"}
 

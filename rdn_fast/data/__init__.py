@@ -1,4 +1,5 @@
 """From image files to batches.
 
-Read plugins, image_formats, decode, images, pairs, partners, given_lr, prepare, h5, heaps, sampler, patches, prefetch.
+Read plugins, image_formats, decode, images, pairs, partners, given_lr, cuts, alike, prepare, h5, heaps, sampler,
+patches, prefetch.
 """

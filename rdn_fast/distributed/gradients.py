@@ -14,7 +14,7 @@ from rdn_fast import devices
 # small: no computation is left that their all-reduces could overlap with. Most impls compute all gradients of a block
 # at once, so a bucket that reaches into the last block is among them.
 BUCKET_SHARES = (0.37, 0.24, 0.15, 0.1, 0.07, 0.04, 0.03)
-_ALIGNED = 4  # a gradient in the buffer begins at a multiple of so many values: 16 bytes, a wide load of a GPU
+_ALIGNED = 4  # a gradient in the buffer begins at a multiple of so many values: a wide load of a GPU
 
 
 class _Bucket:

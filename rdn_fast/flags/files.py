@@ -55,8 +55,8 @@ def prepare(commands) -> None:
     flag("-r", "--recursive", action="store_true", help="folders with all that lies in them")
     flag("--strict", action="store_true", help="stop at a file that cannot be read instead of skipping it")
     tiles_help = (
-        "instead of five crops: tiles of N x N LR pixels that overlap by a third, as 96, so that every part of a large "
-        "picture counts as much as one of a small picture"
+        "instead of five crops: tiles of N x N LR pixels, as 96, that overlap by a third or more; every part of a "
+        "large picture then counts as much as one of a small picture"
     )
     flag("--tiles", type=int, metavar="N", help=tiles_help)
     sizes_help = "HR images in several sizes, as 1 0.8 0.6: a reduced photograph is sharper (default: 1)"

@@ -40,7 +40,10 @@ def _make_configs(given: dict) -> tuple[ModelConfig, TrainConfig]:
         return make_configs(given, preset)
     from rdn_fast.weights.convert import read_weights
 
-    return make_configs(dataclasses.asdict(read_weights(file).config) | given)
+    theirs = dataclasses.asdict(read_weights(file).config)
+    if given.get("tail") == "espcn":
+        del theirs["upsample_channels"]  # this tail has its own
+    return make_configs(theirs | given)
 
 
 @contextmanager

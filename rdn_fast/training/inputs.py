@@ -70,6 +70,8 @@ def open_inputs(
     if eval_file is not None:
         made = None if c.bicubic is None and c.degradation is None else degradation
         validation = load_pairs(eval_file, scale, say, degradation=made, lr_dir=c.eval_lr_dir)
+    if c.early_stop and not validation:
+        raise UserError(f"--early-stop {c.early_stop}: a run without validation has no PSNR; give --eval-file, too")
     asked = degradation.in_words if degradation != PLAIN else pairs.lr_made_by
     for path, made_by in ((pairs.path, pairs.lr_made_by), (eval_file, validation.lr_made_by if validation else None)):
         if asked and (otherwise := made_otherwise(path, made_by, asked)) is not None:

@@ -90,12 +90,17 @@ class ResolvedScale(NamedTuple):
 
 
 def resolve(
-    model: RDN, precision: Precision, batches: Callable[[], Sequence[Batch]], loss: str = "l1"
+    model: RDN,
+    precision: Precision,
+    batches: Callable[[], Sequence[Batch]],
+    loss: str = "l1",
+    at_once: int | None = None,
 ) -> ResolvedScale:
     """Return the loss scale for training `model` at `precision` from its current weights on, with the impl model.rdb.
 
-    batches: called only where compute is fp16. loss: of losses.py. The result depends on weights, batches and loss
-    alone. The model is left as it was. Raises UserError where no scale helps.
+    batches: called only where compute is fp16. loss: of losses.py. at_once: so many patches are computed at a time;
+    None: all of a batch. The result depends on weights, batches and loss alone. The model is left as it was. Raises
+    UserError where no scale helps.
     """
     if precision.compute != torch.float16:
         dtype = dtype_name(precision.compute)
@@ -105,7 +110,7 @@ def resolve(
     histogram = calibrate(model, precision, measured, loss)
     scale = histogram.scale
     for _ in range(_MAX_HALVINGS):
-        if _is_finite(model, precision, measured[0], scale, loss):
+        if _is_finite(model, precision, measured[0], scale, loss, at_once):
             break
         scale /= 2
     else:
@@ -179,11 +184,16 @@ class _ConvInputHooks(TorchFunctionMode):
         return function(*arguments, **(options or {}))
 
 
-def _is_finite(model: RDN, precision: Precision, batch: Batch, scale: float, loss: str) -> bool:
-    """Return whether all gradients of a batch are finite at this precision and loss scale."""
-    device = batch.lr.device
+def _is_finite(
+    model: RDN, precision: Precision, batch: Batch, scale: float, loss: str, at_once: int | None = None
+) -> bool:
+    """Return whether all gradients of a batch are finite at this precision and loss scale, and so are their sums."""
+    device, parameters, size = batch.lr.device, list(model.parameters()), at_once or len(batch.lr)
     with model.computing(precision):
         devices.clear_overflow(device)
-        scaled = weighted_loss(model(batch.lr), batch.hr, 1 / batch.hr.numel(), loss) * scale
-        finite = all(gradient.isfinite().all() for gradient in torch.autograd.grad(scaled, list(model.parameters())))
-        return finite and not devices.overflowed(device)
+        totals = [torch.zeros_like(p) for p in parameters]
+        for lr, hr in zip(batch.lr.split(size), batch.hr.split(size), strict=True):
+            scaled = weighted_loss(model(lr), hr, 1 / batch.hr.numel(), loss) * scale
+            for total, gradient in zip(totals, torch.autograd.grad(scaled, parameters), strict=True):
+                total.add_(gradient)
+        return all(total.isfinite().all() for total in totals) and not devices.overflowed(device)

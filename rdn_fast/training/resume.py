@@ -45,10 +45,14 @@ def settings(setup: Setup) -> dict:
 def recipe(setup: Setup) -> dict:
     """Return what a resume may change; then it is not exact."""
     c = setup.train_config
-    schedule = {"lr": c.lr, "lr_schedule": c.lr_schedule, "lr_step": c.epochs_between_drops, "lr_gamma": c.lr_gamma}
-    schedule |= {"lr_milestones": c.lr_milestones, "lr_warmup": c.lr_warmup}
-    if c.lr_schedule == "cosine":
-        schedule["total_steps"] = setup.total_steps
+    schedule = {"lr": c.lr, "lr_schedule": c.lr_schedule, "lr_gamma": c.lr_gamma, "lr_warmup": c.lr_warmup}
+    match c.lr_schedule:
+        case "cosine":
+            schedule["total_steps"] = setup.total_steps
+        case "multistep":
+            schedule["lr_milestones"] = c.milestones
+        case _:
+            schedule["lr_step"] = c.epochs_between_drops
     scaling = {"loss_scale": c.loss_scale, "amp_backend": c.amp_backend} if setup.precision.scaled else {}
     names = "loss", "weight_decay", "clip_grad", "accumulate", "all_reduce"
     return {**schedule, **{name: getattr(c, name) for name in names}, **scaling}
@@ -78,7 +82,7 @@ def find_start(setup: Setup, say: Callable[[str], None]) -> tuple[Precision, dic
         )
     if resume != "auto":
         ours = Path(resume).resolve().parent == (outputs / "checkpoints").resolve()
-        set_aside(outputs, say, after=step if ours else None)
+        set_aside(outputs, say, after=(step, checkpoint["progress"]["epoch"]) if ours else None)
         checkpoint["metrics_bytes"] *= ours
     say(f"resumed at step {step}, epoch {checkpoint['progress']['epoch']}")
     if changes := _changes(checkpoint["recipe"], recipe(setup)):
@@ -115,6 +119,15 @@ def resolve_mode(setup: Setup, checkpoint: dict | None, say: Callable[[str], Non
         )
         return ""
     return mode
+
+
+def resolve_validation_dtype(setup: Setup) -> torch.dtype:
+    """Return what validation computes in where float32 is not asked for: as training, unless this device emulates that.
+
+    For rank 0: ranks validate in one dtype, whatever the processors of other nodes have.
+    """
+    dtype = setup.precision.compute
+    return dtype if devices.has_instructions(setup.device, dtype) else torch.float32
 
 
 def resolve_impls(setup: Setup, checkpoint: dict | None, say: Callable[[str], None]) -> dict[str, str]:
@@ -168,11 +181,12 @@ def resolve_loss_scale(setup: Setup, model: RDN, step: int, say: Callable[[str],
     def batches() -> list[Batch]:
         return loss_scale.sample_batches(setup.inputs.sampler, setup.device, step)
 
-    asked = setup.train_config.loss_scale
+    c = setup.train_config
+    asked = c.loss_scale
     if not setup.precision.scaled:
         return 1.0
     if asked == "auto":
-        resolved = loss_scale.resolve(model, setup.precision, batches, setup.train_config.loss)
+        resolved = loss_scale.resolve(model, setup.precision, batches, c.loss, c.batch_size)
         for line in resolved.lines:
             say(line)
         asked = resolved.scale

@@ -65,7 +65,9 @@ class TrainingRun:
         self.started = time.monotonic()
         self.ranks, self.signals = ranks, signals
         precision, checkpoint = ranks.on_rank0(resume.find_start, setup, print_line)
-        self.setup = setup = replace(setup, precision=precision)
+        setup = replace(setup, precision=precision)
+        validation_dtype = ranks.on_rank0(resume.resolve_validation_dtype, setup)
+        self.setup = setup = replace(setup, validation_dtype=validation_dtype)
         self.sampler, self.report = setup.inputs.sampler, Report(setup, silent=not ranks.is_rank0)
         c, device, by_apex, say = setup.train_config, setup.device, setup.uses_apex, self.report.say
         self.mode = ranks.on_rank0(resume.resolve_mode, setup, checkpoint, say)
@@ -223,7 +225,7 @@ class TrainingRun:
         self.report.log_epoch(self.state, self.meter, validation, self._seconds())
         self.state = self.state.after_epoch(self.sampler.steps)
         keep_every = self.setup.train_config.keep_every
-        if keep_every and self.state.epoch % keep_every == 0:
+        if keep_every and not self.state.position and self.state.epoch % keep_every == 0:
             self._write_weights(f"epoch_{self.state.epoch}.pth")
         if self._is_over():
             self._save()

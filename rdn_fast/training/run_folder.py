@@ -56,19 +56,21 @@ def lock_folder(outputs: Path, patience: float = 20.0) -> FileLock:
     return held
 
 
-def set_aside(outputs: Path, say: Callable[[str], None], after: int | None = None) -> None:
-    """Move an earlier run's files to a new folder earlier-*; with `after`, what it holds of later steps."""
+def set_aside(outputs: Path, say: Callable[[str], None], after: tuple[int, int] | None = None) -> None:
+    """Move an earlier run's files to a new folder earlier-*; with `after`, a step and an epoch, those of later ones."""
     checkpoints = outputs / "checkpoints"
+    kept = {path: int(path.stem[6:]) for path in outputs.glob("epoch_*.pth") if re.fullmatch(r"epoch_\d+", path.stem)}
     if after is None:
         files = (outputs / name for name in ("metrics.jsonl", "best.pth", "last.pth", "tensorboard"))
         earlier = [path for path in files if path.exists()] + sorted(checkpoints.glob("step_*"))
-        earlier += [path for path in outputs.glob("epoch_*.pth") if re.fullmatch(r"epoch_\d+\.pth", path.name)]
-        earlier += list_sheets(outputs)
+        earlier += [*kept, *list_sheets(outputs)]
         if earlier and (outputs / SETTINGS).exists():
-            earlier.append(outputs / SETTINGS)
+            earlier.insert(0, outputs / SETTINGS)  # first: without the others it is not known for an earlier run's
     else:
-        earlier = [path for path in list_checkpoints(checkpoints) if checkpoint_step(path) > after]
-        earlier += [path for path in list_sheets(outputs) if sheet_step(path) > after]
+        step, epochs = after
+        earlier = [path for path in list_checkpoints(checkpoints) if checkpoint_step(path) > step]
+        earlier += [path for path in list_sheets(outputs) if sheet_step(path) > step]
+        earlier += [path for path, epoch in kept.items() if epoch > epochs]
     if earlier:
         aside = outputs / datetime.now().strftime("earlier-%Y%m%d-%H%M%S-%f")
         for path in earlier:
@@ -78,7 +80,7 @@ def set_aside(outputs: Path, say: Callable[[str], None], after: int | None = Non
                 shutil.copy2(path, target)
             else:
                 path.rename(target)
-        what = "an earlier run" if after is None else f"checkpoints or crops after step {after}"
+        what = "an earlier run" if after is None else f"checkpoints, crops or weights after step {after[0]}"
         say(f"{outputs} held {what}; now in {aside}")
 
 

@@ -32,6 +32,7 @@ class Setup:
     world: int  # ranks
     launches: list[str]  # ids of the launches that started the ranks, one of each node
     preset: str | None = None  # by whose name the configs were made
+    validation_dtype: torch.dtype | None = None  # of validation where float32 is not asked for; None until resolved
 
     @property
     def outputs(self) -> Path:
@@ -45,12 +46,6 @@ class Setup:
     @property
     def uses_apex(self) -> bool:
         return self.precision.scaled and self.train_config.amp_backend == "apex"
-
-    @property
-    def validation_dtype(self) -> torch.dtype:
-        """What validation computes in where float32 is not asked for: as training, unless this device emulates that."""
-        dtype = self.precision.compute
-        return dtype if devices.has_instructions(self.device, dtype) else torch.float32
 
     @property
     def flop(self) -> int:
@@ -96,12 +91,14 @@ def open_run(
 def _after_restart(train_config: TrainConfig, global_batch: int, world: int) -> TrainConfig:
     """Return the configuration of a run whose launcher has started its ranks anew, perhaps more or fewer of them.
 
-    The run goes on from its newest checkpoint with the same global batch. Raises UserError if world does not divide it.
+    The run goes on from its newest checkpoint with the same global batch. Raises UserError if it cannot be shared out.
     """
-    shares = world * train_config.accumulate
+    shares, each = world * train_config.accumulate, ""
     if global_batch % shares:
+        if train_config.accumulate > 1:
+            each = f" in {train_config.accumulate} batches each"
         raise UserError(
-            f"--nnodes: a batch of {global_batch} patches cannot be shared out evenly to {world} ranks; "
+            f"--nnodes: a batch of {global_batch} patches cannot be shared out evenly to {world} ranks{each}; "
             "start anew with other nodes"
         )
     return replace(train_config, resume="auto", batch_size=global_batch // shares)

@@ -43,7 +43,8 @@ class Validator:
 
     def __call__(self, model: RDN, state: RunState, over: bool) -> tuple[Validation, RunState]:
         """over: whether the run is. Raises Stopped at a signal to any rank."""
-        state = replace(state, since_best=state.since_best + 1)
+        state, early_stop = replace(state, since_best=state.since_best + 1), self._setup.train_config.early_stop
+        over = over or (early_stop is not None and state.since_best >= early_stop)  # unless this is the best one
         snapshot = self._snapshot() if state.snapshot_is_due(over) else None
         low, dtype = None, self._setup.validation_dtype
         if dtype != torch.float32:

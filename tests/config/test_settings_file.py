@@ -80,6 +80,8 @@ def test_flags_win_and_replace_what_contradicts_them(tmp_path):
     assert read_settings(path, {"train_file": "x.h5"}).keys() == {"lr", "eval_file", "eval_lr_dir"}
     assert read_settings(path, {"eval_file": "x.h5"}).keys() == {"lr", "train_dir", "train_lr_dir"}
     assert read_settings(path, {"data_path": "x"}).keys() == {"lr"}
+    path.write_text('[train]\nlr_schedule = "multistep"\nlr_milestones = "2,4"\n')
+    assert read_settings(path, {"lr_schedule": "cosine"}).keys() == set()
 
 
 def test_resume_auto_is_of_a_start_and_a_name_that_is_no_text_is_left_out(tmp_path):

@@ -154,6 +154,7 @@ def test_resolve_is_deterministic_and_leaves_the_model_as_it_was():
     before = {name: value.clone() for name, value in model.state_dict().items()}
     choice = resolve(model, O1, lambda: batches)
     assert choice == resolve(model, O1, lambda: batches)
+    assert choice == resolve(model, O1, lambda: batches, at_once=1)  # as with --accumulate
     assert choice.scale == choice.histogram.scale
     assert choice.lines[0].startswith(f"loss scale auto: {choice.scale:.0f}, ")
     assert (model.compute_dtype, model.output_dtype) == (torch.bfloat16, torch.float32)

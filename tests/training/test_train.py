@@ -447,14 +447,14 @@ def test_unwritable_outputs(data, tmp_path):
 
 @pytest.mark.slow
 def test_the_weights_of_every_second_epoch_are_kept(train):
-    out = train("--epochs", 3, "--keep-every", 2, "--lr-step", 9)
+    out = train("--epochs", 3, "--keep-every", 2, "--lr-step", 9, "--max-steps", 7)  # ends within the third epoch
     kept = weights(out, "epoch_2.pth")
     assert {path.name for path in out.glob("epoch_*")} == {"epoch_2.pth"}
     assert kept.keys() == weights(out).keys()
     assert not torch.equal(kept["sfe1.weight"], weights(out)["sfe1.weight"])
     for key, value in weights(train("--epochs", 2, "--lr-step", 9, to="two")).items():
         assert torch.equal(kept[key], value), key
-    train("--epochs", 1)
+    train("--epochs", 1, "--keep-every", 1, "--max-steps", 2)
     assert [path.name for path in out.glob("**/epoch_*")] == ["epoch_2.pth"]
     assert not (out / "epoch_2.pth").exists()  # moved aside with the rest of the run before
 
@@ -496,3 +496,11 @@ def test_other_losses_train(train, loss):
     assert [record["lr"] for record in events(out, "step")] == pytest.approx([5e-4, 1e-3, 1e-3])
     assert "learning rate 0.001, rising over 2 steps, then times 0.1" in train.output.out
     assert events(out, "step")[0]["loss"] != events(train("--max-steps", 3, to="l1"), "step")[0]["loss"]
+
+
+def test_early_stop_needs_a_validation_set(data, tmp_path, capsys):
+    flags = ("--train-file", data / "DIV2K_x2.h5", "--outputs-dir", tmp_path / "o", *TINY, "--early-stop", 2)
+    assert main(["train", *map(str, flags)]) == 2
+    assert capsys.readouterr().err == (
+        "rdn-fast: error: --early-stop 2: a run without validation has no PSNR; give --eval-file, too\n"
+    )
