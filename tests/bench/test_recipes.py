@@ -159,6 +159,8 @@ def test_a_wrong_implementation_is_refused_and_the_right_ones_are_not(faulty_imp
         try:
             entry.build().check()
             verdicts[entry.recipe] = "right"
+        except NotImplementedError:  # this machine lacks what it needs
+            continue
         except AssertionError as error:
             verdicts[entry.recipe] = str(error)
     assert "relative error" in verdicts.pop("impl faulty")
