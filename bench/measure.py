@@ -11,6 +11,7 @@ import torch
 from bench import baseline, cases, ceilings
 from bench.case import Comparison, Contender, Entry, Gate, Verdict
 from bench.models import default_dtype
+from bench.recipe import CannotRun
 from bench.results import HERE, STEADY, Results, has_bf16, read_all
 from bench.timing import SPAN, Times, interleave, once, steady
 from rdn_fast import devices
@@ -200,7 +201,7 @@ class Bench:
                     self._first_row(comparison, entry, once(contender, self.device))
             except AssertionError as error:
                 self._refuse(comparison, entry, f"wrong: {error}")
-            except NotImplementedError as error:  # this machine lacks what it needs: no failure of the run
+            except CannotRun as error:
                 self._refuse(comparison, entry, f"cannot run here: {error}", fails=False)
             except Exception as error:  # whatever a compiler or a driver raises
                 words = " ".join(f"{type(error).__name__}: {error}".split())[:200]

@@ -9,7 +9,7 @@ import torch
 from bench import baseline
 from bench.case import NO_KERNEL, Comparison
 from bench.parity import Parity, Problem, distinct_images
-from bench.recipe import Maker, Recipe, comparison
+from bench.recipe import CannotRun, Maker, Recipe, comparison
 from rdn_fast import devices, precision, rdb
 from rdn_fast.config import ModelConfig, make_configs
 from rdn_fast.model import RDN
@@ -95,9 +95,9 @@ def makers(
 
 
 def _ours_if_able(impl: rdb.Impl, training: bool, model_config: ModelConfig, device, dtype: torch.dtype) -> Recipe:
-    """As ours(). Raise NotImplementedError with the reason why the impl cannot run here."""
+    """As ours(). Raise CannotRun with the reason why the impl cannot run here."""
     if reason := rdb.refusal(impl, device, dtype, training):
-        raise NotImplementedError(reason)
+        raise CannotRun(reason)
     return ours(model_config, device, dtype, impl.name)
 
 

@@ -16,6 +16,10 @@ from rdn_fast.precision import dtype_name
 Maker = tuple[str, torch.dtype, Callable[[], "Recipe"]]  # a recipe to be made: its name, its dtype, and how
 
 
+class CannotRun(Exception):
+    """This machine lacks what a recipe needs, which is no failure of the benchmark."""
+
+
 @dataclass
 class Recipe:
     """Functions that take tensors on `device`, in `memory_format` and the dtype of the parameters.

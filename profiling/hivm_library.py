@@ -163,8 +163,8 @@ _FUNCTIONS = {
 
 
 def function(name: str) -> Function:
-    """Return the model of a library function. Raise NotImplementedError where there is none."""
+    """Return the model of a library function. Raise LookupError where there is none."""
     for pattern, found in _FUNCTIONS.items():
         if re.match(pattern, name):
             return found
-    raise NotImplementedError(f"no model of the library function {name}")
+    raise LookupError(f"no model of the library function {name}")

@@ -112,7 +112,7 @@ class Core:
             case "set_mask_norm" | "set_ffts_base_addr":
                 pass
             case _:
-                raise NotImplementedError(op.name)
+                raise LookupError(f"no model of the operation {op.name}")
         return None
 
     def call(self, op: Op, operands: list) -> None:
@@ -218,7 +218,7 @@ def _view(name: str, op: Op, operands: list) -> View:
             for group, stride in zip(_groups(op), view.strides, strict=True):
                 strides += [stride * _product(layout.sizes[j] for j in group if j > i) for i in group]
             return view.reshaped(layout.sizes, strides)
-    raise NotImplementedError(op.name)
+    raise LookupError(f"no model of the operation {op.name}")
 
 
 def _groups(op: Op) -> list[list[int]]:

@@ -15,7 +15,7 @@ from bench import tables
 from bench.case import CPUS, Case, Comparison, Gate
 from bench.measure import Bench
 from bench.models import RDN_B, compare, makers
-from bench.recipe import Maker, Recipe
+from bench.recipe import CannotRun, Maker, Recipe
 from bench.results import has_bf16
 from rdn_fast.config import ModelConfig
 from rdn_fast.model import RDN
@@ -72,7 +72,7 @@ def runtime(
         for needed in ("onnx", package):
             importlib.import_module(needed)
     except ImportError as error:
-        raise NotImplementedError(f"{error}; pip install -e '.[bench]' brings it") from None
+        raise CannotRun(f"{error}; pip install -e '.[bench]' brings it") from None
     model, sessions = RDN(model_config), []
 
     def infer(lr: torch.Tensor) -> torch.Tensor:
@@ -88,7 +88,7 @@ def runtime(
 
 def open_onnxruntime(file: Path, dtype: torch.dtype) -> Session:
     if dtype != torch.float32:
-        raise NotImplementedError(f"its CPU provider has no convolution in {dtype_name(dtype)}")
+        raise CannotRun(f"its CPU provider has no convolution in {dtype_name(dtype)}")
     onnxruntime = importlib.import_module("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
