@@ -93,7 +93,7 @@ def _compile(command: list[str], output: Path) -> None:
     )
     if done.returncode:
         ended = f"{command[0]} ended with {done.returncode}"
-        problem = next((line for line in done.stderr.splitlines() if "error" in line), ended)
+        problem = next((line for line in done.stderr.splitlines() if "error" in line.lower()), ended)
         raise CannotBuild(f"could not be compiled: {problem}")
 
 

@@ -33,6 +33,7 @@ enum { DEEP = 8 }; /* blocks of K channels that a convolution of one tap sums at
 
 /* The tile operations. Sums are tiles 0 to 3, a: 4 and 5, b: 6 and 7. */
 #if defined(__AMX_BF16__) && !defined(PLAIN_TILES)
+#include <errno.h>
 #include <immintrin.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -42,8 +43,9 @@ static const struct {
     uint8_t rows[16];
 } layout = {1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
 
-/* 1: this build uses the processor's tiles. 0: plain C. -1: the kernel does not grant them (before Linux 5.16). */
-int rdn_tiles(void) { return syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18) ? -1 : 1; }
+/* Ask the kernel for the tiles, for all threads of this process and for processes that it forks. 1: granted. 0: this is
+ * the build in plain C. Less: minus the errno of the refusal. */
+int rdn_tiles(void) { return syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18) ? -errno : 1; }
 /* gcc's intrinsics do not say which memory they read. */
 #define FENCE() ({ __asm__ volatile("" ::: "memory"); })
 INLINE void tiles_begin(void) { FENCE(), _tile_loadconfig(&layout); }

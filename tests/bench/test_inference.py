@@ -28,7 +28,7 @@ def test_what_this_machine_lacks_is_a_row_that_says_so_and_no_failure(monkeypatc
         raise ImportError(f"No module named {name!r}")
 
     monkeypatch.setattr(importlib, "import_module", missing)
-    monkeypatch.setattr(amx.block, "kernels", amx.TileKernels(amx.SOURCE))
+    monkeypatch.setattr(amx.block, "kernels", amx.TileKernels(amx.SOURCE, *amx.TILES))
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True, "amx_bf16": False})
     makers = [*models.makers(TINY, (1, 3, 8, 8), CPU, False, [torch.bfloat16], "naive", every=True)]
     makers = [maker for maker in makers if maker[0] == "impl amx"] + inference.runtimes(TINY, CPU)

@@ -4,8 +4,10 @@ Where the processor has no tiles, tests/native/tile_trap.c executes the instruct
 """
 
 import ctypes
+import errno
 import math
 import platform
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -20,7 +22,6 @@ from rdn_fast.rdb import IMPLS, able, amx, in_c, naive, refusal, select, winogra
 
 CPU, BF16 = torch.device("cpu"), torch.bfloat16
 PRODUCTS, LOADS = 0, 1  # of tile_trap.c
-TILES = ("-mamx-tile", "-mamx-bf16")
 ROWS = (2, 20, 36, 2, 3, 32)  # rows of whole units, with channels that fill parts of tiles
 
 
@@ -49,7 +50,7 @@ def tiles(compiler, tmp_path_factory):
     """Return the library of the build that uses tiles, on this processor or with the trap."""
     file = tmp_path_factory.mktemp("amx") / "amx.so"
     trap = ROOT / "tests" / "native" / "tile_trap.c"
-    command = [*compiler, "-march=native", *TILES, "-shared", "-fPIC", str(amx.SOURCE), str(trap), "-lm"]
+    command = [*compiler, "-march=native", *amx.TILES, "-shared", "-fPIC", str(amx.SOURCE), str(trap), "-lm"]
     native.compile_whole(command, file)
     library = ctypes.CDLL(str(file))
     own = torch.cpu.get_capabilities().get("amx_bf16") and library.rdn_tiles() == 1
@@ -111,7 +112,7 @@ def test_what_is_not_finite_stays_where_naive_has_it(plain, value, shape, seed):
 
 def test_a_processor_without_tiles_is_said_and_amx_is_not_offered(monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": False})
-    monkeypatch.setattr(amx.block, "kernels", amx.TileKernels(amx.SOURCE))
+    monkeypatch.setattr(amx.block, "kernels", amx.TileKernels(amx.SOURCE, *amx.TILES))
     reason = r"needs a processor with AMX bf16 tiles \(Intel Xeon since 2023\)"
     with pytest.raises(UserError, match=f"^--rdb amx {reason}; on cpu in bfloat16 can run: .*naive"):
         select("amx", CPU, BF16, True)
@@ -121,12 +122,47 @@ def test_a_processor_without_tiles_is_said_and_amx_is_not_offered(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("tiles", "reason"), [(1, None), (0, "needs a compiler that knows AMX"), (-1, "needs a kernel that grants AMX")]
+    ("granted", "reason"),
+    [
+        (1, None),
+        (-errno.EINVAL, r"needs a kernel that grants AMX tiles \(Linux 5.16"),
+        (-errno.EOPNOTSUPP, "needs AMX tiles that the kernel and, in a virtual machine, its host have switched on"),
+        (-errno.ENOSPC, "needs alternate signal stacks with room for AMX tiles"),
+        (-errno.EPERM, "may not use AMX tiles here: Operation not permitted"),
+    ],
 )
-def test_a_compiler_or_a_kernel_without_tiles_is_said(monkeypatch, tiles, reason):
+def test_a_kernel_that_refuses_tiles_is_said(monkeypatch, granted, reason):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
-    monkeypatch.setattr(native, "library", lambda *_: SimpleNamespace(rdn_tiles=lambda: tiles))
-    monkeypatch.setattr(amx.block, "kernels", amx.TileKernels(amx.SOURCE))
+    monkeypatch.setattr(native, "library", lambda *_: SimpleNamespace(rdn_tiles=lambda: granted))
+    monkeypatch.setattr(amx.block, "kernels", amx.TileKernels(amx.SOURCE, *amx.TILES))
     found = refusal(IMPLS["amx"], CPU, BF16, True)
-    assert found is None if reason is None else found.startswith(reason)
+    assert found is None if reason is None else re.match(reason, found)
     assert "float32" in refusal(IMPLS["amx"], CPU, torch.float32, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ("cc: error: unrecognized command-line option '-mamx-tile'", r"needs a compiler that knows AMX \(gcc 11"),
+        ("/tmp/x.s:7: Error: no such instruction: `ldtilecfg 0(%rip)'", "could not be compiled: .* no such instruct"),
+    ],
+)
+def test_a_compiler_or_an_assembler_without_tiles_is_said(monkeypatch, tmp_path, words, reason):
+    script = tmp_path / "cc"
+    script.write_text(f'#!/bin/sh\ncat >&2 <<"END"\n{words}\nEND\nexit 1\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("CC", str(script))
+    monkeypatch.setattr(native, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    monkeypatch.setattr(amx.block, "kernels", amx.TileKernels(amx.SOURCE, *amx.TILES))
+    native.library.cache_clear()
+    assert re.match(reason, amx.missing())
+
+
+def test_a_processor_that_only_claims_tiles_is_refused_before_it_computes(tiles, monkeypatch):
+    """Such is a virtual machine whose host has not switched them on: the kernel's own answer, not a SIGILL later."""
+    if tiles.own:
+        pytest.skip("this processor has tiles")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    monkeypatch.setattr(amx.block, "kernels", amx.TileKernels(amx.SOURCE, *amx.TILES))
+    assert amx.missing() in amx.REFUSALS.values()
