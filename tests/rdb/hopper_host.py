@@ -24,8 +24,11 @@ class Map(ctypes.Structure):
     _fields_ = [("data", ctypes.c_void_p), ("sizes", ctypes.c_long * 3), ("box", ctypes.c_long * 3)]
 
 
-def library(folder: Path, *change: str):
-    """Return function(dtype) that compiles the kernels in `folder`, after a change (old, new) of their source."""
+def library(folder: Path, *change: str, patience: int):
+    """Return function(dtype) that compiles the kernels in `folder`, after a change (old, new) of their source.
+
+    patience: seconds until a thread is said to wait for ever.
+    """
 
     @cache
     def build(dtype: torch.dtype) -> ctypes.CDLL:
@@ -36,8 +39,8 @@ def library(folder: Path, *change: str):
         (folder / name / "hopper.cu").write_text(text.replace(*change) if change else text)
         output = folder / name / "hopper.so"
         defines = [option for option in hopper.options(dtype) if option.startswith("-D")]
-        patience = f"-DPATIENCE={5 if change else 100}"
-        command = [compiler(), *FLAGS, *defines, patience, f"-I{HERE}", f"-I{folder / name}", HERE / "hopper.cpp"]
+        defines.append(f"-DPATIENCE={patience}")
+        command = [compiler(), *FLAGS, *defines, f"-I{HERE}", f"-I{folder / name}", HERE / "hopper.cpp"]
         subprocess.run([*command, "-o", output], check=True)
         loaded = ctypes.CDLL(str(output))
         loaded.launch.restype = ctypes.c_char_p

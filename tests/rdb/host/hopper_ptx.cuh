@@ -62,7 +62,8 @@ static void check(bool right, const char *what) {
 }
 template <class Done>
 static void wait_for(std::unique_lock<std::mutex> &lock, std::condition_variable &changed, Done done) {
-    for (int i = 0; i < PATIENCE && !done() && block->fault.empty(); i++)
+    const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(PATIENCE);
+    while (!done() && block->fault.empty() && std::chrono::steady_clock::now() < end)
         changed.wait_for(lock, std::chrono::seconds(1));
     check(block->fault.empty(), "another thread failed");
     check(done(), "waits for ever");
