@@ -15,6 +15,7 @@ _ZOOM = 3
 _GAP, _CAPTION = 8, 44  # figure pixels
 _ROWS = 2  # of the best crops, and of the worst
 _AMPLIFIED = 8  # an error of one level in 255 is invisible
+_VISIBLE = 6.5  # mean squared error on Y, 40 dB: a window where both images have less shows nothing, as clear sky
 
 
 class Crop(NamedTuple):
@@ -49,9 +50,10 @@ class Windows:
         self._windows = [np.s_[top : top + _CROP, left : left + _CROP] for top in tops for left in lefts]
 
     def worst_and_best(self) -> tuple[Crop, Crop]:
-        """Return the windows where RDN gains least and most over bicubic."""
-        gains = list(map(self._gain, self._windows))
-        return self._crop(self._windows[np.argmin(gains)]), self._crop(self._windows[np.argmax(gains)])
+        """Return the windows where RDN gains least and most over bicubic, of those with an error to be seen, if any."""
+        seen = [window for window in self._windows if max(error[window].mean() for error in self._errors) > _VISIBLE]
+        by_gain = sorted(seen or self._windows, key=self._gain)
+        return self._crop(by_gain[0]), self._crop(by_gain[-1])
 
     def hardest(self) -> Crop:
         """Return the window with bicubic's largest error: the same one whatever RDN computes."""

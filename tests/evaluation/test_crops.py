@@ -64,6 +64,15 @@ def test_errors_that_nobody_sees_do_not_decide():
     assert worst.left > 200
 
 
+def test_a_window_with_hardly_any_error_is_the_worst_of_none_other():
+    hr = flat(300, 400)
+    bicubic, rdn = (with_error(with_error(hr, 0, 0, 300, 2), 110, 210, 80, error) for error in (40, 30))
+    worst, _ = worst_and_best("a", hr, bicubic, rdn, 2)  # elsewhere both are wrong by two levels, and nothing is gained
+    assert worst.gain > 2
+    (alone, _) = worst_and_best("a", hr, with_error(hr, 0, 0, 300, 2), hr, 2)
+    assert alone.gain == 0
+
+
 def test_image_smaller_than_a_window_is_shown_whole():
     hr = flat(50, 40)
     worst, best = worst_and_best("a", hr, hr, hr, 2)
