@@ -13,7 +13,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from bench import cases, plots, trained
+from bench import cases, plots, quality, trained
 from bench.case import CPUS, RDN_B_SHAPE, Chart
 from bench.plots import Bar, Figure, Panel
 from bench.results import HERE, Row, newest, read_all, slug
@@ -170,12 +170,13 @@ def render(text: str, runs: list[list[Row]], models: dict[str, Run], folder: str
     ValueError for a marker of a block that does not exist.
     """
     words = CHINESE if chinese else {}
-    blocks = {"summary": [summary_table(runs, words)], "quality": [trained.quality_table(models, words)]}
+    blocks = {"summary": [summary_table(runs, words)], "quality": [quality.quality_table(models, words)]}
     if not chinese:
-        blocks |= {"gates": [gates_table(runs)], "figures": [], "trained": [trained.tables(models, runs)]}
+        blocks |= {"gates": [gates_table(runs)], "figures": [], "compared": [quality.scale_tables(models)]}
+        blocks["trained"] = [quality.training_table(models, runs), quality.files_table(models)]
         blocks |= {case.block: [block_tables(case.block, runs)] for case in cases.load().values() if case.block}
         drawn = [(chart.block, name, figure) for name, (chart, figure) in charts(runs).items()]
-        for block, name, figure in [*drawn, *(("trained", *item) for item in trained.charts(models).items())]:
+        for block, name, figure in [*drawn, *(("trained", *item) for item in quality.charts(models).items())]:
             blocks.setdefault(block, []).append(f"![{figure.title}]({folder}/{name})")
 
     def block(match: re.Match) -> str:
@@ -210,7 +211,7 @@ def main(argv: list[str] | None = None) -> int:
         fresh = render(text, runs, models, folder, chinese=path.name == "README.zh-CN.md")
         if fresh != text:
             stale[path] = partial(path.write_text, fresh, encoding="utf-8")
-    wanted = {name: figure for name, (_, figure) in charts(runs).items()} | trained.charts(models)
+    wanted = {name: figure for name, (_, figure) in charts(runs).items()} | quality.charts(models)
     for name, figure in wanted.items():
         if not plots.is_current(FIGURES / name, figure):
             stale[FIGURES / name] = partial(plots.draw, FIGURES / name, figure)

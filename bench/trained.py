@@ -1,39 +1,42 @@
-"""Models trained in full: a file bench/trained/NAME.jsonl for each run, from which tables and a curve are rendered.
+"""Models trained in full: a file bench/trained/NAME.jsonl for each run, from which tables and curves are rendered.
 
 `python -m bench.trained NAME --outputs-dir DIR --weights FILE --eval JSON...` makes it of what `rdn-fast train`,
-`convert` and `eval --json` left: the run's metrics less those of single steps, the weights' size and SHA-256, the means
-of the evaluations.
+`convert` and `eval --json` left: the run's settings, its metrics less those of single steps, the weights' size and
+SHA-256, the means of the evaluations. A model of others has no run: without --outputs-dir its evaluations are kept.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
 import json
 import math
 import re
 import sys
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 import torch
 
 from bench.models import words
-from bench.plots import Curve, Figure
 from bench.results import HERE, Row
-from bench.tables import markdown, number, three_digits
 from rdn_fast.config import ModelConfig
+from rdn_fast.config.settings_file import read_settings
 from rdn_fast.errors import UserError
 from rdn_fast.files import atomic_write
+from rdn_fast.training.run_folder import SETTINGS
 from rdn_fast.weights import convert
+from rdn_fast.weights.load import sha256
 
 FOLDER = HERE / "trained"
-NAMES = ("small_x2", "rdn_b_x2")  # the published ones
+NAMES = ("small_x2", "small_x3", "small_x4", "rdn_b_x2")  # the published ones; each ends in its scale
+# Models of others that are measured here: {name: what the tables call them}.
+OTHERS = {
+    "idealo_psnr_small_x2": "RDN, idealo's psnr-small",
+    "idealo_psnr_small_8_bits_x2": "RDN, idealo's psnr-small in UpscalerJS's 8 bits",
+}
 _KEPT = ("start", "resume", "loss_scale", "epoch")
-
-# The paper's RDN at x2, trained on DIV2K: {set: (PSNR-Y, SSIM-Y)}, arXiv:1802.08797, table 2.
-PAPER = {"Set5": (38.24, 0.9614), "Set14": (34.01, 0.9212), "B100": (32.34, 0.9017)}
 
 
 @dataclass(frozen=True)
@@ -47,9 +50,23 @@ class Run:
         return [record for record in self.records if record["event"] == event]
 
     @property
+    def scale(self) -> int:
+        return int(self.name.rpartition("_x")[2])
+
+    @property
     def start(self) -> dict:
         """The settings of the run."""
         return self.of("start")[0]
+
+    @property
+    def devices(self) -> str:
+        """The devices of all pieces of the run, in words."""
+        return ", then ".join(dict.fromkeys(piece["device"] for piece in self.of("start") + self.of("resume")))
+
+    @property
+    def begun_from(self) -> str:
+        """The file of weights that the run began from, by name."""
+        return self.start.get("weights_file", "not recorded") or "random weights"
 
     @property
     def config(self) -> ModelConfig:
@@ -110,93 +127,34 @@ class Run:
         found = [record for record in self.of("evaluation") if record["self_ensemble"] == self_ensemble]
         return {each["name"]: each["mean"] for each in found[-1]["sets"]} if found else {}
 
+    @property
+    def parameters(self) -> int:
+        return self.of("evaluation")[-1]["parameters"]
+
 
 def read(folder: Path) -> dict[str, Run]:
-    """Parse the runs of a folder. Those of NAMES that are not there are left out."""
-    return {name: Run(name, _lines(folder / f"{name}.jsonl")) for name in NAMES if (folder / f"{name}.jsonl").is_file()}
+    """Parse the records of a folder. Those of NAMES and OTHERS that are not there are left out."""
+    paths = {name: folder / f"{name}.jsonl" for name in (*NAMES, *OTHERS)}
+    return {name: Run(name, _lines(path)) for name, path in paths.items() if path.is_file()}
 
 
 def _lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def tables(models: dict[str, Run], runs: list[list[Row]]) -> str:
-    """Return how each model of NAMES was trained, and its means beside bicubic's and the paper's."""
-    how, means = [], []
-    for name in NAMES:
-        if name not in models:
-            how.append([name, "not measured"])
-            continue
-        run = models[name]
-        start, last, speed, ensemble = run.start, run.of("epoch")[-1], run.benchmark(runs), run.means(True)
-        share = f"{run.images_s / speed:.1%}" if run.images_s and speed else "not measured"
-        minutes = number(last["seconds"] / 60 if "seconds" in last else None, "{:.1f}")
-        resumed = sum(record["step"] < last["step"] for record in run.of("resume"))
-        what = [name, words(run.config), start["device"], f"{start['precision']}, torch {start['torch']}"]
-        work = [f"{last['step']:,}", str(start["global_batch"]), f"{run.patches(last):,}"]
-        how.append([*what, *work, three_digits(run.images_s), three_digits(run.in_steps), share, minutes, str(resumed)])
-        for each, mean in run.means(False).items():
-            paper = "{:.2f}, {:.4f}".format(*PAPER[each]) if each in PAPER else ""
-            better = _quality(ensemble[each]) if each in ensemble else ""
-            means.append([name, each, _quality(mean, "bicubic_"), f"**{_quality(mean)}**", better, paper])
-    headings = "model", "shape", "device", "precision", "steps", "batch", "patches", "patches/s"
-    more = "in the steps", "of the benchmark", "minutes", "resumed"
-    return "\n\n".join([markdown([*headings, *more], how), markdown(_QUALITY, means)])
+def collect(outputs: Path | None, weights: Path, evaluations: list[Path]) -> list[dict]:
+    """Return the records to keep of a model; outputs: None for one of others.
 
-
-_QUALITY = ["model", "set", "bicubic", "RDN", "self-ensemble", "the paper's RDN"]
-
-
-def _quality(mean: dict, prefix: str = "") -> str:
-    psnr, compatible, ssim = (mean[f"{prefix}{key}"] for key in ("psnr_y", "psnr_y_compat", "ssim_y"))
-    return f"{psnr:.2f} ({compatible:.2f}), {ssim:.4f}"
-
-
-def quality_table(models: dict[str, Run], words: dict[str, str]) -> str:
-    """Return README's quality: canonical PSNR-Y in dB of the models that have been trained."""
-    lines = []
-    for name, run in models.items():
-        ensemble = run.means(True)
-        for each, mean in run.means(False).items():
-            better = number(ensemble.get(each, {}).get("psnr_y"), "{:.2f}")
-            paper = f"{PAPER[each][0]:.2f}" if each in PAPER else ""
-            lines.append([name, each, f"{mean['bicubic_psnr_y']:.2f}", f"**{mean['psnr_y']:.2f}**", better, paper])
-    return markdown(_QUALITY, lines, words)
-
-
-def charts(models: dict[str, Run]) -> dict[str, Figure]:
-    """Return {file name: figure}: each model's validation over patches, and over minutes if it recorded them."""
-    found = {}
-    for name, run in models.items():
-        validated = [epoch for epoch in run.of("epoch") if "psnr_y" in epoch]
-        what = "PSNR-Y of the validation set, dB"
-        keys = {"canonical": "psnr_y", "reference-compatible": "psnr_y_compat"}
-        axes = {"thousands of patches": [run.patches(epoch) / 1e3 for epoch in validated]}
-        if all("seconds" in epoch for epoch in validated):
-            axes["minutes"] = [epoch["seconds"] / 60 for epoch in validated]
-        panels = [
-            Curve({label: (x, [epoch[key] for epoch in validated]) for label, key in keys.items()}, axis, what)
-            for axis, x in axes.items()
-        ]
-        found[f"training_{name}.svg"] = Figure(f"{name}, trained on {run.start['device']}", panels)
-    return found
-
-
-def collect(outputs: Path, weights: Path, evaluations: list[Path]) -> list[dict]:
-    """Return the records to keep of a run.
-
-    UserError if the weights are not those of its last step, in float16, or an evaluation is of other weights.
+    UserError if the weights are not those of the run's last step, in float16, or an evaluation is of other weights.
     """
-    records = [record for record in _lines(outputs / "metrics.jsonl") if record["event"] in _KEPT]
-    last, ours = (convert.read_weights(path).state for path in (outputs / "last.pth", weights))
-    if last.keys() != ours.keys() or not all(torch.equal(last[key].half(), ours[key].half()) for key in last):
-        raise UserError(f"--weights {weights}: is not {outputs / 'last.pth'}; convert that one")
-    content = weights.read_bytes()
-    sha256 = hashlib.sha256(content).hexdigest()
-    records.append({"event": "weights", "file": weights.name, "bytes": len(content), "sha256": sha256})
+    records = [] if outputs is None else _of_run(outputs, weights)
+    hashed = {"file": weights.name, "sha256": sha256(weights)}
+    if weights.is_file():
+        hashed["bytes"] = weights.stat().st_size
+    records.append({"event": "weights", **hashed, "date": datetime.now().date().isoformat()})
     for path in evaluations:
         report = json.loads(path.read_text(encoding="utf-8"))
-        if report.get("weights_sha256") != sha256:
+        if report.get("weights_sha256") != hashed["sha256"]:
             raise UserError(
                 f"--eval {path}: is of {report['weights']} as it was, not of {weights} as it is; evaluate that one"
             )
@@ -206,15 +164,30 @@ def collect(outputs: Path, weights: Path, evaluations: list[Path]) -> list[dict]
     return records
 
 
+def _of_run(outputs: Path, weights: Path) -> list[dict]:
+    last, ours = (convert.read_weights(path).state for path in (outputs / "last.pth", weights))
+    if last.keys() != ours.keys() or not all(torch.equal(last[key].half(), ours[key].half()) for key in last):
+        raise UserError(f"--weights {weights}: is not {outputs / 'last.pth'}; convert that one")
+    settings = read_settings(outputs / SETTINGS, {})
+    for name in [name for name in settings if name.endswith(("_path", "_file", "_dir"))]:
+        path = settings.pop(name)  # of this machine
+        if name != "outputs_dir":
+            settings[name] = Path(path).name
+    metrics = [record for record in _lines(outputs / "metrics.jsonl") if record["event"] in _KEPT]
+    return [{"event": "settings", **settings}, *metrics]
+
+
 def main(argv: list[str] | None = None) -> int:
     kind = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="python -m bench.trained", description=__doc__, formatter_class=kind)
-    parser.add_argument("name", choices=NAMES)
-    parser.add_argument("--outputs-dir", type=Path, required=True, help="of rdn-fast train")
+    parser.add_argument("name", choices=(*NAMES, *OTHERS))
+    parser.add_argument("--outputs-dir", type=Path, help="of rdn-fast train; none for a model of others")
     parser.add_argument("--weights", type=Path, required=True, help="the published file")
     parser.add_argument("--eval", type=Path, nargs="+", required=True, help="of rdn-fast eval --json, of these weights")
     options = parser.parse_args(argv)
     try:
+        if (options.outputs_dir is None) != (options.name in OTHERS):
+            raise UserError(f"--outputs-dir: goes with {', '.join(NAMES)}, and with no other")
         records = collect(options.outputs_dir, options.weights, options.eval)
         FOLDER.mkdir(exist_ok=True)
         lines = [json.dumps(record).encode() + b"\n" for record in records]

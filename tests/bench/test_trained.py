@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+from datetime import datetime
 
 import pytest
 from bench_rows import make_row, short
 from runs import ROOT, TINY, events, make_data
 
-from bench import plots, report, trained
+from bench import plots, quality, report, trained
+from bench.published import EDSR_BASELINE, PAPER, PUBLISHED
 from rdn_fast.cli import main
 from rdn_fast.config import make_configs
 from rdn_fast.weights.convert import SHIPPED
 
 # 21 patches: 8 + 8 + 5
 FLAGS = (*TINY, *["--batch-size", "8", "--eval-every", "1", "--opt-level", "O0", "--rdb", "naive", "--epochs", "100"])
-BLOCK = "<!-- bench:trained --><!-- /bench -->"
+BLOCKS = "<!-- bench:compared --><!-- /bench --><!-- bench:trained --><!-- /bench -->"
 
 
 @pytest.fixture(scope="module")
@@ -73,12 +75,16 @@ def test_the_record_is_the_run_and_its_evaluations_without_the_steps(made, run):
     assert not run.of("step")
     (weights,) = run.of("weights")
     content = (made / "model.safetensors").read_bytes()
+    assert datetime.fromisoformat(weights.pop("date")) <= datetime.now()
     assert weights == {
         "event": "weights",
         "file": "model.safetensors",
         "bytes": len(content),
         "sha256": hashlib.sha256(content).hexdigest(),
     }
+    (settings,) = run.of("settings")
+    assert (settings["batch_size"], settings["num_epochs"], settings["max_steps"]) == (8, 100, 10)
+    assert settings["train_file" if "train_file" in settings else "data_path"] in ("train_x2.h5", "data")
     for name, ensemble in (("plain", False), ("ensemble", True)):
         (evaluated,) = json.loads((made / f"{name}.json").read_text())["sets"]
         assert run.means(ensemble) == {evaluated["name"]: evaluated["mean"]}
@@ -131,8 +137,8 @@ def test_the_speed_is_held_against_the_benchmark_of_the_same_training(run):
     }
     old, new = make_row(**given, images_s=5.0), make_row(**given, images_s=2 * run.images_s)
     assert run.benchmark([[old], [new]]) == 2 * run.images_s
-    assert "| not measured |" in short(trained.tables({"small_x2": run}, [])).splitlines()[2]
-    assert "| 50.0% |" in short(trained.tables({"small_x2": run}, [[new]]))
+    assert "| not measured |" in short(quality.training_table({"small_x2": run}, [])).splitlines()[2]
+    assert "| 50.0% |" in short(quality.training_table({"small_x2": run}, [[new]]))
     others = {
         "case": "long run",
         "recipe": "stock",
@@ -147,43 +153,125 @@ def test_the_speed_is_held_against_the_benchmark_of_the_same_training(run):
 
 
 def test_the_page_tells_of_the_run_and_of_what_was_not_run(run):
-    text = short(report.render(BLOCK, [], {"small_x2": run}, "bench/figures"))
-    mean, better = run.means(False)["Set5"], run.means(True)["Set5"]
-    row = next(line for line in text.splitlines() if line.startswith("| small_x2 | Set5 |"))
-    assert [cell.strip() for cell in row.split("|")[3:6]] == [
-        f"{mean['bicubic_psnr_y']:.2f} ({mean['bicubic_psnr_y_compat']:.2f}), {mean['bicubic_ssim_y']:.4f}",
-        f"**{mean['psnr_y']:.2f} ({mean['psnr_y_compat']:.2f}), {mean['ssim_y']:.4f}**",
-        f"{better['psnr_y']:.2f} ({better['psnr_y_compat']:.2f}), {better['ssim_y']:.4f}",
-    ]
-    assert "| rdn_b_x2 | not measured |" in text
+    text = short(report.render(BLOCKS, [], {"small_x2": run}, "bench/figures"))
+    for name in ("small_x3", "small_x4", "rdn_b_x2"):
+        assert text.count(f"| {name} | not measured |") == 1  # how it was trained
+        assert text.count(f"| {name} |  | not measured |") == 1  # its quality
+    (weights,) = run.of("weights")
+    assert f"| small_x2 | model.safetensors | {weights['bytes']:,} | `{weights['sha256']}` |" in text
     assert "bench/figures/training_small_x2.svg" in text
     assert "rdn_b_x2.svg" not in text
 
 
-def test_the_quality_table_has_a_line_for_every_set(run):
+def cells(table: str) -> dict[str, list[str]]:
+    """Return {first cell of a row: its other cells}."""
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if "|" in line]
+    return {row[0]: row[1:] for row in rows}
+
+
+def table_of(models: dict, scale: int) -> dict[str, list[str]]:
+    return cells(quality.scale_tables(models).split(f"**x{scale}**")[1].split("**x")[0].split("\n\n")[1])
+
+
+def test_a_scale_has_one_table_of_all_that_is_known(run):
+    table, mean, better = table_of({"small_x2": run}, 2), run.means(False)["Set5"], run.means(True)["Set5"]
+    assert table["model"] == ["parameters", "how", "Set5", "Set14", "B100"]
+    assert table["bicubic"] == [
+        "",
+        "measured",
+        f"{mean['bicubic_psnr_y']:.2f} ({mean['bicubic_psnr_y_compat']:.2f}), {mean['bicubic_ssim_y']:.4f}",
+        "",
+        "",
+    ]
+    for name, of in (("small_x2", mean), ("small_x2, self-ensemble", better)):
+        shown = f"**{of['psnr_y']:.2f} ({of['psnr_y_compat']:.2f}), {of['ssim_y']:.4f}**"
+        assert table[f"**{name}**"] == [f"{run.parameters / 1e6:.2f} M", "measured", shown, "", ""]
+    psnr, ssim = PAPER.figures[2]["B100"]
+    assert table[PAPER.model][-1] == f"{psnr:.2f}, {ssim:.4f}"
+    for source in PUBLISHED:
+        assert table[source.model][1].startswith(f"published: {source.source}")
+
+
+def test_published_figures_of_the_other_convention_are_in_brackets():
+    for scale in (2, 3, 4):
+        table = table_of({}, scale)
+        assert "bicubic" not in table
+        for source in PUBLISHED:
+            _, how, set5, *_ = table[source.model]
+            assert set5.startswith("(") != source.canonical
+            assert ("HR resized" in how) == (source.model == "RDN, yjn870" and scale == 3)
+
+
+def test_another_set_is_a_column_where_it_was_evaluated(run):
+    more = trained.Run("small_x2", json.loads(json.dumps(run.records)))
+    for evaluation in more.of("evaluation"):
+        evaluation["sets"].append(evaluation["sets"][0] | {"name": "Urban100"})
+    table = table_of({"small_x2": more}, 2)
+    assert table["model"][-1] == "Urban100"
+    assert table[PAPER.model][-1] == "32.89, 0.9353"
+    assert table["RDN, yjn870"][-1] == ""
+    assert "Urban100" not in table_of({"small_x2": more}, 3)["model"]
+
+
+def test_the_quality_table_has_a_line_for_every_model_and_set(run):
     mean, better = run.means(False)["Set5"], run.means(True)["Set5"]
-    ours = f"**{mean['psnr_y']:.2f}** | {better['psnr_y']:.2f}"
-    line = f"| small_x2 | Set5 | {mean['bicubic_psnr_y']:.2f} | {ours} | {trained.PAPER['Set5'][0]:.2f} |"
-    assert line in short(trained.quality_table({"small_x2": run}, {}))
-    assert "| 模型 | 数据集 |" in short(trained.quality_table({"small_x2": run}, report.CHINESE))
+    models = {"small_x2": run, "small_x4": trained.Run("small_x4", run.records)}
+    text = short(quality.quality_table(models, {}))
+    for name, scale in (("small_x2", 2), ("small_x4", 4)):
+        ours = f"{mean['bicubic_psnr_y']:.2f} | **{mean['psnr_y']:.2f}** | {better['psnr_y']:.2f}"
+        others = " | ".join(f"{source.figures[scale]['Set5'][0]:.2f}" for source in (EDSR_BASELINE, PAPER))
+        assert f"| {name} | Set5 | {ours} | {others} |" in text
+    assert "| 模型 | 数据集 |" in short(quality.quality_table({"small_x2": run}, report.CHINESE))
 
 
-def test_the_curve_is_the_validation_over_patches_and_minutes(run):
-    (figure,) = trained.charts({"small_x2": run}).values()
-    patches, minutes = figure.panels
+def test_what_a_run_began_from_and_where_it_went_on_is_told(run):
+    begun = trained.Run("small_x4", json.loads(json.dumps(run.records)))
+    begun.start["weights_file"] = "small_x2.safetensors"
+    begun.of("resume")[0]["device"] = "npu (some)"
+    row = cells(quality.training_table({"small_x4": begun}, []))["small_x4"]
+    assert row[1:3] == ["small_x2.safetensors", f"{run.start['device']}, then npu (some)"]
+    assert row[4:6] == [run.start["date"][:10], "10"]
+    assert cells(quality.training_table({"small_x2": run}, []))["small_x2"][1] == "random weights"
+    (figure,) = quality.charts({"small_x4": begun}).values()
+    assert figure.panels[0].x == "steps, begun from small_x2.safetensors"
+
+
+def test_a_model_of_others_is_its_evaluations(made, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(trained, "FOLDER", tmp_path)
+    name, title = next(iter(trained.OTHERS.items()))
+    flags = ["--weights", str(made / "model.safetensors"), "--eval", str(made / "plain.json")]
+    assert trained.main([name, *flags]) == 0
+    models = trained.read(tmp_path)
+    assert [record["event"] for record in models[name].records] == ["weights", "evaluation"]
+    mean = models[name].means(False)["Set5"]
+    shown = f"{mean['psnr_y']:.2f} ({mean['psnr_y_compat']:.2f}), {mean['ssim_y']:.4f}"
+    assert table_of(models, models[name].scale)[title][1:3] == ["measured", shown]
+    assert not quality.charts(models)
+    for wrong in ([name, "--outputs-dir", str(made / "run")], ["small_x2"]):
+        assert trained.main([*wrong, *flags]) == 2
+        assert capsys.readouterr().err.startswith("trained: error: --outputs-dir: goes with small_x2, ")
+
+
+def test_the_curve_is_the_validation_over_steps_and_minutes(run):
+    (figure,) = quality.charts({"small_x2": run}).values()
+    steps, minutes = figure.panels
     epochs = run.of("epoch")
-    assert patches.lines["canonical"] == (
-        [run.patches(epoch) / 1e3 for epoch in epochs],
-        [epoch["psnr_y"] for epoch in epochs],
-    )
+    assert steps.x == "steps"
+    assert steps.lines["canonical"] == ([epoch["step"] for epoch in epochs], [epoch["psnr_y"] for epoch in epochs])
     assert minutes.lines["reference-compatible"] == (
         [epoch["seconds"] / 60 for epoch in epochs],
         [epoch["psnr_y_compat"] for epoch in epochs],
     )
 
 
+def test_a_run_that_was_not_validated_has_no_curve(run):
+    for epoch in (unseen := trained.Run("small_x2", json.loads(json.dumps(run.records)))).of("epoch"):
+        del epoch["psnr_y"]
+    assert not quality.charts({"small_x2": unseen})
+
+
 def test_the_curve_is_the_same_bytes_every_time(run, tmp_path):
-    (figure,) = trained.charts({"small_x2": run}).values()
+    (figure,) = quality.charts({"small_x2": run}).values()
     for name in ("a.svg", "b.svg"):
         plots.draw(tmp_path / name, figure)
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
@@ -194,8 +282,8 @@ def test_a_record_without_minutes_has_no_curve_over_them(run):
     for epoch in (old := trained.Run("small_x2", [dict(record) for record in run.records])).of("epoch"):
         del epoch["seconds"]
     assert old.images_s is None
-    (figure,) = trained.charts({"small_x2": old}).values()
-    assert [panel.x for panel in figure.panels] == ["thousands of patches"]
+    (figure,) = quality.charts({"small_x2": old}).values()
+    assert [panel.x for panel in figure.panels] == ["steps"]
 
 
 def test_the_published_records_are_of_the_published_weights():
