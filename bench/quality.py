@@ -34,7 +34,8 @@ def training_table(models: dict[str, Run], runs: list[list[Row]]) -> str:
         minutes = number(last["seconds"] / 60 if "seconds" in last else None, "{:,.1f}")
         resumed = sum(record["step"] < last["step"] for record in run.of("resume"))
         what = [name, words(run.config), run.begun_from, run.devices, f"{start['precision']}, torch {start['torch']}"]
-        work = [start.get("date", "")[:10], f"{last['step']:,}", str(start["global_batch"]), f"{run.patches(last):,}"]
+        batch = f"{start['global_batch']} of {start['patch_size']}x{start['patch_size']}"
+        work = [start.get("date", "")[:10], f"{last['step']:,}", batch, f"{run.patches(last):,}"]
         speed = [three_digits(run.images_s), three_digits(run.in_steps), share, str(resumed)]
         lines.append([*what, *work, minutes, *speed])
     return markdown([*headings, *speeds], lines)

@@ -230,7 +230,7 @@ def test_what_a_run_began_from_and_where_it_went_on_is_told(run):
     begun.of("resume")[0]["device"] = "npu (some)"
     row = cells(quality.training_table({"small_x4": begun}, []))["small_x4"]
     assert row[1:3] == ["small_x2.safetensors", f"{run.start['device']}, then npu (some)"]
-    assert row[4:6] == [run.start["date"][:10], "10"]
+    assert row[4:7] == [run.start["date"][:10], "10", "8 of 8x8"]
     assert cells(quality.training_table({"small_x2": run}, []))["small_x2"][1] == "random weights"
     (figure,) = quality.charts({"small_x4": begun}).values()
     assert figure.panels[0].x == "steps, begun from small_x2.safetensors"
