@@ -1,38 +1,103 @@
-"""Train the small x2 model that comes with the package.
+"""Train the small models that come with the package, on photographs whose licences allow publishing such weights.
 
-    python -m tools.small_model KODAK24_FOLDER [--outputs-dir DIR] [train's flags]
+    python -m tools.small_model PHOTOGRAPHS --scale 2 [--outputs-dir DIR] [--unseen FOLDER...] [train's flags]
 
-It learns from photographs of unrestricted use only: Kodak's 24, and four of scikit-image's whose documentation states
-public domain or CC0. The weights are those of the last step, so no evaluation set has influenced them.
+PHOTOGRAPHS holds the folders CID22, CLIC2025 and Kodak24; four photographs of scikit-image are added. Pictures that are
+no photographs (not_photographs.txt) are left out. Nine photographs of CID22 are held out, and are the run's validation.
+The weights are those of the last step, so no evaluation set has influenced them.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from rdn_fast.cli import main
+from rdn_fast import cli
 from rdn_fast.commands.demo import photographs
-from rdn_fast.config import PRESETS
-from rdn_fast.data.images import image_files
-from tools.photographs import write_tiles
+from rdn_fast.data.cuts import Cuts
+from rdn_fast.data.degradation import LR_MADE_BY, PLAIN
+from rdn_fast.data.images import image_files, read_image
+from rdn_fast.data.pairs import Pair
+from rdn_fast.data.prepare import leave_out_seen, write_images
+from rdn_fast.errors import UserError
 
+FOLDERS = ("CID22", "CLIC2025", "Kodak24")
 PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
+NOT_PHOTOGRAPHS = Path(__file__).with_name("not_photographs.txt")
+HELD_OUT = "CID22", slice(None, None, 25)  # photographs of that folder, by name
+
+# CLIC2025's photographs have 2.8 megapixels, and are soft at their full size. Chosen by short runs (profiling/LOG.md).
+SIZES, SIZES_OF_LARGE = (1.0,), (0.5,)
+LARGE = "CLIC2025"
+TILE, SMALLEST = 96, 48  # LR pixels
 
 
-def run() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("kodak", type=Path, help="folder with Kodak's 24 photographs")
-    parser.add_argument("--outputs-dir", type=Path, default=Path("outputs/small"))
-    options, flags = parser.parse_known_args()
-    train_file = options.outputs_dir / "photographs_x2.h5"
-    if not train_file.exists():
-        folder = photographs(PHOTOGRAPHS)
-        paths = [*image_files(options.kodak), *(folder / name for name in PHOTOGRAPHS)]
-        print(f"{train_file}: {write_tiles(paths, train_file, PRESETS['small']['patch_size']).pairs} tiles")
-    paths = ("--train-file", str(train_file), "--outputs-dir", str(options.outputs_dir))
-    return main(["train", "--preset", "small", *paths, *flags])
+def collect(root: Path) -> tuple[list[Path], list[Path]]:
+    """Return the photographs to learn from and those held out. Raises UserError if a folder is not there."""
+    lines = NOT_PHOTOGRAPHS.read_text(encoding="utf-8").splitlines()
+    left_out = {line for line in lines if not line.startswith("#")}
+    found = {
+        name: [path for path in image_files(root / name) if f"{name}/{path.stem}" not in left_out] for name in FOLDERS
+    }
+    name, every = HELD_OUT
+    held_out = found[name][every]
+    of_scikit_image = photographs(PHOTOGRAPHS)
+    paths = [path for paths in found.values() for path in paths if path not in held_out]
+    return paths + [of_scikit_image / name for name in PHOTOGRAPHS], held_out
+
+
+def write_tiles(paths: Sequence[Path], scale: int, train_file: Path) -> None:
+    """Write overlapping tiles of these photographs. Raises UserError."""
+    cuts = {
+        large: Cuts(scale, tile=TILE, sizes=SIZES_OF_LARGE if large else SIZES, smallest=SMALLEST)
+        for large in (False, True)
+    }
+
+    def load(path: Path) -> list[Pair]:
+        return cuts[path.parent.name == LARGE].of_image(path.stem, read_image(path))
+
+    written = write_images("PHOTOGRAPHS", paths, train_file, load, {LR_MADE_BY: PLAIN.in_words}, strict=True)
+    print(f"{train_file}: {written.pairs} tiles of {len(paths)} photographs, x{scale}")
+
+
+def write_whole(paths: Sequence[Path], scale: int, eval_file: Path) -> None:
+    """Write these photographs as they are, for validation. Raises UserError."""
+    cuts = Cuts(scale, whole=True)
+
+    def load(path: Path) -> list[Pair]:
+        return cuts.of_image(path.stem, read_image(path))
+
+    write_images("PHOTOGRAPHS", paths, eval_file, load, {LR_MADE_BY: PLAIN.in_words}, strict=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.small_model", description=__doc__, allow_abbrev=False, formatter_class=raw
+    )
+    parser.add_argument("photographs", type=Path, metavar="PHOTOGRAPHS", help="folder of the three folders")
+    parser.add_argument("--scale", type=int, default=2, choices=(2, 3, 4))
+    parser.add_argument("--outputs-dir", type=Path, help="default: outputs/small_xSCALE")
+    unseen_help = "evaluation sets that the model must not have seen"
+    parser.add_argument("--unseen", type=Path, nargs="+", default=[], metavar="FOLDER", help=unseen_help)
+    options, flags = parser.parse_known_args(argv)
+    outputs = options.outputs_dir or Path(f"outputs/small_x{options.scale}")
+    train_file, eval_file = (outputs / f"{what}_x{options.scale}.h5" for what in ("photographs", "held_out"))
+    try:
+        paths, held_out = collect(options.photographs)
+        paths = leave_out_seen("PHOTOGRAPHS", paths, options.unseen)
+        print(f"held out: {', '.join(path.stem for path in held_out)}")
+        if not eval_file.exists():  # the last to be written
+            write_tiles(paths, options.scale, train_file)
+            write_whole(held_out, options.scale, eval_file)
+    except UserError as error:
+        print(f"small_model: error: {error}", file=sys.stderr)
+        return 2
+    files = ("--train-file", str(train_file), "--eval-file", str(eval_file), "--outputs-dir", str(outputs))
+    return cli.main(["train", "--preset", "small", "--scale", str(options.scale), *files, *flags])
 
 
 if __name__ == "__main__":
-    raise SystemExit(run())
+    raise SystemExit(main())

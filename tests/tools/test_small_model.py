@@ -1,0 +1,50 @@
+"""tools/small_model.py: which pictures the shipped models learn from."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rdn_fast.data.h5 import PairedH5
+from rdn_fast.errors import UserError
+from tools import small_model
+
+
+@pytest.fixture
+def write(tmp_path, seed):
+    """write(folder, name, edge): a random square picture in a folder of tmp_path; returns its path."""
+    rng = np.random.default_rng(seed)
+
+    def picture(folder, name, edge=20):
+        path = tmp_path / folder / f"{name}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (edge, edge, 3), np.uint8)).save(path)
+        return path
+
+    return picture
+
+
+def test_diagrams_and_what_is_held_out_are_not_learnt_from(write, tmp_path):
+    pytest.importorskip("skimage")
+    for folder in small_model.FOLDERS:
+        write(folder, "zz")
+    for name in ("Boxplot", *(f"photo {k:02}" for k in range(30))):
+        write("CID22", name)
+    paths, held_out = small_model.collect(tmp_path)
+    assert [path.stem for path in held_out] == ["photo 00", "photo 25"]
+    names = {path.stem for path in paths}
+    assert len(names) == 28 + 1 + 4  # "zz" is in every folder
+    assert {"photo 01", "zz", "astronaut"} <= names
+    assert not {"Boxplot", "photo 00", "photo 25"} & names
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(UserError, match="CID22"):
+        small_model.collect(tmp_path)
+
+
+@pytest.mark.parametrize(("scale", "tiles"), [(2, 4), (3, 1)])
+def test_only_large_photographs_are_reduced(write, tmp_path, scale, tiles):
+    paths = [write("CID22", "small", 290), write("CLIC2025", "large", 500)]
+    small_model.write_tiles(paths, scale, tmp_path / "tiles.h5")
+    names = [name.rsplit(" ", 1)[0] for name in PairedH5(tmp_path / "tiles.h5", scale).names()]
+    assert names == ["small 290x290"] * tiles + ["large 250x250"] * tiles
