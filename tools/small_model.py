@@ -4,7 +4,8 @@
 
 PHOTOGRAPHS holds the folders CID22, CLIC2025 and Kodak24; four photographs of scikit-image are added. Pictures that are
 no photographs (not_photographs.txt) are left out. Nine photographs of CID22 are held out, and are the run's validation.
-The weights are those of the last step, so no evaluation set has influenced them.
+x3 and x4 begin from the shipped weights of x2, which must be there. The weights are those of the last step, so no
+evaluation set has influenced them.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from rdn_fast.data.images import image_files, read_image
 from rdn_fast.data.pairs import Pair
 from rdn_fast.data.prepare import leave_out_seen, write_images
 from rdn_fast.errors import UserError
+from rdn_fast.weights.convert import SHIPPED
 
 FOLDERS = ("CID22", "CLIC2025", "Kodak24")
 PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
@@ -32,6 +34,10 @@ HELD_OUT = "CID22", slice(None, None, 25)  # photographs of that folder, by name
 SIZES, SIZES_OF_LARGE = (1.0,), (0.5,)
 LARGE = "CLIC2025"
 TILE, SMALLEST = 96, 48  # LR pixels
+
+# x3 and x4 begin with the trunk of x2's weights. Fewer channels after up-sampling keep their files under 3 MB.
+_FROM_X2 = ("--weights-file", str(SHIPPED), "--lr", "5e-4", "--max-steps", "15000")
+FLAGS = {2: (), 3: (*_FROM_X2, "--upsample-channels", "24"), 4: (*_FROM_X2, "--upsample-channels", "32")}
 
 
 def collect(root: Path) -> tuple[list[Path], list[Path]]:
@@ -78,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m tools.small_model", description=__doc__, allow_abbrev=False, formatter_class=raw
     )
     parser.add_argument("photographs", type=Path, metavar="PHOTOGRAPHS", help="folder of the three folders")
-    parser.add_argument("--scale", type=int, default=2, choices=(2, 3, 4))
+    parser.add_argument("--scale", type=int, default=2, choices=[*FLAGS])
     parser.add_argument("--outputs-dir", type=Path, help="default: outputs/small_xSCALE")
     unseen_help = "evaluation sets that the model must not have seen"
     parser.add_argument("--unseen", type=Path, nargs="+", default=[], metavar="FOLDER", help=unseen_help)
@@ -96,7 +102,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"small_model: error: {error}", file=sys.stderr)
         return 2
     files = ("--train-file", str(train_file), "--eval-file", str(eval_file), "--outputs-dir", str(outputs))
-    return cli.main(["train", "--preset", "small", "--scale", str(options.scale), *files, *flags])
+    return cli.main(
+        ["train", "--preset", "small", "--scale", str(options.scale), *FLAGS[options.scale], *files, *flags]
+    )
 
 
 if __name__ == "__main__":

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rdn_fast.config import make_configs
 from rdn_fast.data.h5 import PairedH5
 from rdn_fast.errors import UserError
+from rdn_fast.model import RDN
 from tools import small_model
 
 
@@ -48,3 +50,12 @@ def test_only_large_photographs_are_reduced(write, tmp_path, scale, tiles):
     small_model.write_tiles(paths, scale, tmp_path / "tiles.h5")
     names = [name.rsplit(" ", 1)[0] for name in PairedH5(tmp_path / "tiles.h5", scale).names()]
     assert names == ["small 290x290"] * tiles + ["large 250x250"] * tiles
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_every_file_has_less_than_3_mb(scale):
+    flags = dict(zip(*[iter(small_model.FLAGS[scale])] * 2, strict=True))
+    channels = flags.get("--upsample-channels")
+    given = {"scale": scale, "upsample_channels": channels and int(channels)}
+    model = RDN(model_config=make_configs(given, "small")[0])
+    assert sum(2 * parameter.numel() for parameter in model.parameters()) < 2_980_000  # float16, without names
