@@ -13,7 +13,9 @@ from bench.results import Row
 if TYPE_CHECKING:
     from bench.measure import Bench
 
-CPUS = ("cpu", "cpu+bf16", "cpu+amx")
+BF16_CPUS = ("cpu+bf16", "cpu+amx")
+CPUS = ("cpu", *BF16_CPUS)
+EVERY = ("amx", "all")  # commands that measure every implementation
 RDN_B_SHAPE = "x2 D16 C8 G64 G0 64"  # rdn-b, as rows' shapes begin
 NO_KERNEL = "no kernel of ours in this dtype"  # in a row's note
 
@@ -23,7 +25,7 @@ class Contender:
     """What is timed, as functions: run(*fresh()).
 
     fresh() makes new random inputs, off the clock. check(), before timing, and verify(), after it, raise AssertionError
-    if the results are wrong. `note` goes into the result row.
+    if the results are wrong. `note` goes into the result row. `impl`: which of rdn_fast's computes the blocks, if any.
     """
 
     run: Callable[..., object]
@@ -31,6 +33,7 @@ class Contender:
     check: Callable[[], object] = tuple
     verify: Callable[[], object] = tuple
     note: str = ""
+    impl: str = ""
 
 
 class Entry(NamedTuple):
@@ -55,7 +58,8 @@ class Entry(NamedTuple):
 class Comparison:
     """Entries that do the same work, to be timed in turn.
 
-    `images`, `flop`, `moved` (bytes read and written): of one run, where they can be counted.
+    `images`, `flop`, `moved` (bytes read and written): of one run, where they can be counted. `default`: the dtype of
+    rdn_fast's default precision for this work; None: rdn-b's.
     """
 
     case: str
@@ -65,14 +69,17 @@ class Comparison:
     images: int | None = None
     flop: int | None = None
     moved: int | None = None
+    default: torch.dtype | None = None
 
 
 @dataclass(frozen=True)
 class Gate:
-    """A floor (with `at_most` a roof) for a figure of the row of rdn_fast with this case, dtype, batch and shape.
+    """A floor (with `at_most` a roof) for a figure of the row of `recipe` with this case, dtype, batch and shape.
 
     `measure` is a column of results.Row. `dtype` None: the device's default precision. `batch` None: whichever was run.
     `own_kernel`: judged only where a kernel of ours can compute the row; PyTorch's operations are as fast as PyTorch.
+    `commands`: of bench/run.py, that measure it; empty: all of its case's. `beside`: recipes without which, in the same
+    dtype, the row proves nothing.
     """
 
     what: str
@@ -87,10 +94,13 @@ class Gate:
     ranks: int = 1
     shape: str = RDN_B_SHAPE  # beginning of the row's shape
     own_kernel: bool = False
+    recipe: str = "rdn_fast"
+    commands: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
 
     def decides(self, row: Row) -> bool:
         """Return whether this row is the one to judge."""
-        same = (row.recipe, row.case, row.ranks, row.kind) == ("rdn_fast", self.case, self.ranks, "measured")
+        same = (row.recipe, row.case, row.ranks, row.kind) == (self.recipe, self.case, self.ranks, "measured")
         dtype = row.dtype == self.dtype if self.dtype else row.precision == "default"
         shape = row.shape.startswith(self.shape) and self.batch in (None, row.batch)
         return same and dtype and shape and getattr(row, self.measure) is not None
@@ -108,6 +118,8 @@ class Gate:
         value = getattr(row, self.measure)
         if self.own_kernel and NO_KERNEL in row.note:
             return Verdict(self, "not this device", row, value, NO_KERNEL)
+        if missing := [name for name in self.beside if not any(row.beside(other, name) for other in rows)]:
+            return Verdict(self, "not measured", row, value, f"without {', '.join(missing)} in {row.dtype}")
         if row.shaky:
             return Verdict(self, "unsteady", row, value, row.shaky)
         held = "goal" if self.goal is not None and self.holds(value, self.goal) else "held"

@@ -79,12 +79,12 @@ class Bench:
             figures = {
                 "images_s": comparison.images and comparison.images / mine.median,
                 "gflops": comparison.flop and comparison.flop / mine.median / 1e9,
-                **ratios(entry, times, group),
+                **ratios(entry, times, group, {one: ready[one].impl for one in times}),
             }
             if comparison.moved:
                 figures["ceiling_share"] = comparison.moved / mine.median / self._ceilings["uint8"]
             what = comparison.case, entry.recipe, entry.dtype, comparison.batch, comparison.shape
-            self.row(*what, mine, note=ready[entry].note, **figures)
+            self.row(*what, mine, note=ready[entry].note, default=comparison.default, **figures)
         ready.clear()
         gc.collect()
         if not self.on_cpu:
@@ -120,11 +120,21 @@ class Bench:
             self._ceilings[dtype_name(dtype)] = rate
 
     def row(
-        self, case: str, recipe: str, dtype: torch.dtype, batch: int, shape: str, times=None, cards: int = 1, **values
+        self,
+        case: str,
+        recipe: str,
+        dtype: torch.dtype,
+        batch: int,
+        shape: str,
+        times=None,
+        cards: int = 1,
+        default: torch.dtype | None = None,
+        **values,
     ) -> None:
         """Write and print a result row, of the columns `values` and of what follows from the Times and `gflops`.
 
-        `cards`: how many devices reached `gflops` together; the ceiling is one device's.
+        `cards`: how many devices reached `gflops` together; the ceiling is one device's. `default`: the dtype of the
+        default precision for this work; None: rdn-b's.
         """
         name, gflops = dtype_name(dtype), values.get("gflops")
         if times is not None:
@@ -132,7 +142,7 @@ class Bench:
             values |= {"seconds_min": times.rounds[0], "seconds_max": times.rounds[-1]}
         if gflops is not None and name in self._ceilings:
             values["ceiling_share"] = 1e9 * gflops / cards / self._ceilings[name]
-        values["precision"] = "default" if (recipe, dtype) == ("rdn_fast", self.default) else ""
+        values["precision"] = "default" if (recipe, dtype) == ("rdn_fast", default or self.default) else ""
         row = self.results.add(case=case, recipe=recipe, dtype=name, batch=batch, shape=shape, **values)
         print(f"  {row.line()}", flush=True)
 
@@ -237,16 +247,22 @@ def warm_ups(device: torch.device) -> int:
     return 1 if device.type == "cpu" else devices.CudaGraphed.EAGER + 1
 
 
-def ratios(entry: Entry, times: dict[Entry, Times], why: str = "") -> dict[str, float | str]:
+def ratios(
+    entry: Entry, times: dict[Entry, Times], why: str = "", impls: dict[Entry, str] | None = None
+) -> dict[str, float | str]:
     """Return the columns that hold an entry against the others of its group, and why these decide nothing.
 
     `why`: of the whole group; else it is that the rounds of the entry, or of what it is held against, differ too much.
+    `impls`: which impl computes an entry, if any: one that computes as this entry does is no other.
     """
+    impls = impls or {}
+    twins = [one for one in times if impls.get(one) and (impls[one], one.dtype) == (impls.get(entry), entry.dtype)]
     others = [other for other in times if not other.ours and not other.recipe.startswith("reference")]
     groups = {
         "vs_reference": [other for other in times if other.recipe.startswith("reference")],
         "vs_stock": [other for other in others if (other.recipe[:5], other.dtype) == ("stock", entry.dtype)],
         "vs_other": others,
+        "vs_rest": [other for other in times if other != entry and other not in twins],
     }
     fastest = {
         name: min((times[other] for other in group), key=lambda t: t.median) for name, group in groups.items() if group

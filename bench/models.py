@@ -65,7 +65,7 @@ def ours(model_config: ModelConfig, device: torch.device, dtype: torch.dtype, im
         train_step(lr, hr, torch.full((), 1 / hr.numel(), device=device))
 
     note = f"rdb {impl}{kernel_note(device, dtype)}"
-    return Recipe(model, device, dtype, memory_format, infer, step, model, update.step, note)
+    return Recipe(model, device, dtype, memory_format, infer, step, model, update.step, note, impl)
 
 
 def kernel_note(device: torch.device, dtype: torch.dtype) -> str:

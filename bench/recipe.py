@@ -25,7 +25,7 @@ class Recipe:
     """Functions that take tensors on `device`, in `memory_format` and the dtype of the parameters.
 
     infer(x) -> y, without gradients. step(x, target): one training step. forward(x): the output that step()
-    differentiates. update(), if step() has one: the optimizer's part of it.
+    differentiates. update(), if step() has one: the optimizer's part of it. `impl`: of rdn_fast, if it is one's.
     """
 
     model: nn.Module
@@ -37,6 +37,7 @@ class Recipe:
     forward: Callable[[torch.Tensor], torch.Tensor]
     update: Callable[[], object] | None = None
     note: str = ""
+    impl: str = ""
 
     def put(self, x: torch.Tensor) -> torch.Tensor:
         dtype = next(self.model.parameters()).dtype
@@ -69,7 +70,7 @@ class Recipe:
             assert finite, "the steps left weights that are not finite"
 
         run = self.step if training else self.infer
-        contender = Contender(run, lambda: self.random(*sizes), check, note=self.note)
+        contender = Contender(run, lambda: self.random(*sizes), check, note=self.note, impl=self.impl)
         if training and self.update:
             contender.verify = verify
         return contender

@@ -60,8 +60,10 @@ class Row:
     vs_reference: float | None = _figure("{:.2f}x reference")  # as fast as the reference recipe, in the same run
     vs_stock: float | None = _figure("{:.2f}x stock")  # the fastest; of the same dtype unless the case is end to end
     vs_other: float | None = _figure("{:.2f}x the strongest other")  # neither ours nor the reference, in any dtype
+    vs_rest: float | None = _figure("{:.2f}x all others")  # the fastest other row in any dtype, other impls of ours too
     peak_mb: float | None = _figure("{:.0f} MB")  # 10^6 bytes: of a step, less what was resident before; or see note
     peak_share: float | None = _figure("{:.1%} of the reference's memory")  # peak_mb over that of the reference recipe
+    peak_of_naive: float | None = _figure("{:.1%} of naive's")  # peak_mb over that of impl naive in the same dtype
     efficiency: float | None = _figure("{:.1%} scaling efficiency")  # images/s over (ranks x images/s of one rank)
     waited: float | None = _figure("{:.2%} of the time waited")  # by a steady consumer, or the model, for data
     gain_db: float | None = _figure("{:+.2f} dB over bicubic")
@@ -74,6 +76,12 @@ class Row:
         """Why the row decides nothing; of rows older than `unsteady`, by their own rounds."""
         spread = self.seconds_max / self.seconds_min if self.seconds_min else 1.0
         return self.unsteady or (f"rounds spread {spread:.2f}x" if spread > STEADY else "")
+
+    def beside(self, other: Row, recipe: str) -> bool:
+        """Return whether `other` is a measured row of `recipe` for the same work in the same dtype."""
+        work = ("case", "dtype", "batch", "shape", "ranks")
+        same = all(getattr(self, name) == getattr(other, name) for name in work)
+        return same and (other.recipe, other.kind) == (recipe, "measured")
 
     def line(self) -> str:
         """Return the row as it is printed while the run goes on."""
@@ -92,7 +100,7 @@ class Row:
 
 COLUMNS = dataclasses.fields(Row)
 NAMES = [column.name for column in COLUMNS]
-NEWER = {"rounds_run", "vs_other", "peak_share", "gain_db", "unsteady"}  # files older than these are read all the same
+NEWER = {"rounds_run", "vs_other", "vs_rest", "peak_share", "peak_of_naive", "gain_db", "unsteady"}  # older files lack
 WORK = ("case", "recipe", "dtype", "batch", "shape", "ranks")  # columns that tell what a row measured
 GONE = {"vs_naive"}  # not read
 

@@ -1,4 +1,7 @@
-"""One file a benchmark: read training_step, inference, rdb, memory, loading, end_to_end, upscaling, minutes."""
+"""One file a benchmark.
+
+Read training_step, small_models, inference, rdb, memory, loading, end_to_end, upscaling, minutes.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +31,10 @@ def of_command(command: str) -> list[Case]:
 
 
 def gates(command: str) -> list[Gate]:
-    """Return the gates of a command: those of its cases for several ranks in 8p, for one rank in all others."""
+    """Return the gates of a command: those of its cases for several ranks in 8p, for one rank in all others.
+
+    Without those that other commands measure.
+    """
     several = command == "8p"
-    return [gate for case in of_command(command) for gate in case.gates if (gate.ranks > 1) == several]
+    found = [gate for case in of_command(command) for gate in case.gates if (gate.ranks > 1) == several]
+    return [gate for gate in found if command in (gate.commands or (command,))]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from bench import tables
-from bench.case import CPUS, RDN_B_SHAPE, Case, Comparison, Gate
+from bench.case import CPUS, EVERY, RDN_B_SHAPE, Case, Comparison, Gate
 from bench.measure import Bench
 from bench.models import PATCH, RDN_A, RDN_B, compare, makers
 from bench.results import Row
@@ -26,7 +26,7 @@ def comparison(
 
 
 def run(bench: Bench, command: str) -> None:
-    batch, every = 8 if bench.on_cpu else 64, command in ("amx", "all")
+    batch, every = 8 if bench.on_cpu else 64, command in EVERY
     bench.compare(comparison(RDN_B, batch, bench.device, bench.dtypes, bench.impl, every), bench.rounds)
     for config, size in ((RDN_A, batch), (RDN_B, 1)) if command == "all" else ():
         bench.compare(comparison(config, size, bench.device, bench.dtypes, bench.impl, every), rounds=3)
@@ -74,6 +74,7 @@ _DEFAULT = "CPU, training step, default precision / reference (fp32)"
 _ANY = "CPU, training step, default precision / strongest stock in any precision"
 _BF16, _FP32 = (f"CPU, training step, {dtype} / strongest stock {dtype}" for dtype in ("bf16", "fp32"))
 _AMX = "CPU with AMX, training step, bf16 / strongest stock bf16"
+_AMX_REST = "CPU with AMX, training step, bf16 / strongest of all others"
 _H100 = "H100, training step, fp16 O1 / strongest stock"
 CASE = Case(
     order=10,
@@ -85,6 +86,7 @@ CASE = Case(
         Gate(_ANY, NAME, "vs_other", 0.95, 1.2, batch=8, places=CPUS),
         Gate(_BF16, NAME, "vs_stock", 1.08, 1.2, dtype="bfloat16", batch=8, places=("cpu+bf16",), own_kernel=True),
         Gate(_AMX, NAME, "vs_stock", 2.0, 3.0, dtype="bfloat16", batch=8, places=("cpu+amx",), own_kernel=True),
+        Gate(_AMX_REST, NAME, "vs_rest", 2.0, 3.0, dtype="bfloat16", batch=8, places=("cpu+amx",), commands=EVERY),
         Gate(_FP32, NAME, "vs_stock", 1.05, 1.2, dtype="float32", batch=8, places=CPUS),
         Gate(_H100, NAME, "vs_stock", 1.25, 2.0, dtype="float16", batch=64, places=("h100",)),
     ),

@@ -10,7 +10,7 @@ import torch
 from bench_rows import make_row
 
 from bench import cases, measure, models, results, run
-from bench.case import NO_KERNEL, RDN_B_SHAPE, Comparison, Contender, Entry, Verdict
+from bench.case import NO_KERNEL, RDN_B_SHAPE, Comparison, Contender, Entry, Gate, Verdict
 from bench.cases import training_step
 from bench.measure import Bench
 from bench.timing import Times
@@ -275,12 +275,49 @@ def test_a_recipe_is_held_against_the_fastest_of_each_kind():
     times = {Entry(name, torch.float32, None): Times([seconds] * 3) for name, seconds in names.items()}
     times[Entry("stock", torch.bfloat16, None)] = Times([2.5] * 3)
     ours = next(entry for entry in times if entry.recipe == "rdn_fast")
-    found = {"vs_reference": 3.0, "vs_stock": 2.0, "vs_other": 1.25, "unsteady": ""}
+    found = {"vs_reference": 3.0, "vs_stock": 2.0, "vs_other": 1.25, "vs_rest": 0.5, "unsteady": ""}
     assert measure.ratios(ours, times) == found
     stock = next(entry for entry in times if entry.recipe == "stock")
     times[stock] = Times([4.0, 3.0, 5.0])
     assert measure.ratios(ours, times) == found | {"unsteady": "rounds spread 1.67x"}
     assert measure.ratios(ours, times, "disturbed") == found | {"unsteady": "disturbed"}
+
+
+def test_an_entry_that_computes_by_the_same_impl_is_no_other():
+    seconds = {
+        ("rdn_fast", "bf16"): 2.0,
+        ("impl amx", "bf16"): 1.9,
+        ("impl sliced", "bf16"): 3.0,
+        ("stock", "bf16"): 4.0,
+    }
+    seconds |= {("rdn_fast", "fp32"): 5.0, ("impl sliced", "fp32"): 6.0}
+    dtypes = {"bf16": torch.bfloat16, "fp32": torch.float32}
+    times = {Entry(name, dtypes[dtype], None): Times([value] * 3) for (name, dtype), value in seconds.items()}
+    names = ["amx", "amx", "sliced", "", "sliced", "sliced"]
+    impls = dict(zip(times, names, strict=True))
+    found = [measure.ratios(entry, times, impls=impls)["vs_rest"] for entry in times]
+    assert found == pytest.approx([3 / 2, 3 / 1.9, 1.9 / 3, 1.9 / 4, 1.9 / 5, 1.9 / 6])
+
+
+def test_a_gate_needs_the_rows_that_it_names():
+    gate = Gate("ours / all", "inference", "vs_rest", 1.5, dtype="bfloat16", beside=("OpenVINO",))
+    row = make_row(case="inference", dtype="bfloat16", vs_rest=1.6)
+    other = dataclasses.replace(row, recipe="OpenVINO", vs_rest=0.6)
+    assert gate.judge([row, other], "cpu").word == "held"
+    for rows in (
+        [row],
+        [row, dataclasses.replace(other, kind="not measured")],
+        [row, dataclasses.replace(other, dtype="float32")],
+        [row, dataclasses.replace(other, shape=f"{RDN_B_SHAPE}, 96x96")],
+    ):
+        found = gate.judge(rows, "cpu")
+        assert (found.word, found.why) == ("not measured", "without OpenVINO in bfloat16")
+
+
+def test_gates_are_those_of_the_commands_that_measure_them():
+    alone = {gate.what for gate in training_step.CASE.gates if gate.commands}
+    everything, few = ({gate.what for gate in cases.gates(command)} for command in ("amx", "1p"))
+    assert alone == {gate.what for gate in training_step.CASE.gates} & everything - few != set()
 
 
 def test_a_gate_that_is_missed_or_not_measured_fails_the_run(out, capsys):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench import loop
+from bench import cases, loop
 from bench.case import Contender, Entry
 from bench.cases import end_to_end, memory, minutes
 from bench.measure import Bench
@@ -19,7 +19,7 @@ from bench.models import PATCH, words
 from bench.results import read
 from rdn_fast.config import ModelConfig, make_configs
 from rdn_fast.data.h5 import PairedH5
-from rdn_fast.rdb import winograd
+from rdn_fast.rdb import amx, winograd
 
 CPU = torch.device("cpu")
 TINY = ModelConfig(num_features=24, growth_rate=16, num_blocks=2, num_layers=2)
@@ -96,6 +96,28 @@ def test_memory_is_held_against_the_reference_recipe(out, monkeypatch):
     }
     assert bench.results.rows[0].dtype == "float32"
     assert bench.results.rows[-1].note.startswith("rdb naive")
+
+
+def test_amx_is_held_against_naive_in_bf16_where_every_implementation_is_measured(out, monkeypatch):
+    peaks = {"reference": 4e9, "stock": 2.5e9, "rdn_fast": 1e9, "impl naive": 2e9, "impl amx": 0.5e9}
+    monkeypatch.setattr(memory, "peak", lambda recipe, *_, **__: peaks[recipe])
+    bench = Bench("test", CPU, "naive")
+    bench.dtypes = [torch.float32, torch.bfloat16]
+    memory.run(bench, "amx")
+    rows = {row.recipe: row for row in bench.results.rows}
+    assert {name: row.peak_of_naive for name, row in rows.items() if row.peak_of_naive} == {"impl amx": 0.25}
+    assert rows["impl naive"].dtype == rows["impl amx"].dtype == "bfloat16"
+    (gate,) = (gate for gate in cases.gates("amx") if gate.measure == "peak_of_naive")
+    assert [gate.judge(bench.results.rows, place).word for place in ("cpu+bf16", "cpu+amx")] == ["goal", "goal"]
+    assert gate not in cases.gates("1p")
+
+
+@pytest.mark.skipif(winograd.missing() is not None, reason="no C compiler")
+def test_memory_of_amx_is_measured_without_tiles_too(monkeypatch):
+    monkeypatch.setattr(memory, "RDN_B", TINY)
+    monkeypatch.setattr(amx.block, "kernels", amx.TileKernels(amx.SOURCE, *amx.TILES))
+    assert memory.measure("impl amx", "bfloat16", 2, "cpu", {"impl": "amx"}) > 0
+    assert amx.missing() is None
 
 
 def test_speeds_of_rdn_fast_are_read_from_its_metrics(monkeypatch, tmp_path):
