@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 
-PATIENCE = 30  # seconds after which something hangs
+PATIENCE = 300  # seconds after which something hangs, on a machine ten times slower than most, too
 
 
 def until(condition: Callable[[], bool]) -> None:

@@ -1,1 +1,1 @@
-"""Several ranks and nodes. Read process_group, gradients, in_touch, rendezvous, elastic_agent."""
+"""Several ranks and nodes. Read waiting, process_group, gradients, in_touch, rendezvous, elastic_agent."""

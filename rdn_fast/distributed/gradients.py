@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from bisect import bisect
 from itertools import accumulate
 
@@ -9,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from rdn_fast import devices
+from rdn_fast.distributed.waiting import waiting
 
 # Shares of all gradients that are averaged together, in the order in which backward computes them. The last buckets are
 # small: no computation is left that their all-reduces could overlap with. Most impls compute all gradients of a block
@@ -54,7 +56,8 @@ class GradientBuckets:
     def _broadcast(params: list[torch.nn.Parameter]) -> None:
         for bucket in _divided(params, torch.float32):
             devices.foreach("copy", bucket.views, bucket.params)
-            dist.broadcast(bucket.flat, 0)
+            with waiting():
+                dist.broadcast(bucket.flat, 0)
             devices.foreach("copy", bucket.params, bucket.views)
 
     def start(self, averages: bool = True) -> None:
@@ -64,7 +67,7 @@ class GradientBuckets:
         """
         self._averages = averages
         self._works: list[dist.Work] = []  # of the buckets that have begun: all ranks begin them in one order
-        self._started = False
+        self._started_at: float | None = None  # when the first gradient was there
         for bucket in self._buckets:
             bucket.missing = len(bucket.params)
 
@@ -72,8 +75,8 @@ class GradientBuckets:
         """Count a gradient that backward has computed, and begin with the buckets that are complete."""
         if not self._averages:
             return
-        if not self._started:
-            self._started = True
+        if self._started_at is None:
+            self._started_at = time.monotonic()
             torch.autograd.Variable._execution_engine.queue_callback(self._finish)
         bucket.missing -= 1
         while len(self._works) < len(self._buckets) and not (bucket := self._buckets[len(self._works)]).missing:
@@ -88,7 +91,8 @@ class GradientBuckets:
         if len(self._works) < len(self._buckets):
             raise RuntimeError("backward() has left out the gradients of some parameters, which are not averaged")
         for work, bucket in zip(self._works, self._buckets, strict=True):
-            work.wait()
+            with waiting(self._started_at):
+                work.wait()
             if self._copy_back:
                 devices.foreach("copy", [p.grad for p in bucket.params], bucket.views)
 

@@ -15,12 +15,14 @@ import torch
 import torch.distributed as dist
 
 from rdn_fast import devices
+from rdn_fast.distributed.waiting import NoAnswer, is_own, waiting
 from rdn_fast.errors import UserError
 
 HOST_BACKEND = "gloo"  # for collectives of host values, on every device
 LAUNCH_VARIABLE = "RDN_FAST_LAUNCH"  # environment variable: id of the launch, kept when its ranks are restarted
 TIMEOUT = 600.0  # seconds a collective may take: rank 0 may autotune and compile for minutes while the others wait
 _GRACE = 5.0  # seconds within which the timeouts of all waiting ranks expire
+_LONGER = 60.0  # seconds that a device's collectives are given beyond TIMEOUT: the host's name the silent rank
 
 
 class PendingMax(NamedTuple):
@@ -28,13 +30,15 @@ class PendingMax(NamedTuple):
 
     work: dist.Work
     values: torch.Tensor
+    start: float
 
     def is_over(self) -> bool:
         """Return whether wait() would return, or raise, at once."""
         return self.work.is_completed()
 
     def wait(self) -> list[int]:
-        self.work.wait()
+        with waiting(self.start):
+            self.work.wait()
         return self.values.tolist()
 
 
@@ -53,7 +57,7 @@ class Ranks:
         self.local_rank = int(os.environ["LOCAL_RANK"]) if shares_node else None  # None: the only rank of this node
         self._parent_pid = os.getppid()
         self._host_group = self._store = None
-        self._collective_start = time.monotonic()
+        self._collective_start = time.monotonic()  # of the last one of the host
 
     @property
     def is_rank0(self) -> bool:
@@ -65,18 +69,19 @@ class Ranks:
             return
         backend, timeout = devices.process_group_backend(device), timedelta(seconds=TIMEOUT)
         self._collective_start = time.monotonic()
-        self._store, *_ = next(dist.rendezvous("env://", timeout=timeout))
-        dist.init_process_group(
-            backend,
-            store=self._store,
-            rank=self.rank,
-            world_size=self.world,
-            timeout=timeout,
-            device_id=None if backend == HOST_BACKEND else device,
-        )
-        shared = backend == HOST_BACKEND
-        self._host_group = dist.group.WORLD if shared else dist.new_group(backend=HOST_BACKEND, timeout=timeout)
-        self._store.set(f"node of rank {self.rank}", socket.gethostname())
+        with waiting():
+            self._store, *_ = next(dist.rendezvous("env://", timeout=timeout))
+            self._store.set(f"node of rank {self.rank}", socket.gethostname())
+            shared = backend == HOST_BACKEND
+            dist.init_process_group(
+                backend,
+                store=self._store,
+                rank=self.rank,
+                world_size=self.world,
+                timeout=timeout if shared else timeout + timedelta(seconds=_LONGER),
+                device_id=None if shared else device,
+            )
+            self._host_group = dist.group.WORLD if shared else dist.new_group(backend=HOST_BACKEND, timeout=timeout)
 
     def close(self) -> None:
         if dist.is_initialized():
@@ -86,30 +91,59 @@ class Ranks:
         """Return what a failed collective says about other ranks; None if `error` does not come from a collective."""
         if self.world == 1 or not self._is_from_collective(error):
             return None
-        if time.monotonic() - self._collective_start < TIMEOUT:
-            return "lost contact with another rank, whose own message says why"
-        return f"no answer for {TIMEOUT:g} s from {' and '.join(self._silent_ranks()) or 'another rank'}"
+        timed_out = self._seconds_of(error) >= TIMEOUT
+        if silent := self._silent_ranks(timed_out):
+            return f"no answer for {TIMEOUT:g} s from {' and '.join(silent)}"
+        if timed_out:
+            return f"no answer for {TIMEOUT:g} s from another rank"
+        return "lost contact with another rank, whose own message says why"
 
     def _is_from_collective(self, error: RuntimeError) -> bool:
+        """A device's backend may raise its errors wherever the host waits for the device."""
+        if isinstance(error, NoAnswer):
+            return True
+        if isinstance(error, dist.DistError):
+            return not is_own(error)
         backend = dist.get_backend() if dist.is_initialized() else HOST_BACKEND
-        return isinstance(error, dist.DistError) or any(name in str(error).lower() for name in (HOST_BACKEND, backend))
+        return backend != HOST_BACKEND and backend in str(error).lower()
 
-    def _silent_ranks(self) -> list[str]:
-        """Return the ranks, with their nodes, that do not report in the store that they timed out as well."""
-        store, answer = self._store, [f"rank 0 ({os.environ['MASTER_ADDR']})"]  # it hosts the store
+    def _seconds_of(self, error: RuntimeError) -> float:
+        return error.seconds if isinstance(error, NoAnswer) else time.monotonic() - self._collective_start
+
+    def _silent_ranks(self, timed_out: bool) -> list[str]:
+        """Return the ranks, with their nodes, that do not report in the store that a collective failed; [] if unknown.
+
+        timed_out: whether this rank waited for TIMEOUT. The first one that did so closes its connections, so that the
+        others lose contact to it earlier; they learn from the store why.
+        """
+        if self._store is None:  # it is on rank 0, which waits for all others to open it
+            return [f"rank 0 ({os.environ['MASTER_ADDR']})"] if timed_out and not self.is_rank0 else []
+        silent: list[str] = []
 
         def ask() -> None:
-            with suppress(RuntimeError, AttributeError):
-                store.set_timeout(timedelta(seconds=_GRACE))
-                store.set(f"rank {self.rank} waits", "")
-                time.sleep(_GRACE)
-                silent = [rank for rank in range(self.world) if not store.check([f"rank {rank} waits"])]
-                answer[:] = [f"rank {rank} ({store.get(f'node of rank {rank}').decode()})" for rank in silent]
+            with suppress(RuntimeError):
+                self._store.set_timeout(timedelta(seconds=_GRACE))
+                self._store.set(f"rank {self.rank} waits", "")
+                if timed_out:
+                    self._store.set("timed out", "")
+                elif self.world > 2:
+                    self._store.wait(["timed out"])
+                else:  # the only other rank has closed the connection
+                    return
+                deadline = time.monotonic() + _GRACE
+                while time.monotonic() < deadline:  # rank 0 may leave first, and the store with it
+                    ranks = [rank for rank in range(self.world) if not self._store.check([f"rank {rank} waits"])]
+                    silent[:] = [self._with_node(rank) for rank in ranks]
+                    time.sleep(_GRACE / 20)
 
-        asking = threading.Thread(target=ask, daemon=True)  # check() waits for ever for a host that is stopped
+        asking = threading.Thread(target=ask, daemon=True)  # it waits for ever for a host that is stopped
         asking.start()
         asking.join(3 * _GRACE)
-        return answer
+        return [f"rank 0 ({os.environ['MASTER_ADDR']})"] if asking.is_alive() else silent
+
+    def _with_node(self, rank: int) -> str:
+        key = f"node of rank {rank}"
+        return f"rank {rank} ({self._store.get(key).decode()})" if self._store.check([key]) else f"rank {rank}"
 
     def agent_died(self) -> bool:
         """Return whether the torchrun agent that started this rank has ended."""
@@ -156,9 +190,9 @@ class Ranks:
     def begin_max(self, *flags: int) -> PendingMax:
         """Begin all_max() of several ranks and return at once. A collective, as all others in the same order."""
         values = torch.tensor(flags, dtype=torch.int32)
-        self._collective_start = time.monotonic()
+        self._collective_start = start = time.monotonic()
         work = dist.all_reduce(values, dist.ReduceOp.MAX, group=self._host_group, async_op=True)
-        return PendingMax(work, values)
+        return PendingMax(work, values, start)
 
     def all_sum(self, values: torch.Tensor) -> torch.Tensor:
         """Sum a host tensor over all ranks, in place, and return it. A collective."""
@@ -169,6 +203,6 @@ class Ranks:
         return values
 
     def _collective(self, function: Callable, *arguments) -> None:
-        """Call a collective on the host group; note its start, which tells a timeout from a lost connection."""
         self._collective_start = time.monotonic()
-        function(*arguments, group=self._host_group)
+        with waiting():
+            function(*arguments, group=self._host_group)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from runs import ROOT, TINY, assert_same_run, cli, command, events, make_data, ranks_of
+from waiting import PATIENCE
 
 from rdn_fast.cli import main
 from rdn_fast.training.run_folder import claim, resumable_batch
@@ -92,10 +93,10 @@ def wait_for_checkpoint(outputs: Path, *processes: subprocess.Popen) -> None:
     wait_for("checkpoints/step_*.pt", outputs, *processes)
 
 
-def ends(processes: list[subprocess.Popen], seconds: float = 60) -> list[tuple[int, str, str]]:
+def ends(processes: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
     """Wait for the processes; return exit code, stdout and stderr of each. No rank may be left behind."""
     ranks = [pid for process in processes for pid in ranks_of(process)]
-    ended = [(*process.communicate(timeout=seconds), process.returncode) for process in processes]
+    ended = [(*process.communicate(timeout=PATIENCE), process.returncode) for process in processes]
     assert not any(Path(f"/proc/{pid}").exists() for pid in ranks)
     return [(code, out, err) for out, err, code in ended]
 
@@ -175,7 +176,7 @@ def test_rank_killed_on_one_node_ends_the_run_on_both(two_nodes, tmp_path):
     nodes = two_nodes()
     wait_for_checkpoint(tmp_path / "out", *nodes)
     os.kill(ranks_of(nodes[0])[0], signal.SIGKILL)
-    (code, _, err), (other_code, _, other_err) = ends(nodes, 20)
+    (code, _, err), (other_code, _, other_err) = ends(nodes)
     assert (code, other_code) == (1, 1)
     killed = rf"rdn-fast: failed: rank \d \({HOSTNAME}\) was killed by signal 9; go on with --resume auto\n"
     assert re.fullmatch(killed, err), err
@@ -213,7 +214,7 @@ def test_hanging_rank_is_named(launcher, tmp_path, rank):
     patch = """
 from rdn_fast.distributed import elastic_agent, process_group
 from torch.distributed.elastic.multiprocessing.api import PContext
-process_group.TIMEOUT, process_group._GRACE = 10, 1
+process_group.TIMEOUT, process_group._GRACE = 20, 2
 PContext.close.__defaults__ = (None, 3)  # seconds from SIGTERM to SIGKILL
 elastic_agent._EXIT_SECONDS = 1
 """
@@ -225,7 +226,7 @@ elastic_agent._EXIT_SECONDS = 1
     assert code == 1
     speaker = "rdn-fast [rank 1]" if rank == 0 else "rdn-fast"
     where = r"\S+" if rank == 0 else HOSTNAME  # rank 0's address, when it does not answer itself
-    silent = rf"no answer for 10 s from rank {rank} \({where}\)"
+    silent = rf"no answer for 20 s from rank {rank} \({where}\)"
     assert re.fullmatch(rf"{re.escape(speaker)}: failed: {silent}; go on with --resume auto\n", err), err
 
 
@@ -242,7 +243,7 @@ def pick(*_):
 if os.environ.get("RANK") == "1":
     devices.pick = pick
 """
-    waiting, failed = sorted(ends(two_nodes(patch=patch), 30))
+    waiting, failed = sorted(ends(two_nodes(patch=patch)))
     assert failed == (2, "", "rdn-fast [rank 1]: error: not here\n")
     code, out, err = waiting
     assert (code, out) == (1, "")
