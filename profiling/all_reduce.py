@@ -17,8 +17,8 @@ from PIL import Image
 from bench.tables import markdown
 from rdn_fast.model import RDN, infer_config
 from rdn_fast.training.losses import weighted_loss
-from rdn_fast.weights.convert import SHIPPED
 from rdn_fast.weights.load import load_tensors
+from rdn_fast.weights.shipped import select
 
 RANKS, PATCHES, PATCH = 8, 4, 32  # LR pixels
 SCALES = (1024.0, 1.0)
@@ -63,9 +63,10 @@ def errors(ranks: list[Gradients], dtype: torch.dtype) -> tuple[float, float]:
 
 
 def table(files: list[Path]) -> str:
-    state, _ = load_tensors(SHIPPED)
+    shipped = select()
+    state, _ = load_tensors(shipped.file)
     torch.manual_seed(0)
-    new, trained = (RDN(infer_config(state, SHIPPED.name), "naive") for _ in range(2))
+    new, trained = (RDN(infer_config(state, shipped.name), "naive") for _ in range(2))
     trained.load_state_dict(state)
     rows = []
     for name, model in (("shipped weights", trained), ("new weights", new)):

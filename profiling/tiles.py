@@ -34,7 +34,8 @@ from rdn_fast.evaluation import metrics
 from rdn_fast.model import RDN
 from rdn_fast.pictures.tiled import Upscaler
 from rdn_fast.precision import dtype_name
-from rdn_fast.weights.convert import SHIPPED, load_model
+from rdn_fast.weights.convert import load_model
+from rdn_fast.weights.shipped import select
 
 FILE = Path(__file__).with_name("tiles.csv")
 COLUMNS = (
@@ -155,7 +156,7 @@ def main(argv: list[str] | None = None) -> int:
         pairs = [degrade(path.stem, read_image(path), model.config.scale) for path in files]
         run = results.conditions(device) | {"command": f"python -m profiling.tiles {given.what}"}
         run |= {"threads": torch.get_num_threads(), "model": words(model.config), "kind": "measured"}
-        run |= {"weights": Path(given.weights_file or SHIPPED).name, "what": given.what}
+        run |= {"weights": Path(given.weights_file or select().file).name, "what": given.what}
         run |= {"set": Path(given.data).name if given.data else ""}
         rows = []
         for row in KINDS[given.what](model, pairs, device):

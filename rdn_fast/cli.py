@@ -236,6 +236,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], int | None]] = {
     "metrics": partial(_call, "rdn_fast.evaluation.score_folders", "score_folders"),
     "convert": partial(_call, "rdn_fast.weights.convert", "convert"),
     "export": partial(_call, "rdn_fast.weights.onnx_export", "export"),
+    "models": partial(_call, "rdn_fast.commands.models", "models"),
     "prepare": _prepare,
     "doctor": partial(_call, "rdn_fast.commands.doctor", "doctor"),
     "demo": partial(_call, "rdn_fast.commands.demo", "demo"),

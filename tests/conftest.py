@@ -16,10 +16,12 @@ import h5py
 import numpy as np
 import pytest
 import runs
+import torch
 from fake_npu import simulated_npu
 from PIL import Image
 
 from rdn_fast.rdb import auto_level, measure, rounds
+from rdn_fast.weights import shipped
 
 # A cache folder for all tests: kernels are compiled, and impls timed, once. It is deleted at the end.
 if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit it
@@ -121,6 +123,31 @@ def prepared(tmp_path_factory) -> Prepared:
     prepare(str(files.images), str(files.train), 2)
     prepare(str(files.images), str(files.eval), 2, evaluation=True)
     return files
+
+
+@pytest.fixture(scope="session")
+def _three_models(tmp_path_factory) -> Path:
+    from rdn_fast.config import ModelConfig
+    from rdn_fast.model import RDN
+    from rdn_fast.weights.convert import convert
+
+    folder = tmp_path_factory.mktemp("three models")
+    for scale in (2, 3, 4):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(scale)
+            torch.save(RDN(ModelConfig(scale, 6, 4, 2, 2)).state_dict(), folder / "model.pth")
+        said = [f"licence=licence of x{scale}", f"training_data=pictures for x{scale}"]
+        convert(str(folder / "model.pth"), str(folder / f"small_x{scale}.safetensors"), metadata=said)
+        table = f"| set | images | RDN PSNR-Y |\n| --- | --- | --- |\n| Set5 | 5 | **3{scale}.25** |\n"
+        (folder / f"small_x{scale}.md").write_text(f"# small_x{scale}\n\n{table}")
+    return folder
+
+
+@pytest.fixture
+def three_models(_three_models, monkeypatch) -> dict[int, Path]:
+    """Ship small_x2, small_x3 and small_x4, tiny models with random weights. Return {scale: file}."""
+    monkeypatch.setattr(shipped, "FOLDER", _three_models)
+    return {scale: _three_models / f"small_x{scale}.safetensors" for scale in (2, 3, 4)}
 
 
 @pytest.fixture(scope="session")

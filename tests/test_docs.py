@@ -14,7 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent
 READMES = [ROOT / "README.md", ROOT / "README.zh-CN.md"]
 PAGES = [
     *READMES,
-    *(ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md", "profiling/LOG.md", "rdn_fast/weights/small_x2.md")),
+    *(ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md", "profiling/LOG.md")),
+    *sorted((ROOT / "rdn_fast" / "weights").glob("*.md")),
     *sorted((ROOT / "docs").glob("*.md")),
     *sorted((ROOT / "tests").glob("*/README.md")),
 ]

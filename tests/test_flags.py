@@ -8,7 +8,7 @@ import shlex
 import pytest
 import runs
 
-from rdn_fast.weights.convert import SHIPPED
+from rdn_fast.weights.shipped import select
 
 
 @pytest.mark.parametrize(
@@ -78,5 +78,5 @@ def test_a_folder_for_a_file_and_the_other_way_round(cli, prepared, tmp_path, mo
     (tmp_path / "pictures").symlink_to(prepared.images)
     (tmp_path / "train.h5").symlink_to(prepared.train)
     more = {"train": (*runs.TINY, "--device", "cpu"), "eval": ("--device", "cpu"), "upscale": ("--device", "cpu")}
-    words = words.replace("WEIGHTS", str(SHIPPED)).split()
+    words = words.replace("WEIGHTS", str(select().file)).split()
     assert told in cli(*words, *more.get(words[0], ())).user_error()

@@ -11,7 +11,7 @@ import pytest
 from runs import ROOT
 from waiting import PATIENCE, until
 
-from rdn_fast.weights.convert import SHIPPED
+from rdn_fast.weights.shipped import select
 
 # The result lies beside its final name for a while.
 SLOW = """
@@ -28,7 +28,7 @@ sys.exit(cli.main())
     [("convert SHIPPED out.pth", signal.SIGTERM), ("eval --eval-file EVAL --device cpu --csv out.csv", signal.SIGINT)],
 )
 def test_no_temporary_file_is_left(prepared, tmp_path, words, number):
-    words = words.replace("SHIPPED", str(SHIPPED)).replace("EVAL", str(prepared.eval))
+    words = words.replace("SHIPPED", str(select().file)).replace("EVAL", str(prepared.eval))
     process = subprocess.Popen(
         [sys.executable, "-c", SLOW, *words.split()],
         cwd=tmp_path,

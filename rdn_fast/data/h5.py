@@ -41,8 +41,8 @@ class PairedH5(Sequence[Pair]):
     `lr_made_by`: how the file says that its LR images were made; None where it says nothing.
     """
 
-    def __init__(self, path: str | Path, scale: int):
-        """Open and check `path`. Raises UserError naming the file, the dataset and the remedy."""
+    def __init__(self, path: str | Path, scale: int | None):
+        """Open and check `path`. scale: None for that of the first pair. Raises UserError: file, dataset and remedy."""
         self.path, self.scale = Path(path), scale
         if (flaw := why_no_file(path)) is not None:
             is_folder = os.path.isdir(path)
@@ -260,6 +260,7 @@ class PairedH5(Sequence[Pair]):
 
     def _check_scale(self) -> None:
         lr, hr = (shape[:, :2] for shape in self._shapes)
+        self.scale = int(hr[0, 0] // lr[0, 0]) if self.scale is None else self.scale
         odd = np.flatnonzero((hr != self.scale * lr).any(axis=1))
         if len(odd):
             i = odd[0]

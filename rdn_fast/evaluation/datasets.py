@@ -76,6 +76,11 @@ def open_datasets(
     return datasets
 
 
+def first_scale(paths: Sequence[str | Path]) -> int | None:
+    """Return the scale of the first h5 file among these, None where there is none. Raises UserError as PairedH5."""
+    return next((PairedH5(path, None).scale for path in paths if os.path.isfile(path)), None)
+
+
 def load_pairs(
     path: str | Path,
     scale: int,

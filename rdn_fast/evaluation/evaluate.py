@@ -24,7 +24,7 @@ from rdn_fast.data.pairs import Pair
 from rdn_fast.errors import UserError, cannot_write
 from rdn_fast.evaluation import metrics, tables
 from rdn_fast.evaluation.crops import Crop, draw_figure, worst_and_best
-from rdn_fast.evaluation.datasets import EvalDataset, open_datasets, unique_name
+from rdn_fast.evaluation.datasets import EvalDataset, first_scale, open_datasets, unique_name
 from rdn_fast.evaluation.outputs import check_no_input_is_lost, files_to_write
 from rdn_fast.evaluation.picture_folder import read_ahead
 from rdn_fast.files import Kind, write_result
@@ -32,12 +32,11 @@ from rdn_fast.model import RDN
 from rdn_fast.ordered_map import ordered_map
 from rdn_fast.pictures.precisions import BY_DTYPE
 from rdn_fast.pictures.tiled import Upscaler
-from rdn_fast.pictures.upscale import check_scale
 from rdn_fast.precision import dtype_name
 from rdn_fast.terminal import Bar, print_line
-from rdn_fast.weights import convert
 from rdn_fast.weights.load import sha256
 from rdn_fast.weights.onnx_model import OnnxModel, load_any_model
+from rdn_fast.weights.shipped import check_scale, file_of, given_or_shipped
 
 _TABLES = {"--json": tables.as_json, "--csv": tables.as_csv, "--markdown": tables.as_markdown}
 _MARK = "rdn-fast eval"  # in every PNG that is written
@@ -66,12 +65,14 @@ def evaluate(
     save_images: str | None = None,
     figure: str | None = None,
     eval_lr_dir: list[str] | tuple[str, ...] = (),
+    model_name: str | None = None,
 ) -> dict:
     """Evaluate a weights file over sets of images, print the tables, write the files asked for, return the report.
 
-    weights_file: or an ONNX file; None for the small x2 model of the package.
+    weights_file: or an ONNX file; None for the shipped model of that name and scale. scale: None for that of the first
+    h5 file of eval_file, or 2; with weights checked.
     eval_file: evaluation h5 files and folders of HR images.
-    data: a folder; every set inside it. scale: checked against the weights. self_ensemble: as of Upscaler.
+    data: a folder; every set inside it. self_ensemble: as of Upscaler.
     strict: raise UserError for a file of a folder that cannot be evaluated, instead of printing and skipping it.
     bicubic, degradation: as of Degradation: how LR images of folders are made, and what stands beside the model. None
     for both: LR pictures that lie with the HR pictures are used, as of load_pairs(); else "pillow" and "bi".
@@ -101,8 +102,11 @@ def evaluate(
     files = files_to_write({"--json": json, "--csv": csv, "--markdown": markdown, "--figure": figure})
     if figure is not None and Path(figure).suffix.lower() != ".png":
         raise UserError(f"--figure {figure}: its name must end in .png")
-    model = load_any_model(weights_file, device)
-    weights = str(convert.SHIPPED if weights_file is None else weights_file)
+    if weights_file is None and model_name is None and scale is None:
+        scale = first_scale(eval_file)
+    given = given_or_shipped(weights_file, model_name, scale)
+    model = load_any_model(given, device)
+    weights = str(file_of(given))
     check_scale(scale, model.config.scale, "--scale")
     datasets = open_datasets(eval_file, data, model.config.scale, strict, asked, eval_lr_dir)
     inputs = [path for dataset in datasets for path in dataset.folders]

@@ -1,4 +1,4 @@
-"""The flags of convert, export and prepare."""
+"""The flags of convert, export, models and prepare."""
 
 from __future__ import annotations
 
@@ -38,6 +38,12 @@ def export(commands) -> None:
     flag("--opset", type=int, help="ONNX operator set (default: 13; Ascend's atc reads 11 to 18)")
     fp16_help = "weights and arithmetic in half precision; input and output stay float32"
     flag("--fp16", action="store_true", help=fp16_help)
+
+
+def models(commands) -> None:
+    help_text = "the models that come with rdn_fast: scale, size, PSNR, licence, training data"
+    parser = commands.add_parser("models", help=help_text, description=f"List {help_text}.")
+    parser.add_argument("--json", metavar="FILE", help="write the list there as json, too")
 
 
 def prepare(commands) -> None:

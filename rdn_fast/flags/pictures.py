@@ -17,8 +17,8 @@ def upscale(commands) -> None:
     flag("-i", "--input", required=True, action="extend", nargs="+", metavar="IN", help=input_help)
     output_help = "folder to write to; for a single picture also a file"
     flag("-o", "--output", required=True, metavar="OUT", help=output_help)
-    add_weights(parser, or_onnx=", or an ONNX file of any network for super-resolution")
-    flag("-s", "--scale", type=int, help="checked against the weights, which know it; for other sizes see --outscale")
+    default_scale = "2; for a size below, the smallest that reaches it in the fewest passes"
+    add_weights(parser, ", or an ONNX file of any network for super-resolution", default_scale)
     _add_sizes(parser)
     tile_help = "edge of the tiles in LR pixels, 0: none (default: what suits the device)"
     flag("-t", "--tile", type=int, help=tile_help)
@@ -58,7 +58,8 @@ def _add_sizes(parser: argparse.ArgumentParser) -> None:
 
 def eval_(commands) -> None:
     parser = commands.add_parser("eval", help="PSNR and SSIM of weights over sets of pictures, bicubic beside them")
-    add_weights(parser, or_onnx=", or an ONNX file of any network for super-resolution")
+    default_scale = "that of the first h5 file of --eval-file, else 2"
+    add_weights(parser, ", or an ONNX file of any network for super-resolution", default_scale)
     flag = parser.add_argument
     sets_help = "evaluation h5 files, or folders of HR images"
     flag("--eval-file", action="extend", nargs="+", default=[], metavar="SET", help=sets_help)
@@ -68,7 +69,6 @@ def eval_(commands) -> None:
     )
     flag("--eval-lr-dir", action="extend", nargs="+", default=[], metavar="DIR", help=lr_help)
     flag("--data", metavar="DIR", help="every set that lies in this folder: Set5, Set14, ...")
-    flag("--scale", type=int, help="checked against the weights, which know it")
     flag("--self-ensemble", action="store_true", help="mean over the eight turns and mirror images")
     add_degradation(parser, "LR images of folders, and the bicubic beside the model")
     flag("--strict", action="store_true", help="stop at a file that cannot be evaluated instead of skipping it")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import NamedTuple
@@ -29,9 +30,9 @@ class Steps(NamedTuple):
         factor = self.scale**self.passes
         return self.size != (factor * self.source[0], factor * self.source[1])
 
-    def describe(self) -> str | None:
-        """Return the size and how it is made, in words; None where the model runs once and gives it."""
-        if self.passes == 1 and not self.is_resampled:
+    def describe(self, always: bool = False) -> str | None:
+        """Return the size and how it is made, in words; if not always, None where the model runs once and gives it."""
+        if self.passes == 1 and not self.is_resampled and not always:
             return None
         horizontal, vertical = (edge / old for edge, old in zip(self.size, self.source, strict=True))
         factor = f"x{horizontal if self.source[0] >= self.source[1] else vertical:.4g}"
@@ -101,9 +102,31 @@ class OutputSize:
         stretched = abs(size[0] / width - size[1] / height) > 0.5 / width + 0.5 / height
         return Steps(source, size, scale, passes, bool(self.width and self.height) and stretched)
 
+    def possible_scales(self, scales: Iterable[int]) -> list[int]:
+        """Return those of the scales that best_scale() may return, which is one where no pixels are asked for."""
+        in_pixels = self.width or self.height or self.longest
+        return sorted(scales) if in_pixels else [self.best_scale(1, 1, scales)]
+
+    def best_scale(self, width: int, height: int, scales: Iterable[int]) -> int:
+        """Return the model's scale for a picture of this size: of those with the fewest passes the smallest."""
+        if self == OutputSize():
+            return min(scales)
+        factor = self._factor(width, height)
+        if self.width and self.height:
+            factor = max(factor, int(self.height) / height)
+        return min(scales, key=lambda scale: (_passes(factor, scale), scale))
+
     def _factor(self, width: int, height: int) -> float:
         if self.outscale:
             return float(self.outscale)
         if self.longest:
             return int(self.longest) / max(width, height)
         return int(self.width) / width if self.width else int(self.height) / height
+
+
+def _passes(factor: float, scale: int) -> int:
+    """Return how often a model of this scale has to enlarge a picture until it is `factor` times as large or larger."""
+    passes = 0
+    while scale**passes < factor:
+        passes += 1
+    return passes

@@ -17,11 +17,12 @@ from rdn_fast.pictures.picture import read_picture
 from rdn_fast.pictures.resize import resize
 from rdn_fast.pictures.sizes import MAX_PIXELS, OutputSize
 from rdn_fast.pictures.tiled import Upscaler
-from rdn_fast.weights.convert import SHIPPED
 from rdn_fast.weights.onnx_model import load_any_model
+from rdn_fast.weights.shipped import check_scale, file_of, for_each_scale
 
 # dtype and the shape after [H, W]
 _ARRAYS = [(np.bool_, ()), *((np.uint8, shape) for shape in ((), (2,), (3,), (4,))), (np.uint16, ())]
+_ANY_FACTOR = " (outscale takes any factor)"
 
 
 class _LoadedUpscalers:
@@ -37,7 +38,7 @@ class _LoadedUpscalers:
 
     def get(self, path: str | Path, device: str, settings: tuple) -> Upscaler:
         """Return the Upscaler of a file, loaded again when the file has been written since. settings: Upscaler's."""
-        path = os.path.abspath(path) if path else path  # abspath("") is the current folder; "" must stay no file
+        path = os.path.abspath(file_of(path)) if path else path  # abspath("") is the current folder; "" is no file
         written = os.path.getmtime(path) if os.path.exists(path) else 0.0
         key = path, written, repr((device, settings))  # not checked yet: a list has no hash
         if (upscaler := self._by_key.pop(key, None)) is None:
@@ -89,14 +90,15 @@ def upscale(
     fp32: bool = False,
     self_ensemble: bool = False,
 ) -> Image.Image:
-    """Return the picture larger by the weights' scale, or at the wanted size, upright.
+    """Return the picture larger by the scale, or at the wanted size, upright.
 
     Its ICC profile, EXIF and DPI are in its `info`.
 
     image: a file, a PIL.Image, or an array: uint8 [H, W], [H, W, 3] RGB or [H, W, 4] RGBA, or uint16 [H, W].
-    weights: a file of any RDN (None: the shipped small x2 model) or an ONNX file, kept loaded; or an RDN, which
-        computes on the device that it is on.
-    scale: checked against the weights' own.
+    weights: a file of any RDN, the name of a shipped model or an ONNX file, kept loaded; or an RDN, which computes on
+        the device that it is on. None: the shipped model of the scale.
+    scale: checked against that of the weights. None, without weights: 2, or for another size the smallest that reaches
+        it in the fewest passes through the model.
     outscale, width, height, longest: another size: a factor; or pixels of the result, both of width and height exactly,
         or the longer edge. The model runs as often as needed, 0 times where nothing grows; then follows one resample.
     device: "auto", "cpu", "cuda[:i]" or "npu[:i]".
@@ -121,17 +123,23 @@ def upscale(
     wanted = OutputSize(outscale, width, height, longest)
     wanted.check()
     source = _image(image) if isinstance(image, np.ndarray) else image
+    shipped = for_each_scale(scale=scale, more=_ANY_FACTOR) if weights is None else {}
     with loaded_upscalers.lock:
+        try:
+            picture = read_picture(source)
+        except ValueError as error:
+            raise UserError(f"{name}: {error}") from None
+        if weights is None:
+            weights = shipped[wanted.best_scale(*picture.size, shipped)].file
         if not isinstance(weights, RDN):
-            upscaler = loaded_upscalers.get(SHIPPED if weights is None else weights, device, settings)
+            upscaler = loaded_upscalers.get(weights, device, settings)
         elif device == "auto":
             upscaler = Upscaler(weights, *settings, say=warnings.warn)
         else:
             remedy = "leave the device out, or give its weights as a file"
             raise UserError(f"device {device}: an RDN computes where it is; {remedy}")
-        check_scale(scale, upscaler.scale, "scale", " (outscale takes any factor)")
+        check_scale(scale, upscaler.scale, "scale", _ANY_FACTOR)
         try:
-            picture = read_picture(source)
             steps = wanted.steps(*picture.size, upscaler.scale)
             steps.check(MAX_PIXELS, "the limit of")
             picture = fit(picture, steps.size, None)
@@ -151,13 +159,3 @@ def _image(array: np.ndarray) -> Image.Image:
         kinds = "uint8 [H, W], [H, W, 3] or [H, W, 4], or uint16 [H, W]"
         raise UserError(f"the picture: give {kinds}, not empty; {given}" + f"; {remedy}" * bool(remedy))
     return Image.fromarray(array)
-
-
-def check_scale(wanted: int | None, scale: int, what: str, more: str = "") -> None:
-    """Raise UserError when a scale is wanted (not None) that is not the weights'.
-
-    what: the flag or parameter. more: added to the remedy.
-    """
-    if wanted not in (None, scale):
-        remedy = f"give {what} {scale} or none, or other weights{more}"
-        raise UserError(f"{what} {wanted}: these weights are for x{scale}; {remedy}")

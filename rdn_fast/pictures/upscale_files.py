@@ -16,6 +16,7 @@ from PIL import Image
 from rdn_fast import devices
 from rdn_fast.errors import Failure, UserError, cannot_write, one_line
 from rdn_fast.files import atomic_write
+from rdn_fast.model import RDN
 from rdn_fast.ordered_map import ordered_map
 from rdn_fast.pictures.encode import encode, fit
 from rdn_fast.pictures.enlarge import model_passes
@@ -25,10 +26,9 @@ from rdn_fast.pictures.picture import Picture, read_picture
 from rdn_fast.pictures.resize import resize
 from rdn_fast.pictures.sizes import OutputSize, Steps
 from rdn_fast.pictures.tiled import Upscaler
-from rdn_fast.pictures.upscale import check_scale
 from rdn_fast.terminal import Bar, print_line
-from rdn_fast.weights.convert import SHIPPED
-from rdn_fast.weights.onnx_model import load_any_model
+from rdn_fast.weights.onnx_model import OnnxModel, load_any_model
+from rdn_fast.weights.shipped import check_one_given, check_scale, for_each_scale
 
 # Errors of writing that are of one name. After others, such as a full disk, nothing more can be written.
 _OF_ONE = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL)
@@ -38,6 +38,7 @@ def upscale_files(
     input: list[str],
     output: str,
     weights_file: str | None,
+    model_name: str | None,
     scale: int | None,
     outscale: float | None,
     width: int | None,
@@ -66,20 +67,21 @@ def upscale_files(
     wanted.check("--")
     jobs, refused = plan(input, output, suffix, ext, recursive, print_line)
     check_quality(quality, lossless, (job.format for job in jobs))
-    model = load_any_model(weights_file, device).frozen()
-    check_scale(scale, model.config.scale, "--scale", " (--outscale takes any factor)")
+    models = _load(weights_file, model_name, scale, wanted, device)
     todo = [job for job in jobs if overwrite or not os.path.exists(job.target)]
     with _pillow_unlimited(), Bar("pictures", len(todo)) as bar:
         pad = tile_pad if tile_pad == "exact" else int(tile_pad)
-        upscaler = Upscaler(model, tile, pad, fp32, self_ensemble, bar.say)
+        upscalers = {
+            model.config.scale: Upscaler(model, tile, pad, fp32, self_ensemble, bar.say) for model in models.values()
+        }
         _make_folders(todo)
-        where = devices.describe(model.device)
-        bar.say(f"{SHIPPED.name if weights_file is None else weights_file}: {model.in_words}, on {where}")
+        for name, model in models.items():
+            bar.say(f"{name}: {model.in_words}, on {devices.describe(model.device)}")
         for source, reason in refused.items():
             bar.say(f"failed {source}: {reason}")
         only_one = len(jobs) + len(refused) == 1
         made, failed = _make_pictures(
-            todo, upscaler, _Settings(wanted, max_pixels, quality, lossless, overwrite), bar, only_one
+            todo, upscalers, _Settings(wanted, max_pixels, quality, lossless, overwrite), bar, only_one
         )
     there_already = len(jobs) - made - failed
     failed += len(refused)
@@ -91,6 +93,21 @@ def upscale_files(
         result += f", {there_already} there already (--overwrite makes them anew)"
     print_line(result + (f", {failed} failed" if failed else ""))
     return 1 if failed else 0
+
+
+def _load(
+    weights_file: str | None, model_name: str | None, scale: int | None, wanted: OutputSize, device: str
+) -> dict[str, RDN | OnnxModel]:
+    """Return {name: model} of the given weights, or of the shipped models that pictures may need, one for a scale."""
+    check_one_given(weights_file, model_name)
+    any_factor = " (--outscale takes any factor)"
+    if weights_file is not None:
+        model = load_any_model(weights_file, device).frozen()
+        check_scale(scale, model.config.scale, "--scale", any_factor)
+        return {weights_file: model}
+    shipped = for_each_scale(model_name, scale, "--", any_factor)
+    chosen = [shipped[each] for each in wanted.possible_scales(shipped)]
+    return {each.name: load_any_model(each.file, device).frozen() for each in chosen}
 
 
 def _check_flags(tile: int | None, tile_pad: str, max_pixels: int) -> None:
@@ -113,15 +130,16 @@ class _Settings(NamedTuple):
 
 
 def _make_pictures(
-    jobs: list[Job], upscaler: Upscaler, settings: _Settings, bar: Bar, only_one: bool
+    jobs: list[Job], upscalers: dict[int, Upscaler], settings: _Settings, bar: Bar, only_one: bool
 ) -> tuple[int, int]:
     """Make all pictures. Return how many were made, and how many failed, which is said in a line each.
 
+    upscalers: {scale: Upscaler}; each picture takes the best one for its size.
     only_one: the command was given one picture, whose failure is a UserError.
     """
     made = failed = 0
     with (
-        closing(_read_and_resize(jobs, upscaler, settings, bar)) as pictures,
+        closing(_read_and_resize(jobs, upscalers, settings, bar)) as pictures,
         closing(ordered_map(lambda picture: _encode_and_write(picture, settings), pictures, *_encoders())) as written,
     ):
         for job, result in written:
@@ -148,7 +166,7 @@ def _make_pictures(
 
 
 def _read_and_resize(
-    jobs: list[Job], upscaler: Upscaler, settings: _Settings, bar: Bar
+    jobs: list[Job], upscalers: dict[int, Upscaler], settings: _Settings, bar: Bar
 ) -> Iterator[tuple[Job, Picture | str]]:
     """Yield each picture at its new size, or why that failed. Two threads decode up to two pictures ahead.
 
@@ -158,7 +176,8 @@ def _read_and_resize(
     def read(job: Job) -> tuple[Job, Picture | str, Steps | None]:
         try:
             picture = read_picture(job.source, settings.max_pixels)
-            steps = settings.wanted.steps(*picture.size, upscaler.scale)
+            scale = settings.wanted.best_scale(*picture.size, upscalers)
+            steps = settings.wanted.steps(*picture.size, scale)
             steps.check(settings.max_pixels, "--max-pixels")
             picture = with_quality(picture, job.format, settings.quality, settings.lossless)
             return job, fit(picture, steps.size, job.format), steps
@@ -171,12 +190,15 @@ def _read_and_resize(
             def report(share: float, number: int = number, name: str = job.source.name) -> None:
                 bar.set_done(number + share, f"{name} {share:.0%}" if share < 1 else name)
 
-            yield job, picture if steps is None else _resize(picture, steps, upscaler, report)
+            yield job, picture if steps is None else _resize(picture, steps, upscalers, report)
             del picture  # frees its memory before the next one is awaited
 
 
-def _resize(picture: Picture, steps: Steps, upscaler: Upscaler, report: Callable[[float], None]) -> Picture | str:
+def _resize(
+    picture: Picture, steps: Steps, upscalers: dict[int, Upscaler], report: Callable[[float], None]
+) -> Picture | str:
     """Return the picture at its new size, or why that failed. report: called with the share that is done."""
+    upscaler = upscalers[steps.scale]
     calls = model_passes(picture)
     work = [steps.scale ** (2 * i) for i in range(steps.passes) for _ in range(calls)]  # of each call of the model
     started = count()
@@ -192,7 +214,7 @@ def _resize(picture: Picture, steps: Steps, upscaler: Upscaler, report: Callable
         if isinstance(error, RuntimeError) and not devices.is_out_of_memory(error):
             raise
         return "there is not memory enough for it; a smaller --tile may help"
-    if made := steps.describe():
+    if made := steps.describe(always=len(upscalers) > 1):
         resized.notes.insert(0, made)
     return resized
 

@@ -20,10 +20,9 @@ from rdn_fast.errors import UserError
 from rdn_fast.files import Kind, write_result
 from rdn_fast.model import RDN, check_state, describe, infer_config, meta_model
 from rdn_fast.terminal import print_line
-from rdn_fast.weights import formats
+from rdn_fast.weights import formats, shipped
 from rdn_fast.weights.load import load_tensors
 
-SHIPPED = Path(__file__).parent / "small_x2.safetensors"
 _FORMAT = "1"  # version of what the keys of our metadata mean
 _WHITE = {"0..1": 1, "0..255": 255}  # value range: the largest RGB value that the model takes and gives
 
@@ -46,25 +45,29 @@ class Weights:
 def read_weights(path: str | Path) -> Weights:
     """Read the weights of an RDN as we save them, or another project (docs/weights.md lists them).
 
-    path: a file, or a folder with TensorFlow.js's model.json. Its content counts, not its name. The tensors may have
-    any floating-point dtype. Where a file holds weights and their running average, the average is taken, and `layout`
-    names it. Raises UserError naming the file: missing, damaged, asking for code to be run, not exactly an RDN, or with
-    values that are not finite.
+    path: a file, or a folder with TensorFlow.js's model.json. Its content counts, not its name. Where neither is there,
+    the name of a shipped model stands for its file. The tensors may have any floating-point dtype. Where a file holds
+    weights and their running average, the average is taken, and `layout` names it. Raises UserError naming the file:
+    missing, damaged, asking for code to be run, not exactly an RDN, or with values that are not finite.
     """
     if not isinstance(path, (str, os.PathLike)):
         raise UserError(f"weights: give the name of a file; this is of type {type(path).__name__}")
     return _read(Path(path), 1)
 
 
-def load_model(path: str | Path | None = None, device: str | torch.device = "auto") -> RDN:
-    """Return the model of a weights file (None: the shipped small x2 model), on the device, in eval mode.
+def load_model(path: str | Path | None = None, device: str | torch.device = "auto", *, scale: int | None = None) -> RDN:
+    """Return the model of a weights file, or a shipped model, on the device, in eval mode.
 
+    path: as of read_weights(), also a shipped model's name. None: the shipped model of this scale (None: x2).
+    scale: checked against the weights' own where a path is given.
     It takes float32 [B, 3, H, W], RGB in 0..1, and gives [B, 3, s*H, s*W] in the same range, not clamped. model.config
     tells its shape and scale. Its memory format is the device's. device: "auto", "cpu", "cuda[:i]", "npu[:i]", or a
-    torch.device. Raises UserError as read_weights() does, and for a device that this machine does not have.
+    torch.device. Raises UserError as read_weights() does, for another scale, and for a device that this machine does
+    not have.
     """
     target = device if isinstance(device, torch.device) else devices.pick(device)
-    weights = read_weights(SHIPPED if path is None else path)
+    weights = read_weights(shipped.select(scale=scale).file if path is None else path)
+    shipped.check_scale(scale, weights.config.scale, "scale")
     model = meta_model(weights.config)
     model.load_state_dict(weights.state, assign=True)
     return model.to(target, memory_format=devices.memory_format(target)).eval()

@@ -18,7 +18,7 @@ import torch
 from rdn_fast import ascend
 from rdn_fast.errors import UserError, why_no_file
 from rdn_fast.terminal import bytes_in_words
-from rdn_fast.weights import keras, other_files, pickled, torch7
+from rdn_fast.weights import keras, other_files, pickled, shipped, torch7
 
 
 def _rebuild_npu_tensor(storage, offset: int, size: tuple, stride: tuple, *_) -> torch.Tensor:
@@ -39,7 +39,8 @@ def sha256(path: str | Path) -> str:
 
 
 def _file(path: Path) -> Path:
-    """Return the file, or model.json of the folder. Raises UserError when there is none."""
+    """Return the file, or model.json of the folder, or a shipped model's file. Raises UserError when there is none."""
+    path = shipped.file_of(path)
     file = path / "model.json" if os.path.isdir(path) else path
     if (flaw := why_no_file(file)) is not None:
         missing = file != path and flaw == "no such file"

@@ -20,6 +20,7 @@ from rdn_fast.model import RDN, describe
 from rdn_fast.precision import Precision
 from rdn_fast.terminal import print_line
 from rdn_fast.weights.convert import load_model
+from rdn_fast.weights.shipped import check_scale, given_or_shipped
 
 INPUT, OUTPUT = "image", "output"
 OPSET = 13  # older versions of atc end there
@@ -38,9 +39,12 @@ def export(
     size: Sequence[int] = (64, 64),
     opset: int | None = None,
     fp16: bool = False,
+    model_name: str | None = None,
+    scale: int | None = None,
 ) -> None:
-    """Write the model of a weights file (None: the shipped small x2 model) as ONNX, and print what was written.
+    """Write the model of a weights file, or a shipped model, as ONNX, and print what was written.
 
+    weights_file: None for the shipped model of that name and scale (None for both: x2). scale: else checked.
     Input `image`: float32 [1, 3, H, W], RGB in 0..1. Output `output`: float32 [1, 3, s*H, s*W], not clamped.
     size: (H, W). dynamic: batch, H and W may be anything. opset: None for 13.
     fp16: weights and arithmetic in half precision, the last convolution in float32.
@@ -50,6 +54,7 @@ def export(
     missing packages. Raises Failure when the result differs by more; `output` is then unchanged.
     """
     path, (height, width) = Path(output), size
+    weights = given_or_shipped(weights_file, model_name, scale)
     opset = OPSET if opset is None else opset
     if path.suffix != ".onnx":
         raise UserError(f"--output {output}: give a name that ends in .onnx")
@@ -66,7 +71,8 @@ def export(
     if not _OLDEST <= opset <= newest:
         known = f"the newest that onnx {onnx.__version__} knows"
         raise UserError(f"--opset {opset}: must be from {_OLDEST} to {newest}, {known}")
-    model = load_model(weights_file, devices.all_devices()[-1])  # the file is compared with the host's float32
+    model = load_model(weights, devices.all_devices()[-1])  # the file is compared with the host's float32
+    check_scale(scale, model.config.scale, "--scale")
     onnx_model = build(model, ("batch", "height", "width") if dynamic else (1, height, width), opset, fp16)
     onnx.checker.check_model(onnx_model, full_check=True)
     content = onnx_model.SerializeToString()

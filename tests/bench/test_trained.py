@@ -14,7 +14,7 @@ from bench import plots, quality, report, trained
 from bench.published import EDSR_BASELINE, PAPER, PUBLISHED
 from rdn_fast.cli import main
 from rdn_fast.config import make_configs
-from rdn_fast.weights.convert import SHIPPED
+from rdn_fast.weights.shipped import select
 
 # 21 patches: 8 + 8 + 5
 FLAGS = (*TINY, *["--batch-size", "8", "--eval-every", "1", "--opt-level", "O0", "--rdb", "naive", "--epochs", "100"])
@@ -119,7 +119,7 @@ def test_what_is_not_of_the_run_is_refused(made, tmp_path, capsys):
     other = tmp_path / "model.safetensors"
     assert main(["convert", str(made / "model.safetensors"), str(other)]) == 0  # the same weights, another file
     assert f"--eval {made}/plain.json: is of " in told(other, made / "plain.json")
-    assert main(["convert", str(SHIPPED), str(other)]) == 0
+    assert main(["convert", str(select().file), str(other)]) == 0
     assert f"--weights {other}: is not {made}/run/last.pth" in told(other, made / "plain.json")
     assert "nowhere.json" in told(made / "model.safetensors", made / "nowhere.json")
     assert "nowhere" in told(made / "model.safetensors", made / "plain.json", outputs="nowhere")

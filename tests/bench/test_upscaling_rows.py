@@ -17,11 +17,12 @@ from bench.cases import upscaling
 from bench.cases.upscaling import Use
 from bench.measure import Bench
 from bench.models import words
-from rdn_fast.weights.convert import SHIPPED, read_weights
+from rdn_fast.weights.convert import read_weights
+from rdn_fast.weights.shipped import select
 
 CPU = torch.device("cpu")
 TINY = {"PHOTOGRAPH": (100, 60), "FILES": 5, "EDGES": (16, 25)}
-SHIPPED_MODEL = read_weights(SHIPPED).config
+SHIPPED_MODEL = read_weights(select().file).config
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -11,6 +11,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import runs
 import safetensors.torch
 import torch
 from PIL import Image
@@ -23,7 +24,6 @@ from rdn_fast.evaluation.evaluate import exact_upscaler, score
 from rdn_fast.files import finite
 from rdn_fast.model import RDN
 from rdn_fast.terminal import printable
-from rdn_fast.weights import convert
 
 MEASURED = ["psnr_y", "psnr_y_compat", "ssim_y", "psnr_rgb"]
 COLUMNS = [*MEASURED, *(f"bicubic_{name}" for name in MEASURED)]
@@ -183,11 +183,45 @@ def test_as_a_process_of_its_own(run_cli, report, weights, prepared, tmp_path):
         assert there["sets"][0]["mean"][column] == pytest.approx(here["sets"][0]["mean"][column], rel=1e-4)
 
 
-def test_without_weights_the_packages_own_are_taken(cli, weights, prepared, monkeypatch):
-    monkeypatch.setattr(convert, "SHIPPED", weights())
-    ended = cli("eval", "--eval-file", prepared.eval, "--device", "cpu")
+@pytest.mark.parametrize(
+    ("flags", "scale"),
+    [
+        (("--eval-file", "x4.h5"), 4),
+        (("--eval-file", "images"), 2),
+        (("--eval-file", "images", "x3.h5"), 3),
+        (("--eval-file", "images", "-s", 4), 4),
+        (("--data", "images", "--scale", 3), 3),
+        (("--eval-file", "images", "-n", "small_x3"), 3),
+        (("--eval-file", "images", "--model_name", "small_x4", "-s", 4), 4),
+        (("--eval-file", "images", "-w", "small_x4"), 4),
+    ],
+    ids=str,
+)
+def test_the_shipped_model_of_the_scale(cli, three_models, image_folder, make_h5, tmp_path, monkeypatch, flags, scale):
+    monkeypatch.chdir(tmp_path)
+    image_folder(1)
+    hr = runs.photograph(48, 60)
+    make_h5(tmp_path / f"x{scale}.h5", [(hr[::scale, ::scale], hr)])
+    ended = cli("eval", *flags, "--device", "cpu", "--json", "report.json")
     assert (ended.code, ended.err) == (0, "")
-    assert ended.out.startswith(f"{weights()}: RDN x2")
+    report = json.loads(Path("report.json").read_text())
+    assert (report["scale"], report["weights"]) == (scale, str(three_models[scale]))
+    assert report["weights_sha256"] == hashlib.sha256(three_models[scale].read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (("-s", 8), "--scale 8: no model for it comes with rdn_fast, only small_x2 (x2), small_x3 (x3), small_x4 (x4)"),
+        (("-n", "large"), "--model-name large: no such model comes with rdn_fast; give one of small_x2 (x2), small_x3"),
+        (("-n", "small_x2", "-s", 4), "--model-name small_x2 and --scale 4: this model is for x2; give one of the two"),
+        (("-n", "small_x2", "-w", "a.pth"), "--weights-file a.pth and --model-name small_x2 each say which weights"),
+        (("-w", "small_x2", "-s", 3), "--scale 3: these weights are for x2; give --scale 2 or none, or other weights"),
+    ],
+    ids=str,
+)
+def test_no_such_shipped_model(cli, three_models, prepared, flags, told):
+    assert cli("eval", "--eval-file", prepared.images, "--device", "cpu", *flags).user_error().startswith(told)
 
 
 # ---- several sets ----

@@ -15,9 +15,10 @@ from rdn_fast.model import RDN
 from rdn_fast.pictures.tiled import Upscaler
 from rdn_fast.pictures.upscale import upscale
 from rdn_fast.weights import onnx_model
-from rdn_fast.weights.convert import SHIPPED, load_model
+from rdn_fast.weights.convert import load_model
 from rdn_fast.weights.onnx_export import build, export
 from rdn_fast.weights.onnx_model import OnnxModel, load_any_model
+from rdn_fast.weights.shipped import select
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -138,7 +139,7 @@ def test_eval_gives_torchs_figures(cli, shipped, tmp_path, prepared):
 def test_the_command_makes_pictures_with_a_file(cli, shipped, image_folder, tmp_path):
     folder = image_folder(2)
     outputs = []
-    for name, weights in (("torch", SHIPPED), ("onnx", shipped["64 x 64"])):
+    for name, weights in (("torch", select().file), ("onnx", shipped["64 x 64"])):
         ended = cli("upscale", "-i", folder, "-o", tmp_path / name, "-w", weights, "--fp32")
         assert (ended.code, ended.err) == (0, "")
         outputs.append([np.asarray(Image.open(path)) for path in sorted((tmp_path / name).iterdir())])
@@ -326,7 +327,7 @@ def test_commands_that_need_weights_say_so(cli, shipped, tmp_path):
 def test_a_file_without_its_ending_is_known_by_its_content(shipped, tmp_path):
     (tmp_path / "model").write_bytes(shipped["fp16"].read_bytes())
     assert isinstance(load_any_model(tmp_path / "model"), OnnxModel)
-    assert isinstance(load_any_model(SHIPPED), RDN)
+    assert isinstance(load_any_model(select().file), RDN)
 
 
 def test_tiles_become_smaller_where_memory_is_short(shipped, photograph, monkeypatch):

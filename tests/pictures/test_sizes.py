@@ -57,6 +57,46 @@ def test_the_model_runs_as_often_as_needed_and_no_more(width, height, what, numb
 
 
 @pytest.mark.parametrize(
+    ("wanted", "scale"),
+    [
+        ({}, 2),
+        ({"outscale": 0.5}, 2),
+        ({"outscale": 2}, 2),
+        ({"outscale": 2.004}, 3),
+        ({"outscale": 4}, 4),
+        ({"outscale": 5}, 3),
+        ({"outscale": 9}, 3),
+        ({"outscale": 9.5}, 4),
+        ({"width": 300}, 3),
+        ({"height": 61}, 2),
+        ({"longest": 301}, 4),
+        ({"width": 10, "height": 180}, 3),
+        ({"width": 300, "height": 1}, 3),
+    ],
+)
+def test_the_best_scale(wanted, scale):
+    assert OutputSize(**wanted).best_scale(100, 60, [4, 2, 3]) == scale
+    assert OutputSize(**wanted).best_scale(100, 60, [8]) == 8
+
+
+SCALES = st.lists(st.sampled_from([2, 3, 4, 8]), min_size=1, unique=True)
+
+
+@given(EDGE, EDGE, SCALES)
+def test_no_scale_needs_fewer_passes_than_the_best(edge, longest, scales):
+    wanted = OutputSize(longest=longest)
+    passes = {scale: wanted.steps(edge, edge, scale).passes for scale in scales}
+    assert wanted.possible_scales(scales) == sorted(scales)
+    assert wanted.best_scale(edge, edge, scales) == min(scales, key=lambda scale: (passes[scale], scale))
+
+
+@given(EDGE, EDGE, st.none() | EDGE, SCALES)
+def test_a_factor_needs_one_scale_for_all_pictures(width, height, percent, scales):
+    wanted = OutputSize(percent and percent / 100)
+    assert wanted.possible_scales(scales) == [wanted.best_scale(width, height, scales)]
+
+
+@pytest.mark.parametrize(
     ("wanted", "words"),
     [
         ({}, None),
@@ -76,7 +116,9 @@ def test_the_model_runs_as_often_as_needed_and_no_more(width, height, what, numb
     ],
 )
 def test_words(wanted, words):
-    assert OutputSize(**wanted).steps(100, 60, 2).describe() == words
+    steps = OutputSize(**wanted).steps(100, 60, 2)
+    assert steps.describe() == words
+    assert steps.describe(always=True) == (words or "200x120 pixels (x2): through the x2 model once")
 
 
 @given(EDGE, EDGE, EDGE)

@@ -10,7 +10,6 @@ from bench.parity import FLOAT64, SLACK, relative_error
 from rdn_fast.config import ModelConfig, TrainConfig
 from rdn_fast.errors import UserError
 from rdn_fast.training.inputs import open_inputs
-from rdn_fast.weights import convert as converting
 from rdn_fast.weights.convert import load_model, read_weights
 
 D, C, G, G0 = others.D, others.C, others.G, others.G0
@@ -157,11 +156,6 @@ def test_what_is_read_is_apart_from_its_file(tmp_path):
     with path.open("r+b") as file:  # in place: what is mapped would change with it
         file.write(b"\xff" * path.stat().st_size)
     assert_equal(weights.state, state)
-
-
-def test_load_model_without_a_file_takes_the_one_that_comes_with_the_package(reference, monkeypatch):
-    monkeypatch.setattr(converting, "SHIPPED", reference)
-    assert_equal(load_model(device="cpu").state_dict(), torch.load(reference))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

@@ -14,8 +14,11 @@ from weight_files import assert_equal, saved
 
 from bench.parity import SLACK, relative_error
 from rdn_fast.config import ModelConfig
-from rdn_fast.weights.convert import SHIPPED, convert, load_model, read_weights
+from rdn_fast.weights.convert import convert, load_model, read_weights
 from rdn_fast.weights.load import load_tensors
+from rdn_fast.weights.shipped import select
+
+SHIPPED = select().file
 
 if find_spec("spandrel") is None or find_spec("einops") is None:
     pytest.skip("spandrel and einops are not installed", allow_module_level=True)
