@@ -17,7 +17,7 @@ def upscale(commands) -> None:
     flag("-i", "--input", required=True, action="extend", nargs="+", metavar="IN", help=input_help)
     output_help = "folder to write to; for a single picture also a file"
     flag("-o", "--output", required=True, metavar="OUT", help=output_help)
-    default_scale = "2; for a size below, the smallest that reaches it in the fewest passes"
+    default_scale = "2; for a size as below the smallest that reaches it in the fewest passes"
     add_weights(parser, ", or an ONNX file of any network for super-resolution", default_scale)
     _add_sizes(parser)
     tile_help = "edge of the tiles in LR pixels, 0: none (default: what suits the device)"
