@@ -23,7 +23,7 @@ from rdn_fast.data.images import image_files, read_image
 from rdn_fast.data.pairs import Pair
 from rdn_fast.data.prepare import leave_out_seen, write_images
 from rdn_fast.errors import UserError
-from rdn_fast.weights.convert import SHIPPED
+from rdn_fast.weights.shipped import select
 
 FOLDERS = ("CID22", "CLIC2025", "Kodak24")
 PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
@@ -36,7 +36,7 @@ LARGE = "CLIC2025"
 TILE, SMALLEST = 96, 48  # LR pixels
 
 # x3 and x4 begin with the trunk of x2's weights. Fewer channels after up-sampling keep their files under 3 MB.
-_FROM_X2 = ("--weights-file", str(SHIPPED), "--lr", "5e-4", "--max-steps", "15000")
+_FROM_X2 = ("--weights-file", str(select(scale=2).file), "--lr", "5e-4", "--max-steps", "15000")
 FLAGS = {2: (), 3: (*_FROM_X2, "--upsample-channels", "24"), 4: (*_FROM_X2, "--upsample-channels", "32")}
 
 
