@@ -109,6 +109,7 @@ _DEFAULT = "CPU, inference, default precision / reference (fp32)"
 _OTHER = "CPU without bf16, inference / strongest other"
 _AMX = "CPU with AMX, inference, bf16 / strongest stock bf16"
 _AMX_REST = "CPU with AMX, inference, bf16 / strongest of all others"
+_TILES = {"dtype": "bfloat16", "batch": 1, "places": ("cpu+amx",), "own_kernel": True}
 _WITH = {"commands": ("upscale", *EVERY), "beside": ("OpenVINO",)}  # ONNX Runtime computes no bf16 on x86
 CASE = Case(
     order=20,
@@ -118,8 +119,8 @@ CASE = Case(
     gates=(
         Gate(_DEFAULT, NAME, "vs_reference", 2.1, 2.5, batch=1, places=CPUS),
         Gate(_OTHER, NAME, "vs_other", 1.5, 2.0, batch=1, places=("cpu",)),
-        Gate(_AMX, NAME, "vs_stock", 1.6, 2.0, dtype="bfloat16", batch=1, places=("cpu+amx",), own_kernel=True),
-        Gate(_AMX_REST, NAME, "vs_rest", 1.5, 2.0, dtype="bfloat16", batch=1, places=("cpu+amx",), **_WITH),
+        Gate(_AMX, NAME, "vs_stock", 1.6, 2.0, **_TILES),
+        Gate(_AMX_REST, NAME, "vs_rest", 1.5, 2.0, **_TILES, **_WITH),
     ),
     quick=lambda device, dtypes: [comparison(RDN_B, (32, 32), device, dtypes, "auto", every=True)],
     **tables.MODEL_SPEEDS,

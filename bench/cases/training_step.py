@@ -75,6 +75,7 @@ _ANY = "CPU, training step, default precision / strongest stock in any precision
 _BF16, _FP32 = (f"CPU, training step, {dtype} / strongest stock {dtype}" for dtype in ("bf16", "fp32"))
 _AMX = "CPU with AMX, training step, bf16 / strongest stock bf16"
 _AMX_REST = "CPU with AMX, training step, bf16 / strongest of all others"
+_TILES = {"dtype": "bfloat16", "batch": 8, "places": ("cpu+amx",), "own_kernel": True}
 _H100 = "H100, training step, fp16 O1 / strongest stock"
 CASE = Case(
     order=10,
@@ -85,8 +86,8 @@ CASE = Case(
         Gate(_DEFAULT, NAME, "vs_reference", 2.4, 2.9, batch=8, places=CPUS),
         Gate(_ANY, NAME, "vs_other", 0.95, 1.2, batch=8, places=CPUS),
         Gate(_BF16, NAME, "vs_stock", 1.08, 1.2, dtype="bfloat16", batch=8, places=("cpu+bf16",), own_kernel=True),
-        Gate(_AMX, NAME, "vs_stock", 2.0, 3.0, dtype="bfloat16", batch=8, places=("cpu+amx",), own_kernel=True),
-        Gate(_AMX_REST, NAME, "vs_rest", 2.0, 3.0, dtype="bfloat16", batch=8, places=("cpu+amx",), commands=EVERY),
+        Gate(_AMX, NAME, "vs_stock", 2.0, 3.0, **_TILES),
+        Gate(_AMX_REST, NAME, "vs_rest", 2.0, 3.0, **_TILES, commands=EVERY),
         Gate(_FP32, NAME, "vs_stock", 1.05, 1.2, dtype="float32", batch=8, places=CPUS),
         Gate(_H100, NAME, "vs_stock", 1.25, 2.0, dtype="float16", batch=64, places=("h100",)),
     ),

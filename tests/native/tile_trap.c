@@ -28,6 +28,9 @@ enum { NONE, P66, PF3, PF2 }; /* VEX.pp */
 /* How many of PRODUCTS, LOADS or STORES were executed. */
 long trapped(int kind) { return executed[kind]; }
 
+/* Whether the calling thread has tiles configured: the system then saves 8 KiB more whenever it changes threads. */
+int configured(void) { return set.palette; }
+
 static int64_t general(const ucontext_t *at, int number) { /* a register, by its number in an instruction */
     static const int place[16] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI,
                                   REG_R8,  REG_R9,  REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15};

@@ -8,6 +8,7 @@ import errno
 import math
 import platform
 import re
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -89,6 +90,23 @@ def test_a_block_takes_no_more_products_than_it_needs_and_few_loads(plain, tiles
     biases = (g0 + layers * g) // 16 * batch * height * width // 32
     assert products == needed + biases
     assert products > 0.85 * loads
+
+
+def test_threads_configure_their_tiles_at_every_call_and_release_them(plain, tiles, seed):
+    """Neither another library's configuration nor a thread that did not exist at the first call changes a result."""
+    cases = [problem(shape, BF16, seed) for shape in (SHAPES[2], ROWS)]
+    expected = [solve(amx.rdb, *case) for case in cases]
+    amx.block.kernels._library = tiles.library
+
+    def check(case, results) -> bool:
+        for _ in range(2):
+            for name, result in solve(amx.rdb, *case).items():
+                assert torch.equal(result, results[name]), f"{name} (seed {seed})"
+        return tiles.own or not tiles.library.configured()
+
+    with ThreadPoolExecutor(2) as pool:
+        assert all(pool.map(check, cases, expected))
+    assert check(cases[0], expected[0])
 
 
 def test_32_steps_end_where_naive_ends(plain):
