@@ -55,7 +55,7 @@ Say = Callable[[str], None]
 # measurements' own check: it would be compiled for every shape and memory format.
 _PYTEST = ("-m", "pytest", "-o", "addopts=", "-o", "faulthandler_timeout=100", "-p", "no:cacheprovider", "-q", "-ra")
 _PYTEST += ("-m", "not slow", "-k", "not compiled")
-IMPLS = "tests/rdb/test_rdb.py", "tests/rdb/test_triton.py"
+IMPLS = "tests/rdb/test_rdb.py", "tests/rdb/test_triton.py", "tests/tail/test_output_conv.py"
 MODEL = "tests/test_model.py", "tests/test_precision.py", "tests/training/test_train.py"
 PARTS = (
     Part("end to end", ("-m", "bench.run", "end_to_end"), 90, 180, 240),
@@ -63,6 +63,7 @@ PARTS = (
     Part("training step", ("-m", "bench.run", "training_step"), 60, 110, 150),
     Part("implementations", ("-m", "bench.run", "rdb"), 40, 60, 100),
     Part("kernels", ("-m", "profiling.kernels", "impls"), 25, 50, 100),
+    Part("last convolution", ("-m", "profiling.kernels", "tail"), 10, 15, 30),
     Part("memory", ("-m", "bench.run", "memory"), 20, 30, 50),
     Part("inference", ("-m", "bench.run", "inference"), 25, 40, 60),
     Part("convolutions", ("-m", "profiling.kernels", "convolutions"), 15, 25, 40),

@@ -1,7 +1,7 @@
-"""`python -m profiling.kernels convolutions|impls [--device cuda]`: single kernels, as rows in bench/results or $OUT.
+"""`python -m profiling.kernels convolutions|impls|tail [--device cuda]`: single kernels, as rows in results or $OUT.
 
 convolutions: what cuDNN makes of each layer of a dense block by itself. impls: each configuration of triton_planes, and
-hopper, where they can run.
+hopper, where they can run. tail: the last convolution at O1, with the pixel shuffle before it.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from rdn_fast import devices
 from rdn_fast.config import ModelConfig
 from rdn_fast.errors import UserError
 from rdn_fast.rdb import IMPLS, refusal, triton_planes
+from rdn_fast.tail import output_conv, output_trial
 
 BATCH = 64
 RUNS = 10  # of a block under the profiler
@@ -115,6 +116,48 @@ def hopper(bench: Bench, model_config: ModelConfig, batch: int) -> None:
         row(bench, f"hopper {name}", model_config, batch, seconds, flop[name])
 
 
+def tail(bench: Bench, model_config: ModelConfig, batch: int) -> None:
+    """Write the last convolution at O1 with the pixel shuffle before it, forward and backward, in turn.
+
+    PyTorch's has all of the map in float32; ours is checked before. UserError if that cannot run.
+    """
+    c, device, side = model_config, bench.device, PATCH * model_config.scale
+    if (reason := output_conv.missing(device)) is not None:
+        raise UserError(f"output_conv {reason}")
+    for dtype in output_conv.LOW:
+        if wrong := output_trial.flaw(device, output_conv.output_conv, dtype, (batch, c.tail_channels, side, side)):
+            bench.fail(f"output_conv: {wrong}")
+            continue
+        contenders = {
+            name: of_tail(c, batch, device, dtype, name == "output_conv") for name in ("stock", "output_conv")
+        }
+        for contender in contenders.values():
+            once(contender, device)
+        times = interleave(contenders, device, rounds=5)
+        for name, mine in times.items():
+            shape = words(c, PATCH, PATCH)
+            bench.row("last convolution", name, dtype, batch, shape, mine, vs_stock=mine.over(times["stock"]))
+
+
+def of_tail(c: ModelConfig, batch: int, device: torch.device, dtype: torch.dtype, ours: bool) -> Contender:
+    """Return forward and backward from the map before the last pixel shuffle on, captured as a training step is."""
+    factor, channels = c.shuffles[-1], c.tail_channels
+    conv = torch.nn.Conv2d(channels, 3, 3, padding=1).to(device, memory_format=torch.channels_last)
+    side = PATCH * c.scale
+    x = torch.randn(batch, channels * factor**2, side // factor, side // factor, device=device, dtype=dtype)
+    dy = torch.randn(batch, 3, side, side, device=device).contiguous(memory_format=torch.channels_last)
+    x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+
+    def run() -> tuple[torch.Tensor, ...]:
+        z = devices.pixel_shuffle(x, factor, dtype if ours else torch.float32)
+        y = output_conv.output_conv(z, conv.weight, conv.bias) if ours else conv(z)
+        return torch.autograd.grad(y, [x, conv.weight, conv.bias], dy)
+
+    graphed = devices.CudaGraphed(run, device, "the last convolution")
+    graphed.prepare()
+    return Contender(graphed)
+
+
 def training_run(bench: Bench, name: str, model_config: ModelConfig, batch: int) -> Entry:
     """Write the ceilings, and return what builds a training run of a block by an impl."""
     comparison = rdb.comparison(True, model_config, (batch, PATCH, PATCH), bench.device, bench.default)
@@ -164,7 +207,7 @@ def hopper_flop(c: ModelConfig, batch: int) -> dict[str, int]:
 def main(argv: list[str] | None = None) -> int:
     kind = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="python -m profiling.kernels", description=__doc__, formatter_class=kind)
-    parser.add_argument("what", choices=("convolutions", "impls"))
+    parser.add_argument("what", choices=("convolutions", "impls", "tail"))
     parser.add_argument("--device", default="cuda", help="auto, cpu, cuda[:i] or npu[:i] (default: %(default)s)")
     options = parser.parse_args(argv)
     try:
@@ -172,7 +215,7 @@ def main(argv: list[str] | None = None) -> int:
         if options.what == "convolutions":
             convolutions(bench, RDN_B, BATCH, [torch.float16, torch.bfloat16])
         else:
-            impls(bench, RDN_B, BATCH)
+            {"impls": impls, "tail": tail}[options.what](bench, RDN_B, BATCH)
     except UserError as error:
         print(f"kernels: error: {error}", file=sys.stderr)
         return 2

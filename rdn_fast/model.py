@@ -24,6 +24,7 @@ from rdn_fast.rdb import select
 from rdn_fast.rdb.autotune import resolve_impl
 from rdn_fast.rdb.blocks import RDB, FrozenRDB
 from rdn_fast.rdb.case import Case
+from rdn_fast.tail import output_conv
 
 _DIV2K_MEAN = (0.4488, 0.4371, 0.4040)  # RGB in 0..1; where a model with a mean shift begins
 
@@ -143,13 +144,16 @@ class RDN(nn.Module):
             local.append(y)
         y = _conv(self.gff[1], _conv(self.gff[0], torch.cat(local, dim=1))).to(x.dtype) + shallow
         output = self.output_dtype or y.dtype
+        read = y.dtype if output_conv.fits(self.output, y, output) else output  # what the last convolution reads
         for i, layer in enumerate(self.upscale, start=1):
             if isinstance(layer, nn.PixelShuffle):
                 last = i == len(self.upscale)
-                y = devices.pixel_shuffle(y, layer.upscale_factor, output if last else y.dtype)
+                y = devices.pixel_shuffle(y, layer.upscale_factor, read if last else y.dtype)
             else:
                 y = _conv(layer, y) if isinstance(layer, nn.Conv2d) else layer(y)
         # y: [B, U, s*H, s*W]; with tail "espcn" [B, 3*s*s, H, W]
+        if read != output:
+            return output_conv.output_conv(y, self.output.weight, self.output.bias)
         y = _conv(self.output, y.to(output))
         return F.pixel_shuffle(y, self.config.scale) if self.config.tail == "espcn" else y
 

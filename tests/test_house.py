@@ -20,6 +20,7 @@ FLOORS = (
     ("precision",),
     ("data",),
     ("rdb",),
+    ("tail",),
     ("model",),
     ("weights",),
     ("pictures", "spandrel"),

@@ -55,7 +55,7 @@ def missing() -> str | None:
     """Return why this impl cannot run on the current card, or None: it has computed blocks there as naive does."""
     if reason := missing_toolchain((9, 0)):
         return reason
-    return flaw_on(current_gpu(), "hopper", f"{__name__}_trial", _version())
+    return flaw_on(current_gpu(), "--rdb hopper", f"{__name__}_trial", _version())
 
 
 @cache

@@ -41,7 +41,9 @@ def missing() -> str | None:
     here = Path(__file__)
     sources = b"".join(file.read_bytes() for file in sorted(here.parent.glob(f"{here.stem}*.py")))
     compiler = f"triton-ascend {metadata.version('triton-ascend')}, CANN {ascend.cann()}"
-    return flaw_on(card, here.stem, f"{__name__}_trial", f"{hashlib.sha256(sources).hexdigest()[:12]}, {compiler}")
+    return flaw_on(
+        card, f"--rdb {here.stem}", f"{__name__}_trial", f"{hashlib.sha256(sources).hexdigest()[:12]}, {compiler}"
+    )
 
 
 def compilations(config: ModelConfig, batch: int, patch: int, dtype: torch.dtype) -> dict[str, Callable[[bool], None]]:

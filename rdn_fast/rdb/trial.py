@@ -21,14 +21,14 @@ PASSED, NO_DEVICE = "passed", 3  # what is remembered; exit code of a process th
 
 
 @cache
-def flaw_on(device: torch.device, name: str, module: str, version: str) -> str | None:
-    """Return why the impl called `name` cannot be used on this card, or None when it can. A note tells it, too.
+def flaw_on(device: torch.device, what: str, module: str, version: str) -> str | None:
+    """Return why `what`, such as "--rdb hopper", cannot be used on this card, or None. A note tells it, too.
 
     `python -m MODULE DEVICE` is the trial: where its exit code is not 0, its last line on stdout says what is wrong.
     That a `version` of the kernels has passed is remembered (rdb/tuning.py); the next process tries again what failed.
     Where the process gets no device, as on a card that serves one process at a time, nothing is known: None.
     """
-    key = f"trial of {name} {version}, {hardware(device)}, torch {torch.__version__}"
+    key = f"trial of {what} {version}, {hardware(device)}, torch {torch.__version__}"
     if remembered().get(key) == PASSED:
         return None
     code, words = _run([sys.executable, "-m", module, str(device)])
@@ -37,7 +37,7 @@ def flaw_on(device: torch.device, name: str, module: str, version: str) -> str |
     if code in (0, NO_DEVICE):
         return None
     flaw = f"fails in a trial on this card: {words}"
-    print_line(f"note: --rdb {name} {flaw}")
+    print_line(f"note: {what} {flaw}")
     return flaw
 
 

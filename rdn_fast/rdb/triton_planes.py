@@ -40,15 +40,20 @@ configs = KernelConfigs(CANDIDATES)
 
 def missing() -> str | None:
     """Return why the kernels cannot be compiled and launched here, or None when they can. The first time, try it."""
+    if (reason := triton_missing()) is not None:
+        return reason
+    if (card := current_gpu()) is None:  # there they are only compiled, or interpreted
+        return None
+    return flaw_on(card, "--rdb triton_planes", "rdn_fast.rdb.triton_trial", _version())
+
+
+def triton_missing() -> str | None:
+    """Return why Triton cannot be used, or None when it can."""
     try:
         found = find_spec("triton") and find_spec("triton.tools.tensor_descriptor")  # imports triton
     except Exception as error:  # a broken installation, or a library that it does not find
         return f"needs the package triton, whose import fails: {' '.join(str(error).split()) or repr(error)}"
-    if not found:
-        return "needs the package triton, 3.6 or newer (CUDA builds of torch bring it)"
-    if (card := current_gpu()) is None:  # there they are only compiled, or interpreted
-        return None
-    return flaw_on(card, "triton_planes", "rdn_fast.rdb.triton_trial", _version())
+    return None if found else "needs the package triton, 3.6 or newer (CUDA builds of torch bring it)"
 
 
 @cache

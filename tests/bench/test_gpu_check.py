@@ -119,7 +119,9 @@ def test_the_dry_run_tells_what_is_cut_and_needs_no_gpu(monkeypatch, capsys):
     assert "loading: not measured" in out
     assert gpu_check.main(["--dry-run", "--budget", "9000"]) == 0
     parts = len(gpu_check.PARTS)
-    assert f"gpu-check: {parts} of {parts} parts done\n" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "last convolution: python -m profiling.kernels tail\n" in out
+    assert f"gpu-check: {parts} of {parts} parts done\n" in out
 
 
 def test_the_most_wanted_come_first():

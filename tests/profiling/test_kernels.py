@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.cases import rdb
@@ -16,6 +17,7 @@ from rdn_fast.config import ModelConfig
 from rdn_fast.errors import UserError
 from rdn_fast.rdb import IMPLS, Impl, auto_level, naive, triton_planes
 from rdn_fast.rdb.triton_configs import KernelConfigs
+from rdn_fast.tail import output_conv
 
 CPU = torch.device("cpu")
 TINY = ModelConfig(num_features=6, growth_rate=4, num_blocks=2, num_layers=2)
@@ -113,6 +115,23 @@ def test_the_kernels_of_hopper_are_timed_if_they_are_right(factor, bench, monkey
     names = ["layer", "residual", "gradient", "layer_weights", "fusion_weights"]
     assert [row.recipe for row in bench.results.rows] == [f"hopper {name}" for name in names if factor == 1]
     assert len(bench.failures) == (factor != 1)
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.03])
+def test_the_last_convolution_is_timed_against_pytorchs_if_it_is_right(factor, bench, monkeypatch):
+    monkeypatch.setattr(output_conv, "missing", lambda device: None)
+    monkeypatch.setattr(output_conv, "output_conv", lambda x, w, b: factor * F.conv2d(x.float(), w, b, padding=1))
+    kernels.tail(bench, TINY, 1)
+    names = [(name, dtype) for dtype in ("float16", "bfloat16") for name in ("stock", "output_conv") if factor == 1]
+    assert [(row.recipe, row.dtype) for row in bench.results.rows] == names
+    assert all(row.vs_stock > 0 for row in bench.results.rows)
+    assert bench.failures == ["output_conv: the output is wrong by 0.03"] * 2 * (factor != 1)
+
+
+def test_the_last_convolution_needs_a_card_and_triton(bench, monkeypatch):
+    monkeypatch.setattr(output_conv, "missing", lambda device: "needs the package triton")
+    with pytest.raises(UserError, match="output_conv needs the package triton"):
+        kernels.tail(bench, TINY, 1)
 
 
 def test_times_of_kernels_are_those_of_one_run():

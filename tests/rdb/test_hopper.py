@@ -359,7 +359,7 @@ def test_on_a_card_it_runs_only_after_its_trial(card, monkeypatch):
     hopper._version.cache_clear()
     assert reason() == "fails in a trial"
     ((device, name, module, version),) = tried
-    assert (device, name, module) == (torch.device("cuda", 0), "hopper", "rdn_fast.rdb.hopper_trial")
+    assert (device, name, module) == (torch.device("cuda", 0), "--rdb hopper", "rdn_fast.rdb.hopper_trial")
     assert re.fullmatch(r"[0-9a-f]{12}, NVRTC 13\.0", version)
     hopper._version.cache_clear()
 

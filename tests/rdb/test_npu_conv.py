@@ -225,7 +225,7 @@ def test_on_a_card_the_kernels_are_tried_in_a_process_of_their_own(monkeypatch):
     monkeypatch.setitem(vars(npu_conv.toolchain), "missing", None)
     assert npu_conv.missing() == "fails in a trial"
     ((card, name, module, version),) = tried
-    assert (card, name, module) == (torch.device("cpu", 0), "npu_conv", "rdn_fast.rdb.npu_conv_trial")
+    assert (card, name, module) == (torch.device("cpu", 0), "--rdb npu_conv", "rdn_fast.rdb.npu_conv_trial")
     assert re.fullmatch(r"[0-9a-f]{12}, triton-ascend 3\.2\.0, CANN .*", version)
 
 

@@ -33,7 +33,7 @@ def fault(folder, program: str) -> str | None:
     """Return what flaw_on() tells of a trial that is this program; it may append to the file `runs`."""
     (folder / "stand_in.py").write_text(f"open({str(folder / 'runs')!r}, 'a').write('x')\n{program}")
     flaw_on.cache_clear()  # another process
-    return flaw_on(CPU, "planes", "stand_in", "1")
+    return flaw_on(CPU, "--rdb planes", "stand_in", "1")
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_a_fault_is_one_line_and_is_tried_again_by_the_next_process(program, tol
     for _ in range(2):
         flaw = fault(folder, program)
         assert re.fullmatch(f"fails in a trial on this card: {told}", flaw)
-        assert flaw_on(CPU, "planes", "stand_in", "1") == flaw  # known by this process
+        assert flaw_on(CPU, "--rdb planes", "stand_in", "1") == flaw  # known by this process
         assert capfd.readouterr().out == f"note: --rdb planes {flaw}\n"
     assert (folder / "runs").read_text() == "xx"
 
@@ -59,7 +59,7 @@ def test_a_fault_is_one_line_and_is_tried_again_by_the_next_process(program, tol
 def test_what_passes_is_remembered_for_these_kernels(folder):
     assert [fault(folder, "") for _ in range(3)] == [None] * 3
     assert (folder / "runs").read_text() == "x"
-    flaw_on(CPU, "planes", "stand_in", "2")
+    flaw_on(CPU, "--rdb planes", "stand_in", "2")
     assert (folder / "runs").read_text() == "xx"
 
 
@@ -74,7 +74,7 @@ def test_the_real_trial_passes_in_the_interpreter(monkeypatch, folder):
     if np.lib.NumpyVersion(np.__version__) >= "2.4.0" and triton.__version__.startswith("3.6."):
         pytest.skip(f"the interpreter of triton {triton.__version__} needs numpy < 2.4")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert flaw_on(CPU, "triton_planes", MODULE, "1") is None
+    assert flaw_on(CPU, "--rdb triton_planes", MODULE, "1") is None
     assert set(json.loads((folder / "tuning.json").read_text()).values()) == {trial.PASSED}
 
 
