@@ -99,6 +99,7 @@ class TrainingRun:
             self.model, self.optimizer, self.optimizer_step, device, buckets, c.loss, c.batch_size
         )
         self.results = ResultBuffer(device)
+        self.left: tuple[RunState, ThroughputMeter] | None = None  # of the epoch before, until its results are read
 
         first, last = self.state.step, setup.total_steps
         self.loader = PrefetchLoader(self.sampler, device, c.data_mode, c.num_workers, first, last)
@@ -136,11 +137,14 @@ class TrainingRun:
             self.meter.start_step()
             self._train_step(batch)
             self.meter.end_step(batch.total)
-            self.state = self.state.after_step()
+            self.state = self.state.after_steps(1)
             self._poll_ranks()
             self.report.advance()
-        self._read_results()
-        self._end_epoch()
+        if self.results.is_unread and self._goes_straight_on():
+            self._leave_epoch()
+        else:
+            self._read_results()
+            self._end_epoch()
 
     def _train_step(self, batch: Batch) -> None:
         """Enqueue a step on the device. The host waits for nothing."""
@@ -194,11 +198,17 @@ class TrainingRun:
     def _finish_read(self) -> None:
         if not (results := self.results.read(self.ranks)):
             return
+        now, left, self.left = (self.state, self.meter), self.left, None
+        if left:  # all results are of that epoch
+            self.state, self.meter = left
         for result in results:
             self._count(result)
         self.meter.read()
         self.state = replace(self.state, epoch_speed=[list(total) for total in self.meter.totals])
         self.report.set_status(self.state, results[-1], self.meter)
+        if left:
+            self._end_epoch()
+            self.state, self.meter = self.state.after_steps(now[0].step - self.state.step), now[1]
 
     def _count(self, result: StepResult) -> None:
         self.state = self.state.after_result(result.loss, result.skipped)
@@ -212,6 +222,16 @@ class TrainingRun:
             self.state = self.state.with_loss_scale(result.loss_scale)
             self.report.halved_loss_scale(result.step, result.loss_scale)
 
+    def _goes_straight_on(self) -> bool:
+        """Return whether the epoch's end wants only numbers of its steps: neither a validation nor weights."""
+        return not (self._is_over() or self._validation_is_due() or self._weights_are_due())
+
+    def _leave_epoch(self) -> None:
+        """Go on to the next epoch: the device has its first step when the host reads and tells how this one ended."""
+        self._begin_read()
+        self.left = self.state, self.meter
+        self.state = self.state.after_epoch(self.sampler.steps)
+
     def _end_epoch(self) -> None:
         before = self.state
         self._count_time()
@@ -223,9 +243,9 @@ class TrainingRun:
             self._save()
             raise
         self.report.log_epoch(self.state, self.meter, validation, self._seconds())
+        due = self._weights_are_due()
         self.state = self.state.after_epoch(self.sampler.steps)
-        keep_every = self.setup.train_config.keep_every
-        if keep_every and not self.state.position and self.state.epoch % keep_every == 0:
+        if due:
             self._write_weights(f"epoch_{self.state.epoch}.pth")
         if self._is_over():
             self._save()
@@ -238,6 +258,10 @@ class TrainingRun:
     def _validation_is_due(self) -> bool:
         every = self.setup.train_config.eval_every
         return bool(self.setup.inputs.validation) and (self._is_over() or (self.state.epoch + 1) % every == 0)
+
+    def _weights_are_due(self) -> bool:
+        every, done = self.setup.train_config.keep_every, self.state.position >= self.sampler.steps
+        return bool(every) and done and (self.state.epoch + 1) % every == 0
 
     def _validate(self) -> Validation:
         validation, self.state = self.validator(self.average or self.model, self.state, self._is_over())

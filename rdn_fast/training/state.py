@@ -43,8 +43,8 @@ class RunState:
         """The mean loss of the epoch so far; None if no step counted."""
         return self.loss_sum / self.loss_steps if self.loss_steps else None
 
-    def after_step(self) -> RunState:
-        return replace(self, step=self.step + 1, position=self.position + 1)
+    def after_steps(self, steps: int) -> RunState:
+        return replace(self, step=self.step + steps, position=self.position + steps)
 
     def after_result(self, loss: float, skipped: bool) -> RunState:
         """Count a step whose loss the host has read. A skipped step does not count towards the epoch's loss."""

@@ -104,6 +104,11 @@ class ResultBuffer:
     def is_full(self) -> bool:
         return len(self._steps) == self.SIZE
 
+    @property
+    def is_unread(self) -> bool:
+        """Whether there are results that the host does not have."""
+        return bool(self._steps) or self._begun is not None
+
     def add(
         self,
         step: int,

@@ -13,10 +13,10 @@ from rdn_fast.training.state import RunState, ema_decay, learning_rate
 def test_a_skipped_step_counts_but_not_towards_the_loss():
     state = RunState(loss_scale=8.0)
     for loss, skipped in ((3.0, False), (9.0, True), (9.0, True)):
-        state = state.after_step().after_result(loss, skipped)
+        state = state.after_steps(1).after_result(loss, skipped)
     assert (state.step, state.position, state.skipped, state.skips_in_a_row) == (3, 3, 2, 2)
     assert state.epoch_loss == 3.0
-    state = state.after_step().after_result(1.0, False)
+    state = state.after_steps(1).after_result(1.0, False)
     assert (state.skipped, state.skips_in_a_row, state.epoch_loss) == (2, 0, 2.0)
 
 
