@@ -192,7 +192,7 @@ def _find_inside(data: Path, scale: int) -> list[Path]:
     if not folders and not files:
         raise UserError(
             f"--data {data}: holds neither images, nor folders of images, nor x{scale} evaluation files; "
-            "give the one that Set5, Set14, ... lie in"
+            "give the one that Set5, Set14, ... lie in, or the scale of its files"
         )
     return sorted([*folders, *files], key=lambda path: _sort_key(_name(path, scale)))
 
