@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from waiting import PATIENCE
 
 from rdn_fast.data.h5_writer import write_pairs
 from rdn_fast.data.pairs import degrade
@@ -56,7 +57,7 @@ def command(*arguments) -> list[str]:
     return [sys.executable, "-m", "rdn_fast", *(str(word) for word in arguments)]
 
 
-def cli(*arguments, timeout: float = 120, **options) -> subprocess.CompletedProcess:
+def cli(*arguments, timeout: float = PATIENCE, **options) -> subprocess.CompletedProcess:
     """Run rdn-fast in a process of its own and capture stdout and stderr as text."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **(options.pop("env", None) or {})}
     return subprocess.run(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from runs import ROOT, TINY, assert_user_error, cli, command, make_data
+from waiting import PATIENCE
 
 from rdn_fast import RDN, ModelConfig
 from rdn_fast import cli as command_line
@@ -262,7 +263,7 @@ def test_names_of_any_bytes_are_told(tmp_path):
         command("convert", source, tmp_path / "out.pth"),
         capture_output=True,
         env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8:strict"},
-        timeout=120,
+        timeout=PATIENCE,
         check=False,
     )
     assert (ended.returncode, ended.stderr) == (0, b"")

@@ -9,6 +9,7 @@ import pytest
 import torch
 from runs import ROOT, TINY, command, events, make_data
 from safetensors.torch import save_file
+from waiting import PATIENCE
 
 from rdn_fast.config import ModelConfig
 from rdn_fast.model import RDN
@@ -46,7 +47,7 @@ def test_the_work_is_done_when_the_reader_has_gone(image_folder, tmp_path, name,
         assert process.stdout.readline()
     process.stdout.close()
     error = process.stderr.read() if process.stderr else ""
-    assert process.wait(120) == 0, error
+    assert process.wait(PATIENCE) == 0, error
     assert error == ""
     if name == "prepare":
         with h5py.File(tmp_path / "made.h5") as file:
@@ -64,5 +65,5 @@ def test_the_work_is_done_when_the_reader_has_gone(image_folder, tmp_path, name,
 def test_help_for_a_reader_of_one_line():
     process = subprocess.Popen(command("train", "--help"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     process.stdout.close()
-    assert process.wait(60) == 0
+    assert process.wait(PATIENCE) == 0
     assert process.stderr.read() == ""

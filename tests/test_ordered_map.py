@@ -4,6 +4,7 @@ import itertools
 import threading
 
 import pytest
+from waiting import PATIENCE
 
 from rdn_fast.ordered_map import ordered_map
 
@@ -19,7 +20,7 @@ def test_ordered_map_keeps_the_order_when_later_items_finish_first():
 
     def function(i):
         if i % 2 == 0:  # waits for the item after it, which another thread computes
-            assert done[i + 1].wait(timeout=30)
+            assert done[i + 1].wait(timeout=PATIENCE)
         done[i].set()
         return i
 

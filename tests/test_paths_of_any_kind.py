@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from runs import ROOT, TINY, assert_user_error, cli, command, make_data, photograph
+from waiting import PATIENCE
 
 import rdn_fast
 from rdn_fast.config import ModelConfig
@@ -61,7 +62,7 @@ def ordinary(*arguments) -> subprocess.CompletedProcess:
     """Run rdn-fast as a user who may not read everything."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     words = [*ORDINARY, *command(*arguments)]
-    return subprocess.run(words, capture_output=True, encoding="utf-8", env=environment, timeout=120, check=False)
+    return subprocess.run(words, capture_output=True, encoding="utf-8", env=environment, timeout=PATIENCE, check=False)
 
 
 # ---- flags that take a path ----
@@ -214,7 +215,7 @@ ODD = {
 
 @pytest.mark.parametrize("source", ["set", "set/*.png"])
 def test_upscale_names_what_is_no_file_and_makes_the_rest(odd, source):
-    ended = cli("upscale", "-w", "w.pth", "-i", source, "-o", "out", timeout=60)
+    ended = cli("upscale", "-w", "w.pth", "-i", source, "-o", "out")
     assert (ended.returncode, ended.stderr) == (1, "")
     for name, reason in ODD.items():
         if name in ("pipe", "socket") or source == "set":  # a pattern matches no broken link before Python 3.13
@@ -229,7 +230,7 @@ def test_prepare_eval_and_train_name_what_is_no_file_and_take_the_rest(odd):
         ("eval", "-w", "w.pth", "--eval-file", "set"),
         (*TRAIN, "--train-dir", "set"),
     ):
-        ended = cli(*words, timeout=60)
+        ended = cli(*words)
         assert (ended.returncode, ended.stderr) == (0, ""), ended
         for name, reason in ODD.items():
             assert f"skipped set/{name}.png: {reason}" in ended.stdout
@@ -369,7 +370,7 @@ def _forking(name: str, argument: str) -> str:
     code = FORKING.format(tests=str(ROOT / "tests"), name=name, argument=argument)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2"}
     words = [os.sys.executable, "-W", "ignore", "-c", code]
-    ended = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=120, check=False)
+    ended = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=PATIENCE, check=False)
     assert ended.returncode == 0, ended
     return ended.stdout.strip()
 

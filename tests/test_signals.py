@@ -13,12 +13,12 @@ from waiting import PATIENCE, until
 
 from rdn_fast.weights.shipped import select
 
-# The result lies beside its final name for a while.
+# The result lies beside its final name until the signal comes.
 SLOW = """
 import sys, time
 from rdn_fast import cli, files
 sync = files._sync
-files._sync = lambda path: (time.sleep(1), sync(path))
+files._sync = lambda path: (time.sleep(300), sync(path))
 sys.exit(cli.main())
 """
 

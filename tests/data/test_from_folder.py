@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from runs import ROOT
+from waiting import PATIENCE
 
 from rdn_fast.cache import cache_folder
 from rdn_fast.data import from_folder as module
@@ -416,7 +417,7 @@ def let_wait(process, folder, path) -> None:
 
 def ended(process) -> tuple[str, str]:
     """What a process printed that must end well, and its last line."""
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, err) == (0, "")
     return out, out.splitlines()[-1]
 
@@ -512,7 +513,7 @@ def test_ctrl_c_leaves_nothing(large, tmp_path, start):
     stop_half_way(process, tmp_path / "images_x2.rdn_fast.h5")
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGCONT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=PATIENCE)
     assert "KeyboardInterrupt" in err
     assert all_in(tmp_path) == ["images"]
 

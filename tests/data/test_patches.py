@@ -17,6 +17,7 @@ from cutting import cut, floats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from runs import ROOT
+from waiting import PATIENCE
 
 from rdn_fast.data import augment, patches
 from rdn_fast.data.augment import Plan
@@ -370,7 +371,7 @@ def children(tmp_path_factory):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
         check=True,
     )
     return {case: (code, (folder / case).read_text()) for case, code in json.loads(run.stdout).items()}

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from runs import command
+from waiting import PATIENCE
 
 from rdn_fast.data.h5 import PairedH5
 from rdn_fast.data.h5_writer import write_pairs
@@ -439,7 +440,7 @@ def test_a_signal_is_heard_while_images_are_skipped(tmp_path, number):
     for _ in range(20):
         assert b"skipped" in process.stdout.readline()
     process.send_signal(number)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 128 + number
     assert err == f"rdn-fast: stopped by {number.name}\n".encode()
     assert out.count(b"skipped") < 2900

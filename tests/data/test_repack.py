@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 import pytest
 from runs import command
+from waiting import PATIENCE
 
 from rdn_fast import terminal
 from rdn_fast.data.h5 import PairedH5
@@ -453,7 +454,7 @@ def test_a_signal_leaves_no_file_behind(tmp_path, make_h5, photograph, number):
         assert process.poll() is None, process.communicate()
         time.sleep(0.002)
     process.send_signal(number)
-    assert process.communicate(timeout=60) == ("", f"rdn-fast: stopped by {number.name}\n")
+    assert process.communicate(timeout=PATIENCE) == ("", f"rdn-fast: stopped by {number.name}\n")
     assert process.returncode == 128 + number
     assert list(tmp_path.iterdir()) == [old]
 

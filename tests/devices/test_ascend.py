@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from runs import ROOT, TINY, assert_user_error, cli, events, make_data
+from waiting import PATIENCE
 
 from rdn_fast import ascend
 from rdn_fast.distributed import process_group
@@ -73,7 +74,7 @@ def python(program: str, environment: dict[str, str]) -> str:
         env={**os.environ, **environment},
         capture_output=True,
         encoding="utf-8",
-        timeout=120,
+        timeout=PATIENCE,
         check=False,
     )
     assert ended.returncode == 0, ended.stderr

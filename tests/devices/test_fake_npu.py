@@ -7,13 +7,14 @@ import pytest
 import torch
 from fake_npu import simulated_npu
 from runs import TINY, cli, events, make_data
+from waiting import PATIENCE
 
 CHECKS = sorted(simulated_npu.HERE.glob("check_*.py"))
 
 
 def python(npu_environment, *arguments) -> subprocess.CompletedProcess:
     command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(command, env=npu_environment, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, env=npu_environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
 
 
 def test_the_checks_of_the_device_pass(npu_environment, tmp_path):

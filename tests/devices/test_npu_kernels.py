@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from runs import ROOT
+from waiting import PATIENCE
 
 from profiling import hivm
 from rdn_fast.devices import npu_kernels
@@ -141,7 +142,14 @@ def test_triton_ascend_compiles_the_text_up_to_hivmc_and_prepares_its_launch(tmp
 
     def run():
         ended = subprocess.run(
-            command, input=TEXT, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+            command,
+            input=TEXT,
+            env=environment,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
         )
         assert ended.returncode == 0, ended.stderr
         return ended.stdout

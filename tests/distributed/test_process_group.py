@@ -12,6 +12,7 @@ import time
 import pytest
 import torch
 from runs import TINY, assert_user_error, cli, command, events, make_data, weights
+from waiting import PATIENCE
 
 from rdn_fast import RDN, ModelConfig, devices
 from rdn_fast.cli import main
@@ -153,9 +154,9 @@ def start_run(data, outputs):
     return process, [int(pid) for pid in ranks]
 
 
-def end_within(pids, seconds=60.0):
-    """Return whether all the processes end within the time."""
-    deadline = time.monotonic() + seconds
+def end_within(pids):
+    """Return whether all the processes end within PATIENCE."""
+    deadline = time.monotonic() + PATIENCE
     states = ["ps", "-o", "stat=", "-p", ",".join(map(str, pids))]
     while time.monotonic() < deadline:
         alive = subprocess.run(states, capture_output=True, text=True, check=False).stdout.split()
@@ -168,7 +169,7 @@ def end_within(pids, seconds=60.0):
 def test_killed_rank_ends_the_run(data, tmp_path):
     process, ranks = start_run(data, tmp_path)
     os.kill(ranks[1], signal.SIGKILL)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
     assert "killed by signal 9; go on with --resume auto" in err
     assert "Traceback" not in err
@@ -190,7 +191,7 @@ def test_stopped_launcher_saves(data, tmp_path, number, to_all):
     # A terminal or a container signals all processes; the launcher then signals its ranks again.
     for pid in (process.pid, *(ranks if to_all else ())):
         os.kill(pid, number)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 128 + number
     assert err == ""
     saved = int(out.split("saved at step ")[1].split(";")[0])

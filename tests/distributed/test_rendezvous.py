@@ -22,6 +22,17 @@ FLAGS = (
     *shlex.split("--batch-size 4 --epochs 100000 --max-steps 150 --eval-every 1000 --opt-level O0 --rdb naive"),
 )
 LONG = ("--max-steps", 1_000_000)
+# The steps of the first ranks take so long that they are not over when a test that waits for a checkpoint kills one.
+SLOW_AT_FIRST = """
+import os, time
+from rdn_fast.training import run
+step = run.TrainingRun._train_step
+def slow(*arguments):
+    time.sleep(0.03)
+    step(*arguments)
+if os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0":
+    run.TrainingRun._train_step = slow
+"""
 HOSTNAME = socket.gethostname()
 
 
@@ -146,7 +157,7 @@ def test_killed_rank_is_restarted_to_the_same_bytes(launcher, data, tmp_path):
     undisturbed, outputs = tmp_path / "undisturbed", tmp_path / "out"
     assert main([str(word) for word in ("train", "--data-path", data, "--outputs-dir", undisturbed, *FLAGS)]) == 0
     shutil.copytree(undisturbed, outputs)  # an earlier run, which is complete
-    process = launcher(outputs, "--max-restarts", 1)
+    process = launcher(outputs, "--max-restarts", 1, patch=SLOW_AT_FIRST)
     last_moved = max(path.name for path in undisturbed.glob("checkpoints/step_*"))
     wait_for(f"earlier-*/checkpoints/{last_moved}", outputs, process)  # what comes now is of the new run
     wait_for_checkpoint(outputs, process)
@@ -173,7 +184,7 @@ def test_two_nodes_are_two_ranks(two_nodes, undisturbed, tmp_path):
 
 @pytest.mark.slow
 def test_rank_killed_on_one_node_ends_the_run_on_both(two_nodes, tmp_path):
-    nodes = two_nodes()
+    nodes = two_nodes(*LONG)
     wait_for_checkpoint(tmp_path / "out", *nodes)
     os.kill(ranks_of(nodes[0])[0], signal.SIGKILL)
     (code, _, err), (other_code, _, other_err) = ends(nodes)
@@ -186,7 +197,7 @@ def test_rank_killed_on_one_node_ends_the_run_on_both(two_nodes, tmp_path):
 
 @pytest.mark.slow
 def test_rank_killed_on_one_node_is_restarted_on_both(two_nodes, undisturbed, tmp_path):
-    nodes = two_nodes("--max-restarts", 1)
+    nodes = two_nodes("--max-restarts", 1, patch=SLOW_AT_FIRST)
     wait_for_checkpoint(tmp_path / "out", *nodes)
     os.kill(ranks_of(nodes[1])[0], signal.SIGKILL)
     ended = ends(nodes)
@@ -212,9 +223,17 @@ def test_stopped_launcher_stops_both_nodes(two_nodes, tmp_path):
 @pytest.mark.parametrize("rank", [0, 1])
 def test_hanging_rank_is_named(launcher, tmp_path, rank):
     patch = """
+from datetime import timedelta
+import torch.distributed as dist
 from rdn_fast.distributed import elastic_agent, process_group
+from rdn_fast.training import run
 from torch.distributed.elastic.multiprocessing.api import PContext
-process_group.TIMEOUT, process_group._GRACE = 20, 2
+poll = run.TrainingRun._poll_ranks
+def shorten(self):
+    poll(self)
+    process_group.TIMEOUT, process_group._GRACE = 20, 2  # once all ranks have made their first step, which takes long
+    dist.distributed_c10d._set_pg_timeout(timedelta(seconds=20))
+run.TrainingRun._poll_ranks = shorten
 PContext.close.__defaults__ = (None, 3)  # seconds from SIGTERM to SIGKILL
 elastic_agent._EXIT_SECONDS = 1
 """

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import runs
+from waiting import PATIENCE
 
 from rdn_fast import native
 
@@ -97,7 +98,7 @@ def _answers(cache: Path, source: Path, processes: int) -> list[str]:
     code = f"from rdn_fast import native; print(native.library(native.Path({str(source)!r})).answer())"
     words, environment = [sys.executable, "-c", code], _environment(cache)
     started = [subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(processes)]
-    return [process.communicate(timeout=60)[0] for process in started]
+    return [process.communicate(timeout=PATIENCE)[0] for process in started]
 
 
 @pytest.mark.parametrize("encoding", [{}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}])

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-PATIENCE = 60  # seconds to wait for an event before a test fails
+PATIENCE = 300  # seconds to wait for an event before a test fails
 
 
 class Nearest:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from runs import ROOT, photograph
 from simulated import SimulatedSideStream
 from tiny_models import MODELS, SMALL, levels, model, rounded, whole
+from waiting import PATIENCE
 
 from rdn_fast import devices
 from rdn_fast.errors import UserError
@@ -171,7 +172,7 @@ def test_on_the_simulated_npu(npu_environment):
         env={**npu_environment, "PYTHONPATH": path},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
         check=False,
     )
     assert ended.returncode == 0, ended.stderr

@@ -12,6 +12,7 @@ from simulated import SimulatedSideStream
 from tiny_models import MODELS, SMALL, Watched, levels, model, rounded, whole
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from waiting import PATIENCE
 
 from rdn_fast import devices
 from rdn_fast.config import ModelConfig
@@ -276,7 +277,7 @@ def test_upscalers_of_one_model_in_two_threads_keep_their_precisions():
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(PATIENCE)
     for dtype, result in expected.items():
         assert seen[dtype] == {dtype}
         np.testing.assert_array_equal(results[dtype], result)

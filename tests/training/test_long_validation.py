@@ -15,13 +15,14 @@ import torch
 from PIL import Image
 from runs import ROOT, TINY, cli, command, events, make_data, photograph, ranks_of, weights
 from safetensors.torch import save_file
+from waiting import PATIENCE
 
 from rdn_fast.config import ModelConfig
 from rdn_fast.data.h5_writer import write_pairs
 from rdn_fast.data.pairs import degrade
 from rdn_fast.model import RDN
 
-BLOCKS, BLOCK_SECONDS = 8, 1.5
+BLOCKS, BLOCK_SECONDS = 8, 3
 # Each block of a validation takes so long, and ranks give up within less time than the picture takes.
 SLOW = f"""
 import importlib.abc, importlib.machinery, sys, time
@@ -32,12 +33,15 @@ class Slowed(importlib.abc.MetaPathFinder):
             return None
         sys.meta_path.remove(self)
         import torch
+        from datetime import timedelta
         from rdn_fast.rdb import blocks
         from rdn_fast.distributed import process_group
-        process_group.TIMEOUT, process_group._GRACE = 10, 1
         forward = blocks.RDB.forward
         def slow(self, *arguments):
             if not torch.is_grad_enabled():
+                process_group.TIMEOUT, process_group._GRACE = 20, 2
+                if torch.distributed.is_initialized():
+                    torch.distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=20))
                 time.sleep({BLOCK_SECONDS})
             return forward(self, *arguments)
         blocks.RDB.forward = slow
@@ -96,7 +100,7 @@ def in_validation(process) -> None:
 @pytest.mark.slow
 def test_ranks_wait_for_a_validation_of_any_length(slow, tmp_path):
     process = slow("--nproc", 2, "--epochs", 1)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err
     assert err == ""
     (epoch,) = events(tmp_path / "out", "epoch")
@@ -111,7 +115,7 @@ def test_a_signal_is_heard_during_a_validation_and_the_resume_is_exact(slow, dat
     process = slow("--epochs", 2)
     in_validation(process)
     process.send_signal(number)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 128 + number
     assert err == ""
     assert "PSNR-Y" not in out  # the validation was not finished
@@ -134,7 +138,7 @@ def test_a_signal_to_one_rank_stops_the_validation_of_all(slow, rank):
     process = slow("--nproc", 2, "--epochs", 2)
     in_validation(process)
     os.kill(ranks_of(process)[rank], signal.SIGTERM)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 128 + signal.SIGTERM
     assert "PSNR-Y" not in out
     assert out.count("saved at step ") == 1
@@ -149,7 +153,7 @@ def test_a_rank_that_hangs_in_a_validation_is_named(slow, rank):
     while process.poll() is None:
         line = process.stderr.readline()
         if line:
-            assert f"no answer for 10 s from rank {rank}" in line
+            assert f"no answer for 20 s from rank {rank}" in line
             return
     pytest.fail("it ended without a word")
 

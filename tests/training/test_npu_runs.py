@@ -14,6 +14,7 @@ import pytest
 import torch
 from runs import TINY, cli, command, events, make_data, weights
 from test_launchers import GREPPED, LAUNCHERS, launch
+from waiting import PATIENCE
 
 from bench.parity import SLACK, relative_error
 
@@ -61,7 +62,7 @@ def reference(npu_environment, device: str, commands: list[list[str]], ranks: in
 
 
 def finished(process: subprocess.Popen) -> str:
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, out + err
     return err
 
@@ -187,7 +188,7 @@ def test_a_stopped_run_goes_on_exactly(npu_environment, data, tmp_path):
     while "epoch:1 " not in process.stdout.readline():
         assert process.poll() is None, process.stderr.read()
     process.send_signal(signal.SIGTERM)
-    told, err = process.communicate(timeout=60)
+    told, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, err) == (128 + signal.SIGTERM, "")
     saved = int(told.split("saved at step ")[1].split(";")[0])
     assert events(out, "start")[0]["precision"].startswith("O1 float16")
@@ -269,5 +270,5 @@ sys.exit(main(sys.argv[1:]))
 def test_a_wrong_program_is_caught(npu_environment, data, tmp_path, fault, words):
     arguments = train(data, tmp_path, "npu", *O0, "--data-mode", "mmap")
     program = [sys.executable, "-c", WRONG.format(fault=fault), *arguments]
-    result = subprocess.run(program, env=npu_environment, capture_output=True, text=True, timeout=120, check=False)
+    result = subprocess.run(program, env=npu_environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert words in result.stderr, result

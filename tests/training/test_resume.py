@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from runs import TINY, assert_same_run, cli, command, events, kill, make_data
+from waiting import PATIENCE
 
 from bench.parity import SLACK, relative_error
 from rdn_fast.cli import main
@@ -35,7 +36,7 @@ def test_a_stop_signal_saves_and_says_how_to_go_on(data, tmp_path, number):
     while "epoch:1 " not in process.stdout.readline():
         assert process.poll() is None
     process.send_signal(number)
-    told, err = process.communicate(timeout=60)
+    told, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 128 + number
     assert err == ""
     assert not subprocess.run(["ps", "-o", "pid=", "--sid", str(process.pid)], capture_output=True, check=False).stdout
