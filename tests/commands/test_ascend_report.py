@@ -383,7 +383,8 @@ def test_a_signal_leaves_the_file_and_no_process(tmp_path, number, code):
         stderr=subprocess.PIPE,
         text=True,
     )
-    assert "versions: done" in program.stdout.readline()
+    while "versions: done" not in (line := program.stdout.readline()):  # lines of progress, on a slow machine
+        assert line, program.stderr.read()
     until(lambda: ranks_of(program))  # the next part has begun
     children = ranks_of(program)
     program.send_signal(number)
