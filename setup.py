@@ -28,7 +28,7 @@ setup(
     description="Train, evaluate and run RDN super-resolution (Residual Dense Network), fast, on Ascend, CUDA and CPU",
     long_description=long_description(),
     long_description_content_type="text/markdown",
-    license="MIT",
+    license="MIT AND CC-BY-SA-4.0",  # the latter: the shipped weights
     classifiers=[
         "Intended Audience :: Developers",
         "Intended Audience :: Science/Research",
