@@ -35,6 +35,7 @@ from rdn_fast.devices.select import (
     describe,
     hardware,
     inventory,
+    is_current_gpu,
     is_host,
     make_current,
     pick,

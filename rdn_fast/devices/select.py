@@ -128,6 +128,11 @@ def current_gpu() -> torch.device | None:
     return torch.device("cuda", torch.cuda.current_device()) if count("cuda") else None
 
 
+def is_current_gpu(device: torch.device) -> bool:
+    """Return whether the device is current_gpu(). For others no driver is asked, which would open a context there."""
+    return device.type == "cuda" and device == current_gpu()
+
+
 def is_host(device: torch.device) -> bool:
     """Return whether the device computes in host memory."""
     return device.type == "cpu"

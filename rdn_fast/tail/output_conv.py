@@ -14,11 +14,12 @@ from pathlib import Path
 import torch
 from torch.autograd.function import once_differentiable
 
-from rdn_fast.devices import current_gpu
+from rdn_fast.devices import is_current_gpu
 from rdn_fast.rdb.trial import flaw_on
 from rdn_fast.rdb.triton_planes import triton_missing
+from rdn_fast.terminal import print_line
 
-_WHAT = "the last convolution is PyTorch's: its kernel"  # how the note of a failed trial begins
+_WHAT = "the last convolution is PyTorch's: its kernel"  # how a note begins
 LOW = (torch.float16, torch.bfloat16)
 MOST_CHANNELS = 64  # of x: their accumulators fit into the registers
 PROGRAMS = (
@@ -38,13 +39,14 @@ def fits(conv: torch.nn.Conv2d, x: torch.Tensor, dtype: torch.dtype) -> bool:
     if x.dtype not in LOW or dtype != torch.float32 or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
     few = conv.kernel_size == (3, 3) and conv.out_channels == 3 and conv.in_channels <= MOST_CHANNELS
-    return few and x.numel() > 0 and x.device == current_gpu() and missing(x.device) is None
+    return few and x.numel() > 0 and is_current_gpu(x.device) and missing(x.device) is None
 
 
 @cache
 def missing(card: torch.device) -> str | None:
     """Return why the kernels cannot be compiled and launched on this card, or None. The first time, try it."""
     if (reason := triton_missing()) is not None:
+        print_line(f"note: {_WHAT} {reason}")
         return reason
     sources = b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("output_*.py")))
     version = f"{hashlib.sha256(sources).hexdigest()[:12]}, triton {metadata.version('triton')}"

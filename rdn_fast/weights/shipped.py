@@ -45,7 +45,8 @@ class ShippedModel:
 
 def shipped_models() -> list[ShippedModel]:
     """Return all models by scale, those of one scale by size. Raises UserError for a file that is damaged."""
-    return sorted(map(_read, FOLDER.glob("*.safetensors")), key=lambda model: (model.scale, model.parameters))
+    files = (file for file in FOLDER.glob("*.safetensors") if not file.name.startswith("."))  # macOS adds ._NAME
+    return sorted(map(_read, files), key=lambda model: (model.scale, model.parameters))
 
 
 def for_each_scale(

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.parity import assert_as_good_as_naive
 from rdn_fast.config import ModelConfig
+from rdn_fast.devices import select
 from rdn_fast.model import RDN
 from rdn_fast.precision import Precision
 from rdn_fast.rdb import trial, tuning
@@ -201,7 +202,7 @@ def card(monkeypatch):
         given.append((x.dtype, weight.dtype))
         return plain(x, weight, bias)
 
-    monkeypatch.setattr(tail, "current_gpu", lambda: CPU)
+    monkeypatch.setattr(tail, "is_current_gpu", lambda device: device == CPU)
     monkeypatch.setattr(tail, "missing", lambda card: None)
     monkeypatch.setattr(tail, "output_conv", stand_in)
     return given
@@ -220,7 +221,7 @@ def test_the_model_at_o1_takes_it_and_is_the_same(scale, tail_kind, low, card, m
     Precision("O1", low, FLOAT).apply(model)
     found = results_of(model, x)
     assert card == [(low, FLOAT)]
-    monkeypatch.setattr(tail, "current_gpu", lambda: None)
+    monkeypatch.setattr(tail, "is_current_gpu", lambda device: False)
     assert all(map(torch.equal, found, results_of(model, x)))
     assert len(card) == 1
 
@@ -254,8 +255,29 @@ def test_what_torch_compiles_or_traces_has_a_convolution(card):
     assert card == []
 
 
+def test_maps_of_a_cpu_ask_no_driver(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: pytest.fail("a context is opened"))
+    monkeypatch.setattr(select, "count", lambda kind: 1)
+    model = model_of()
+    Precision("O1", torch.bfloat16, FLOAT).apply(model)
+    assert model(torch.rand(1, 3, 6, 5)).dtype == FLOAT
+
+
+def test_without_triton_one_line_says_so(monkeypatch, capsys):
+    monkeypatch.setattr(tail, "triton_missing", lambda: "needs the package triton")
+    monkeypatch.setattr(tail, "is_current_gpu", lambda device: device == CPU)
+    tail.missing.cache_clear()
+    model = model_of()
+    Precision("O1", torch.bfloat16, FLOAT).apply(model)
+    try:
+        assert [model(torch.rand(1, 3, 6, 5)).dtype for _ in range(2)] == [FLOAT] * 2
+    finally:
+        tail.missing.cache_clear()
+    assert capsys.readouterr().out == "note: the last convolution is PyTorch's: its kernel needs the package triton\n"
+
+
 def test_on_a_card_where_its_trial_fails_one_line_says_so(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(tail, "current_gpu", lambda: CPU)
+    monkeypatch.setattr(tail, "is_current_gpu", lambda device: device == CPU)
     monkeypatch.setattr(tuning, "cache_folder", lambda: tmp_path)
     monkeypatch.setattr(trial, "_run", lambda command: (1, "the output is wrong by 0.3"))
     monkeypatch.setattr(tail, "launch", lambda *_, **__: pytest.fail("launched"))
