@@ -1,8 +1,9 @@
-"""The only home of cuda, npu and cpu. Read select, forks, memory, streams, cuda_graph, numerics, optim, shuffle,
-npu_modes, npu_kernels, npu_profile, cuda_kernels."""
+"""The only home of cuda, npu and cpu. Read select, forks, memory, faults, streams, cuda_graph, numerics, optim,
+shuffle, npu_modes, npu_kernels, npu_profile, cuda_kernels."""
 
 from rdn_fast.devices import forks as _forks
 from rdn_fast.devices.cuda_graph import CudaGraphed
+from rdn_fast.devices.faults import is_device_fault
 from rdn_fast.devices.memory import free_memory, is_out_of_memory, keep_freed_memory, pinned_empty
 from rdn_fast.devices.npu_modes import active_modes, mode, modes, modes_by_name, use_mode
 from rdn_fast.devices.numerics import (

@@ -64,7 +64,8 @@ class ElasticAgent(LocalElasticAgent):
             self._leave_closed_run()
         elif result.state == WorkerState.FAILED:
             codes = {failure.exitcode for failure in result.failures.values()}
-            if codes <= {RETRY, 128 + signal.SIGTERM} and self._rdzv_handler.num_nodes_waiting():
+            # By the agent's SIGTERM a rank dies that has already lost contact and still asks the store who is silent.
+            if codes <= {RETRY, 128 + signal.SIGTERM, -signal.SIGTERM} and self._rdzv_handler.num_nodes_waiting():
                 # Another node restarts or joins. HEALTHY makes ours join it without using up one of its restarts.
                 return RunResult(WorkerState.HEALTHY)
             if any(code > 0 and code != RETRY for code in codes):

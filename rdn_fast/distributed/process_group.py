@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from rdn_fast import devices
 from rdn_fast.distributed.waiting import NoAnswer, is_own, waiting
-from rdn_fast.errors import UserError
+from rdn_fast.errors import UserError, one_line
 
 HOST_BACKEND = "gloo"  # for collectives of host values, on every device
 LAUNCH_VARIABLE = "RDN_FAST_LAUNCH"  # environment variable: id of the launch, kept when its ranks are restarted
@@ -96,14 +96,18 @@ class Ranks:
             return f"no answer for {TIMEOUT:g} s from {' and '.join(silent)}"
         if timed_out:
             return f"no answer for {TIMEOUT:g} s from another rank"
+        if self._host_group is None:  # the reason may be this rank's own: a backend that is not there, a device in use
+            return f"cannot connect to the other ranks ({one_line(error)})"
         return "lost contact with another rank, whose own message says why"
 
     def _is_from_collective(self, error: RuntimeError) -> bool:
         """A device's backend may raise its errors wherever the host waits for the device."""
         if isinstance(error, NoAnswer):
             return True
+        if is_own(error):
+            return False
         if isinstance(error, dist.DistError):
-            return not is_own(error)
+            return True
         backend = dist.get_backend() if dist.is_initialized() else HOST_BACKEND
         return backend != HOST_BACKEND and backend in str(error).lower()
 
@@ -116,8 +120,10 @@ class Ranks:
         timed_out: whether this rank waited for TIMEOUT. The first one that did so closes its connections, so that the
         others lose contact to it earlier; they learn from the store why.
         """
-        if self._store is None:  # it is on rank 0, which waits for all others to open it
-            return [f"rank 0 ({os.environ['MASTER_ADDR']})"] if timed_out and not self.is_rank0 else []
+        # The store is on rank 0, which waits for all others to open it.
+        without_store = [f"rank 0 ({os.environ['MASTER_ADDR']})"] if timed_out and not self.is_rank0 else []
+        if self._store is None:
+            return without_store
         silent: list[str] = []
 
         def ask() -> None:
@@ -139,7 +145,7 @@ class Ranks:
         asking = threading.Thread(target=ask, daemon=True)  # it waits for ever for a host that is stopped
         asking.start()
         asking.join(3 * _GRACE)
-        return [f"rank 0 ({os.environ['MASTER_ADDR']})"] if asking.is_alive() else silent
+        return without_store if asking.is_alive() else silent
 
     def _with_node(self, rank: int) -> str:
         key = f"node of rank {rank}"

@@ -24,7 +24,8 @@ class NoAnswer(RuntimeError):
 
 def is_own(error: RuntimeError) -> bool:
     """Return whether an error that was raised where this rank waits is its own: no other rank has caused it."""
-    return devices.is_out_of_memory(error) or any(text in str(error) for text in _OWN)
+    of_device = devices.is_out_of_memory(error) or devices.is_device_fault(error)
+    return of_device or any(text in str(error) for text in _OWN)
 
 
 @contextmanager

@@ -28,7 +28,7 @@ import os, time
 from rdn_fast.training import run
 step = run.TrainingRun._train_step
 def slow(*arguments):
-    time.sleep(0.03)
+    time.sleep(0.1)
     step(*arguments)
 if os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0":
     run.TrainingRun._train_step = slow

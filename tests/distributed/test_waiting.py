@@ -2,6 +2,7 @@
 
 import os
 import socket
+import threading
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
@@ -12,6 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from test_gradients import CPU, alone, batches, make_model  # noqa: F401 (a fixture)
+from test_rendezvous import free_port
 
 from rdn_fast.distributed import process_group
 from rdn_fast.distributed.gradients import GradientBuckets
@@ -23,6 +25,8 @@ from rdn_fast.training.step import ResultBuffer
 
 RANKS = 3
 LOST = "lost contact with another rank, whose own message says why"
+SILENT_IN = "results", "parameters", "backward"  # places of the test in processes: 20 s each
+SILENT_SECONDS = 10
 
 # What gloo raises when a rank does not answer or has gone.
 MESSAGES = (
@@ -36,6 +40,7 @@ OTHERS = (
     "[enforce fail at /gloo/transport/tcp/device.cc:84] ifa != nullptr. Unable to find address for: eth7",
     "The server socket has failed to listen on any local network address. port: 29500, name: EADDRINUSE",
     "DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes",
+    "CUDA error: an illegal memory access was encountered",
 )
 
 
@@ -72,10 +77,12 @@ PLACES: dict[str, Callable[[Ranks], object]] = {
 
 @pytest.fixture
 def ranks(monkeypatch) -> Ranks:
-    """A rank of three, which has not connected."""
+    """A rank of three that has connected, and has lost the store."""
     for name, value in {"WORLD_SIZE": RANKS, "RANK": 1, "MASTER_ADDR": "node0"}.items():
         monkeypatch.setenv(name, str(value))
-    return Ranks()
+    ranks = Ranks()
+    ranks._host_group = object()  # collectives of the host are replaced
+    return ranks
 
 
 def let_fail(monkeypatch, place: str, message: str) -> None:
@@ -131,8 +138,9 @@ def test_the_time_of_a_wait_counts_from_where_its_collective_began():
 @pytest.mark.parametrize("rank", range(2))
 def test_a_rank_that_never_connects(ranks, monkeypatch, rank):
     """Rank 0 has the store, and waits in its making for all others."""
-    ranks.rank = rank
-    assert ranks.describe_lost_rank(dist.DistNetworkError("connection refused")) == LOST
+    ranks.rank, ranks._host_group = rank, None
+    told = ranks.describe_lost_rank(dist.DistNetworkError("connection refused"))
+    assert told == "cannot connect to the other ranks (connection refused)"
     monkeypatch.setattr(process_group, "TIMEOUT", 0.0)
     expected = "another rank" if rank == 0 else "rank 0 (node0)"
     assert ranks.describe_lost_rank(dist.DistStoreError("1/3 clients joined")) == f"no answer for 0 s from {expected}"
@@ -147,13 +155,58 @@ def test_a_silent_rank_that_has_not_told_its_node(ranks, monkeypatch):
     assert ranks.describe_lost_rank(NoAnswer(RuntimeError("x"), 1.0)) == "no answer for 0 s from rank 2"
 
 
-def rank_main(rank: int, gone: int, ports: list[int], barrier) -> None:
-    """Rank `gone` is silent in each place, and at last ends in the middle of the others' backward."""
+def test_a_store_that_no_longer_answers(ranks, monkeypatch):
+    """Its host is stopped. Only a rank that has waited for TIMEOUT says so."""
+    answers = threading.Event()
+
+    def hang(*_):
+        answers.wait()
+        raise RuntimeError
+
+    ranks._store = SimpleNamespace(set_timeout=hang)
+    monkeypatch.setattr(process_group, "_GRACE", 0.01)
+    error = NoAnswer(RuntimeError("x"), 1.0)
+    assert ranks.describe_lost_rank(error) == LOST
+    monkeypatch.setattr(process_group, "TIMEOUT", 0.0)
+    assert ranks.describe_lost_rank(error) == "no answer for 0 s from rank 0 (node0)"
+    answers.set()
+
+
+@pytest.mark.parametrize("message", ["Distributed package doesn't have HCCL built in", OTHERS[-1]])
+def test_a_backend_that_cannot_begin_says_why(ranks, monkeypatch, message):
+    """Its error may come from this rank alone, and then every rank may have the same."""
+
+    def fail(*_, **__):
+        raise RuntimeError(message)
+
+    ranks._host_group = None
+    monkeypatch.setattr(dist, "rendezvous", lambda *_, **__: iter([(dist.HashStore(), 1, RANKS)]))
+    monkeypatch.setattr(dist, "init_process_group", fail)
+    monkeypatch.setattr(process_group, "_GRACE", 0.01)
+    with pytest.raises(RuntimeError) as raised:
+        ranks.connect(CPU)
+    told = None if message in OTHERS else f"cannot connect to the other ranks ({message})"
+    assert ranks.describe_lost_rank(raised.value) == told
+
+
+def test_a_fault_of_the_device_in_a_collective_stays_what_it_is(alone, ranks, monkeypatch):  # noqa: F811
+    let_fail(monkeypatch, "backward", OTHERS[-1])
+    with pytest.raises(RuntimeError, match="an illegal memory access") as raised:
+        PLACES["backward"](ranks)
+    assert not isinstance(raised.value, NoAnswer)
+    assert ranks.describe_lost_rank(raised.value) is None
+
+
+def rank_main(rank: int, gone: int, port, barrier) -> None:
+    """Rank `gone` is silent in each place of SILENT_IN, and at last ends in the middle of the others' backward."""
     torch.set_num_threads(1)
     os.environ |= {"WORLD_SIZE": str(RANKS), "RANK": str(rank), "MASTER_ADDR": "localhost"}
-    process_group._GRACE = 3
-    for port, place in zip(ports, [*PLACES, "lost"], strict=True):
-        os.environ["MASTER_PORT"] = str(port)
+    process_group._GRACE = SILENT_SECONDS
+    for place in (*SILENT_IN, "lost"):
+        if rank == 0:
+            port.value = free_port()
+        barrier.wait()
+        os.environ["MASTER_PORT"] = str(port.value)
         ranks, process_group.TIMEOUT = Ranks(), 300
         ranks.connect(CPU)
         call = make_backward(ranks) if place in ("backward", "lost") else partial(PLACES[place], ranks)
@@ -161,12 +214,12 @@ def rank_main(rank: int, gone: int, ports: list[int], barrier) -> None:
         if place == "lost" and rank == gone:
             os._exit(0)
         if place != "lost":
-            process_group.TIMEOUT = 2
-            dist.distributed_c10d._set_pg_timeout(timedelta(seconds=2))
+            process_group.TIMEOUT = SILENT_SECONDS
+            dist.distributed_c10d._set_pg_timeout(timedelta(seconds=SILENT_SECONDS))
         if rank != gone:
             with pytest.raises(NoAnswer) as raised:
                 call()
-            silent = f"no answer for 2 s from rank {gone} ({socket.gethostname()})"
+            silent = f"no answer for {SILENT_SECONDS} s from rank {gone} ({socket.gethostname()})"
             expected = LOST if place == "lost" else silent
             assert ranks.describe_lost_rank(raised.value) == expected, (place, raised.value)
         if place != "lost":
@@ -176,9 +229,6 @@ def rank_main(rank: int, gone: int, ports: list[int], barrier) -> None:
 
 @pytest.mark.slow
 def test_three_ranks_of_which_one_is_gone(seed):
-    gone, ports = int(np.random.default_rng(seed).integers(RANKS)), []
-    for _ in range(len(PLACES) + 1):
-        with socket.create_server(("localhost", 0)) as server:
-            ports.append(server.getsockname()[1])
-    barrier = torch.multiprocessing.get_context("spawn").Barrier(RANKS)
-    torch.multiprocessing.spawn(rank_main, (gone, ports, barrier), nprocs=RANKS)
+    gone, processes = int(np.random.default_rng(seed).integers(RANKS)), torch.multiprocessing.get_context("spawn")
+    port, barrier = processes.Value("i"), processes.Barrier(RANKS)
+    torch.multiprocessing.spawn(rank_main, (gone, port, barrier), nprocs=RANKS)
