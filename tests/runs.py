@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from waiting import PATIENCE
 
 from rdn_fast.data.h5_writer import write_pairs
 from rdn_fast.data.pairs import degrade
+from tests.waiting import PATIENCE  # also where tests is no folder of modules: in the campaign
 
 # At these sizes two threads per process only slow each other down.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
