@@ -253,7 +253,8 @@ def ratios(
     """Return the columns that hold an entry against the others of its group, and why these decide nothing.
 
     `why`: of the whole group; else it is that the rounds of the entry, or of what it is held against, differ too much.
-    `impls`: which impl computes an entry, if any: one that computes as this entry does is no other.
+    `impls`: which impl computes an entry, if any: one that computes as this entry does is no other of `vs_rest`, a
+    column that is left out where none computes.
     """
     impls = impls or {}
     twins = [one for one in times if impls.get(one) and (impls[one], one.dtype) == (impls.get(entry), entry.dtype)]
@@ -262,7 +263,7 @@ def ratios(
         "vs_reference": [other for other in times if other.recipe.startswith("reference")],
         "vs_stock": [other for other in others if (other.recipe[:5], other.dtype) == ("stock", entry.dtype)],
         "vs_other": others,
-        "vs_rest": [other for other in times if other != entry and other not in twins],
+        "vs_rest": [other for other in times if any(impls.values()) and other not in [entry, *twins]],
     }
     fastest = {
         name: min((times[other] for other in group), key=lambda t: t.median) for name, group in groups.items() if group
