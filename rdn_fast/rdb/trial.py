@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import cache
 
 import torch
 
-from rdn_fast.devices import hardware
+from rdn_fast.devices import hardware, make_current
 from rdn_fast.rdb.rounds import Verdict
 from rdn_fast.rdb.tuning import remember, remembered
 from rdn_fast.terminal import print_line
@@ -53,3 +54,17 @@ def _run(command: list[str]) -> tuple[int, str]:
         return ended.returncode, f"it was ended by signal {-ended.returncode}"
     lines = ended.stdout.strip().splitlines()
     return ended.returncode, lines[-1] if lines else f"it ended with {ended.returncode}"
+
+
+def on_its_device(flaw: Callable[[torch.device], str | None]) -> int:
+    """Look for a flaw on the command's device, in the trial's process. Print it; return the exit code."""
+    device = torch.device(sys.argv[1])
+    try:
+        make_current(device)
+        torch.zeros(1, device=device)
+    except RuntimeError:
+        return NO_DEVICE
+    words = flaw(device)
+    if words:
+        print_line(words)
+    return 1 if words else 0

@@ -11,11 +11,10 @@ from collections.abc import Callable
 
 import torch
 
-from rdn_fast.devices import make_current, synchronize
+from rdn_fast.devices import synchronize
 from rdn_fast.errors import what_failed
 from rdn_fast.rdb import naive, triton_planes
-from rdn_fast.rdb.trial import NO_DEVICE
-from rdn_fast.terminal import print_line
+from rdn_fast.rdb.trial import on_its_device
 
 SHAPE = 1, 64, 32, 32  # B, G0, H, W: the kernels are those of the reference's models and patches
 LAYERS = 2
@@ -68,16 +67,7 @@ def _solve(rdb: Callable, arguments: list, upstream: torch.Tensor, dtype: torch.
 
 
 def main() -> int:
-    device = torch.device(sys.argv[1])
-    try:
-        make_current(device)
-        torch.zeros(1, device=device)
-    except RuntimeError:
-        return NO_DEVICE
-    words = flaw(device, triton_planes.rdb)
-    if words:
-        print_line(words)
-    return 1 if words else 0
+    return on_its_device(lambda device: flaw(device, triton_planes.rdb))
 
 
 if __name__ == "__main__":

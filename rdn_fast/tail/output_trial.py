@@ -11,11 +11,10 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from rdn_fast.devices import make_current, synchronize
+from rdn_fast.devices import synchronize
 from rdn_fast.errors import what_failed
-from rdn_fast.rdb.trial import NO_DEVICE
+from rdn_fast.rdb.trial import on_its_device
 from rdn_fast.tail.output_conv import LOW, output_conv
-from rdn_fast.terminal import print_line
 
 SHAPE = 2, 64, 17, 30  # B, C, H, W: the reference's channels, and sides that no tile divides
 FAR = 2  # roundings (eps) from float64, as 2-norms: of float32, and of the gradient of x to its own dtype
@@ -56,16 +55,7 @@ def _solve(conv: Callable, given: list[torch.Tensor], upstream: torch.Tensor) ->
 
 
 def main() -> int:
-    device = torch.device(sys.argv[1])
-    try:
-        make_current(device)
-        torch.zeros(1, device=device)
-    except RuntimeError:
-        return NO_DEVICE
-    words = next(filter(None, (flaw(device, output_conv, dtype) for dtype in LOW)), None)
-    if words:
-        print_line(words)
-    return 1 if words else 0
+    return on_its_device(lambda device: next(filter(None, (flaw(device, output_conv, dtype) for dtype in LOW)), None))
 
 
 if __name__ == "__main__":
