@@ -11,10 +11,10 @@ from bench.case import NO_KERNEL, Comparison
 from bench.parity import Parity, Problem, distinct_images
 from bench.recipe import CannotRun, Maker, Recipe, comparison
 from rdn_fast import devices, precision, rdb
+from rdn_fast.auto_level import resolve_precision
 from rdn_fast.config import ModelConfig, make_configs
 from rdn_fast.model import RDN
 from rdn_fast.rdb import autotune
-from rdn_fast.rdb.auto_level import resolve_precision
 from rdn_fast.training.optimizer_step import make_optimizer_step
 from rdn_fast.training.step import TrainStep
 

@@ -1,9 +1,8 @@
 """`python -m profiling.choices`: what `--opt-level auto` and `--rdb auto` take, against all others, for training steps.
 
 For each preset every implementation that can train is timed in float32 (O0) and in low precision (O1), in turn, best of
-rounds, and the choice is made anew as `rdn-fast tune` makes it. Steps have the preset's model and patch. On a CPU their
-batch is cut to CPU_PIXELS LR pixels and their blocks to CPU_BLOCKS, so that the table takes minutes; all blocks are
-alike. Prints a table of Markdown for LOG.md.
+rounds, and the choice is made anew as `rdn-fast tune` makes it. Steps have the preset's model and patch, and on a CPU
+as many patches as the choice is made with (rdb/case.py). Prints a table of Markdown for LOG.md.
 """
 
 from __future__ import annotations
@@ -21,32 +20,31 @@ from bench import results
 from bench.case import Contender
 from bench.models import ours, words
 from bench.timing import once
-from rdn_fast import devices
+from rdn_fast import devices, precision
+from rdn_fast.auto_level import compare, needs_timing
 from rdn_fast.config import ModelConfig, TrainConfig, make_configs
 from rdn_fast.errors import UserError
 from rdn_fast.precision import dtype_name
 from rdn_fast.rdb import able
-from rdn_fast.rdb.auto_level import compare, needs_timing
 from rdn_fast.rdb.autotune import autotune
 from rdn_fast.rdb.case import Case
 from rdn_fast.rdb.rounds import Rounds, run_rounds
 
 PRESETS = ("demo", "small", "rdn-b")
-CPU_PIXELS, CPU_BLOCKS = 4 * 32 * 32, 4
 BUDGET = 10.0  # seconds for rounds beyond the usual ones
 Choice = tuple[str, str]  # a dtype's name and an impl's
 
 
 def choose(model_config: ModelConfig, shape: tuple, device: torch.device) -> Choice:
     """Return what auto takes to train on patches of `shape` [B, 3, p, p], timed now."""
-    low = devices.low_precision(device)
+    low = precision.resolve("O1", "auto", device)
     case = Case.of(model_config, shape, device, torch.float32, True)
-    if needs_timing(device, low):
+    if needs_timing(device, low.compute):
         comparison = compare(case, low)
         number = comparison.verdict.choice == "O1"
         case, timing = comparison.cases[number], comparison.timings[number]
     else:
-        case = case if devices.is_host(device) else dataclasses.replace(case, dtype=low)
+        case = case if devices.is_host(device) else dataclasses.replace(case, dtype=low.compute)
         timing = autotune(case)
     return dtype_name(case.dtype), timing.verdict.choice
 
@@ -75,13 +73,11 @@ def _step(model_config: ModelConfig, shape: tuple, device: torch.device, dtype: 
     return partial(once, Contender(recipe.step, fresh), device)
 
 
-def cut(model_config: ModelConfig, train_config: TrainConfig, device: torch.device) -> tuple[ModelConfig, tuple]:
-    """Return the model and the shape [B, 3, p, p] of the steps to time."""
-    batch, p = train_config.batch_size, train_config.patch_size
-    if devices.is_host(device):
-        batch = max(1, min(batch, CPU_PIXELS // p**2))
-        model_config = dataclasses.replace(model_config, num_blocks=min(model_config.num_blocks, CPU_BLOCKS))
-    return model_config, (batch, 3, p, p)
+def cut(model_config: ModelConfig, train_config: TrainConfig, device: torch.device) -> tuple[int, int, int, int]:
+    """Return the shape [B, 3, p, p] of the steps to time."""
+    p = train_config.patch_size
+    case = Case.of(model_config, (train_config.batch_size, 3, p, p), device, torch.float32, True)
+    return case.batch, 3, p, p
 
 
 def table(preset: str, rounds: Rounds, choice: Choice) -> list[str]:
@@ -109,13 +105,13 @@ def main(argv: list[str] | None = None) -> int:
         print(*(f"{name} {value}" for name, value in results.conditions(device).items()), sep=", ")
         for preset in [given.preset] if given.preset else PRESETS:
             model_config, train_config = make_configs({}, preset)
-            patch = train_config.patch_size
+            batch, _, height, width = shape = cut(model_config, train_config, device)
             began = time.monotonic()
-            choice = choose(model_config, (train_config.batch_size, 3, patch, patch), device)
+            choice = choose(model_config, shape, device)
             chosen = time.monotonic() - began
-            smaller, shape = cut(model_config, train_config, device)
-            rounds = steps(smaller, shape, device)
-            print(f"\n{words(smaller)}, {shape[0]} patches of {patch}x{patch}; auto took {chosen:.1f} s to choose\n")
+            rounds = steps(model_config, shape, device)
+            size = f"{batch} patches of {height}x{width}"
+            print(f"\n{words(model_config)}, {size}; auto took {chosen:.1f} s to choose\n")
             print(*table(preset, rounds, choice), sep="\n", flush=True)
     except UserError as error:
         print(f"choices: error: {error}", file=sys.stderr)

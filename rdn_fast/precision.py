@@ -41,7 +41,7 @@ class Precision:
 
 
 def resolve(opt_level: str, amp_dtype: str, device: torch.device) -> Precision:
-    """Return the Precision of "O0", "O1" or "O2" with low_dtype(). rdb/auto_level.py resolves "auto"."""
+    """Return the Precision of "O0", "O1" or "O2" with low_dtype(). auto_level.py resolves "auto"."""
     low = low_dtype(amp_dtype, device)
     compute, output = {"O0": (torch.float32, torch.float32), "O1": (low, torch.float32), "O2": (low, low)}[opt_level]
     return Precision(opt_level, compute, output)

@@ -20,7 +20,8 @@ import torch
 from fake_npu import simulated_npu
 from PIL import Image
 
-from rdn_fast.rdb import auto_level, measure, rounds
+from rdn_fast import auto_level
+from rdn_fast.rdb import measure, rounds
 from rdn_fast.weights import shipped
 
 # A cache folder for all tests: kernels are compiled, and impls timed, once. It is deleted at the end.

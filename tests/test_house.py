@@ -22,6 +22,7 @@ FLOORS = (
     ("rdb",),
     ("tail",),
     ("model",),
+    ("auto_level",),
     ("weights",),
     ("pictures", "spandrel"),
     ("evaluation",),

@@ -188,15 +188,15 @@ def _compiler() -> Line:
 
 def _case(device: str):
     """Return the Case of rdn-b's usual training, in the mode that it would run in; float32 where auto is not known."""
-    from rdn_fast import devices
+    from rdn_fast import auto_level, devices, precision
     from rdn_fast.commands.tune_modes import cases_of
-    from rdn_fast.rdb import auto_level, autotune
+    from rdn_fast.rdb import autotune
 
     picked = devices.pick(device)
     case, _ = cases_of(*make_configs({"device": device, "opt_level": "O0"}, "rdn-b"), picked)
-    low = devices.low_precision(picked)
+    low = precision.resolve("O1", "auto", picked)
     if auto_level.known_level(case, low) == "O1":
-        case = dataclasses.replace(case, dtype=low)
+        case = dataclasses.replace(case, dtype=low.compute)
     return dataclasses.replace(case, mode=autotune.fastest_mode(case))
 
 
@@ -228,18 +228,16 @@ def _impls(device: str) -> Line:
 def _level(device: str) -> Line:
     import torch
 
-    from rdn_fast import devices
+    from rdn_fast import auto_level, precision
     from rdn_fast.precision import dtype_name
-    from rdn_fast.rdb import auto_level
 
     case = dataclasses.replace(_case(device), dtype=torch.float32)
-    low = devices.low_precision(case.device)
-    shape = f"{case.batch} patches of {case.height}x{case.width} in float32 and {dtype_name(low)}"
+    low = precision.resolve("O1", "auto", case.device)
+    name = dtype_name(low.compute)
+    shape = f"{case.batch} patches of {case.height}x{case.width} in float32 and {name}"
     level = auto_level.known_level(case, low)
-    if not auto_level.needs_timing(case.device, low):
-        why = (
-            f"this CPU emulates {dtype_name(low)}" if level == "O0" else f"{case.device} computes in {dtype_name(low)}"
-        )
+    if not auto_level.needs_timing(case.device, low.compute):
+        why = f"this CPU emulates {name}" if level == "O0" else f"{case.device} computes in {name}"
         return Line(f"auto: {level}, since {why}")
     if level:
         return Line(f"auto: {level}, by timing {shape}")

@@ -7,13 +7,13 @@ from dataclasses import replace
 from rich.table import Table
 
 from rdn_fast import devices, precision
+from rdn_fast.auto_level import compare, needs_timing, whole
 from rdn_fast.commands.tune_modes import cases_of, tune_modes
 from rdn_fast.config import ModelConfig, TrainConfig
 from rdn_fast.rdb import IMPLS, refusal
-from rdn_fast.rdb.auto_level import compare, needs_timing
 from rdn_fast.rdb.autotune import autotune
 from rdn_fast.rdb.case import Case
-from rdn_fast.rdb.measure import Timing
+from rdn_fast.rdb.measure import REST, Timing
 from rdn_fast.rdb.rounds import MARGIN
 from rdn_fast.terminal import cell, print_line, print_table
 
@@ -27,8 +27,8 @@ def tune(model_config: ModelConfig, train_config: TrainConfig) -> None:
     if devices.modes(device):
         tune_modes(model_config, train_config, device)
         return
-    c, low = train_config, precision.low_dtype(train_config.amp_dtype, device)
-    if c.opt_level == "auto" and needs_timing(device, low):
+    c, low = train_config, precision.resolve("O1", train_config.amp_dtype, device)
+    if c.opt_level == "auto" and needs_timing(device, low.compute):
         training, evaluation = cases_of(model_config, replace(c, opt_level="O0"), device)
         comparison = compare(training, low)
         for case, timing in zip(comparison.cases, comparison.timings, strict=True):
@@ -46,6 +46,9 @@ def _show(case: Case, timing: Timing) -> None:
     print_table(_table(case, timing))
     if timing.rounds:
         print_line(f"--rdb auto: {timing.verdict.choice}{_note(timing.verdict.settled)}")
+    if model := whole(case, timing):
+        blocks = f"with {case.model_config.num_blocks} by {timing.verdict.choice}"
+        print_line(f"{REST}: {min(timing.rest) * 1e3:.2f} ms; {blocks}: {min(model) * 1e3:.2f} ms")
 
 
 def _note(settled: bool) -> str:

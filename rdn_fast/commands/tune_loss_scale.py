@@ -12,10 +12,10 @@ from xml.sax.saxutils import escape
 import torch
 
 from rdn_fast import __version__, devices
+from rdn_fast.auto_level import resolve_precision
 from rdn_fast.config import ModelConfig, TrainConfig
 from rdn_fast.errors import UserError, cannot_write
 from rdn_fast.files import atomic_write
-from rdn_fast.rdb.auto_level import resolve_precision
 from rdn_fast.terminal import print_line
 from rdn_fast.training import loss_scale
 from rdn_fast.training.inputs import initial_model, open_inputs

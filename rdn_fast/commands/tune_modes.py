@@ -18,10 +18,10 @@ import torch
 from rich.table import Table
 
 from rdn_fast import devices
+from rdn_fast.auto_level import resolve_precision
 from rdn_fast.config import ModelConfig, TrainConfig
 from rdn_fast.errors import UserError
 from rdn_fast.rdb import IMPLS, refusal
-from rdn_fast.rdb.auto_level import resolve_precision
 from rdn_fast.rdb.autotune import mode_key
 from rdn_fast.rdb.case import PICTURE, Case
 from rdn_fast.rdb.measure import Timing, measure

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from rdn_fast import devices
+from rdn_fast import auto_level, devices
 from rdn_fast.model import RDN
 from rdn_fast.precision import Precision
-from rdn_fast.rdb import auto_level
 from rdn_fast.rdb.case import Case
 from rdn_fast.weights.onnx_model import OnnxModel
 
@@ -20,7 +19,7 @@ BY_DTYPE = {precision.compute: precision for precision in (FLOAT32, FP16, BF16)}
 def fastest(model: RDN | OnnxModel, edge: int) -> Precision:
     """Return the precision for pictures of 8 bits: fp16 on accelerators, which are faster in it by their nature.
 
-    On CPUs bf16 or float32, by timing a block of an RDN (rdb/auto_level.py) on an LR picture with such an edge; an
+    On CPUs bf16 or float32, by timing the RDN's parts (auto_level.py) on an LR picture with such an edge; an
     OnnxModel has its own precision.
     """
     if devices.low_precision(model.device) == torch.float16:
@@ -28,4 +27,4 @@ def fastest(model: RDN | OnnxModel, edge: int) -> Precision:
     if isinstance(model, OnnxModel):
         return FLOAT32
     case = Case.of(model.config, (1, 3, edge, edge), model.device, torch.float32, training=False)
-    return BF16 if auto_level.auto_level(case, torch.bfloat16, model.rdb) == "O1" else FLOAT32
+    return BF16 if auto_level.auto_level(case, BF16, model.rdb) == "O1" else FLOAT32

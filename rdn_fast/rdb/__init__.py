@@ -1,5 +1,5 @@
 """Implementations of the residual dense block. Read naive, summed, sliced, winograd, amx, compiled, triton_planes,
-hopper, npu_conv, then how one is chosen: case, rounds, tuning, measure, autotune, auto_level.
+hopper, npu_conv, then how one is chosen: case, rounds, tuning, measure, autotune.
 
 Contract: the module of every impl exports `rdb(x, conv_w, conv_b, fuse_w, fuse_b) -> y` with C = len(conv_w) and
     x, y:      [B, G0, H, W]

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
 from rdn_fast import devices
 from rdn_fast.errors import UserError, what_failed
+from rdn_fast.precision import dtype_name
 from rdn_fast.rdb import able, select
 from rdn_fast.rdb.case import Case
 from rdn_fast.rdb.rounds import Rounds, Verdict, judge, run_rounds
@@ -18,6 +20,7 @@ from rdn_fast.terminal import print_line
 
 BUDGET = 1.5  # seconds for more rounds while the fastest impl is not clear
 PICTURE_BUDGET = 0.3  # the same for inference: a picture may take less than that
+REST = "the model without its blocks"
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class Timing:
 
     rounds: dict[str, list[float]]  # in the table's order
     failed: dict[str, str]
+    rest: list[float] = field(default_factory=list)  # seconds of REST in the same rounds; [] where it was not timed
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -44,37 +48,54 @@ def measure(case: Case) -> Timing:
     return timing
 
 
-def measure_in_turn(cases: list[Case], is_clear: Callable[[list[Timing]], bool], rdb: str = "auto") -> list[Timing]:
+def measure_in_turn(
+    cases: list[Case],
+    is_clear: Callable[[list[Timing]], bool],
+    rdb: str = "auto",
+    rests: dict[Case, Callable[[int], float]] | None = None,
+) -> list[Timing]:
     """Time the impls of all cases in the same rounds, or the one called `rdb`; return a Timing per case.
+
+    rests: of each case REST, a contender of run_rounds() to time in these rounds, too.
 
     Rounds go on for a while until is_clear(timings so far), which is asked where every case has an impl. An impl that
     raises or runs out of memory is left out with a note. Raise UserError when none is left in any case, or when `rdb`
     cannot run one.
     """
     failed: dict[Case, dict[str, str]] = {case: {} for case in cases}
-    contenders = {}
+    contenders = {(case, REST): rest for case, rest in (rests or {}).items()}
     for case in cases:
         with torch.inference_mode(False):
             arguments = _arguments(case)
         names = [impl.name for impl in able(case.device, case.dtype, case.training)] if rdb == "auto" else [rdb]
         for name in names:
-            contenders[case, name] = _Call(name, case, arguments)
+            contenders[case, name] = timed_block(name, case, arguments)
 
     def leave_out(key: tuple[Case, str], error: Exception) -> None:
         case, name = key
         reason = _failure(error)
         failed[case][name] = reason.removeprefix("runs ")
-        print_line(f"note: --rdb auto leaves out {name}, which {reason}")
+        of_level = f"--opt-level auto leaves out {dtype_name(case.dtype)}, in which {REST}"
+        print_line(f"note: {of_level if name == REST else f'--rdb auto leaves out {name}, which'} {reason}")
         gc.collect()
 
     def timings(rounds: Rounds) -> list[Timing]:
-        return [Timing({n: own for (of, n), own in rounds.items() if of == case}, failed[case]) for case in cases]
+        found = []
+        for case in cases:
+            own = {name: seconds for (of, name), seconds in rounds.items() if of == case}
+            rest = own.pop(REST, [])
+            found.append(Timing(own, failed[case], rest))
+        return found
 
     def clear(rounds: Rounds) -> bool:
         so_far = timings(rounds)
         return all(timing.rounds for timing in so_far) and is_clear(so_far)
 
-    found = timings(run_rounds(contenders, clear, leave_out, BUDGET if cases[0].training else PICTURE_BUDGET))
+    def group(key: tuple[Case, str]) -> Hashable:
+        return key if key[1] == REST else key[0]
+
+    budget = BUDGET if cases[0].training else PICTURE_BUDGET
+    found = timings(run_rounds(contenders, clear, leave_out, budget, group))
     if not any(timing.rounds for timing in found):
         raise UserError(
             f"no implementation of the block can compute {cases[0].key()} (the notes say why); "
@@ -94,7 +115,7 @@ def why_not(name: str, case: Case) -> str | None:
     try:
         with torch.inference_mode(False):
             arguments = _arguments(case)
-        _Call(name, case, arguments)(1)
+        timed_block(name, case, arguments)(1)
     except Exception as error:  # what run_rounds() leaves out
         return _failure(error)
     return None
@@ -106,13 +127,12 @@ def _failure(error: Exception) -> str:
     return f"fails: {what_failed(error)}"
 
 
-class _Call:
-    """An impl on a case's arguments: forward, and in training backward, launched the way a training step is."""
+class Timed:
+    """forward(), and in training backward to `inputs`, launched the way a training step is."""
 
-    def __init__(self, name: str, case: Case, arguments: tuple):
-        self._rdb = select(name, case.device, case.dtype, case.training).rdb
-        self._case, self._arguments = case, arguments
-        self._step = devices.CudaGraphed(self._train, case.device, f"a block by {name}") if case.training else None
+    def __init__(self, forward: Callable[[], torch.Tensor], inputs: list[torch.Tensor], case: Case, what: str):
+        self._forward, self._inputs, self._case = forward, inputs, case
+        self._step = devices.CudaGraphed(self._train, case.device, what) if case.training else None
 
     def __call__(self, repeats: int) -> float:
         """Return the mean seconds of `repeats` calls. What a step captures is captured before the clock."""
@@ -122,17 +142,20 @@ class _Call:
             devices.synchronize(self._case.device)
             start = time.perf_counter()
             for _ in range(repeats):
-                (self._step or self._infer)()
+                (self._step or self._forward)()
             devices.synchronize(self._case.device)
             return (time.perf_counter() - start) / repeats
 
-    def _infer(self) -> torch.Tensor:
-        x, conv_w, conv_b, fuse_w, fuse_b = self._arguments
-        return self._rdb(x, conv_w, conv_b, fuse_w, fuse_b)
-
     def _train(self) -> None:
-        x, conv_w, conv_b, fuse_w, fuse_b = self._arguments
-        torch.autograd.grad(self._infer(), [x, *conv_w, *conv_b, fuse_w, fuse_b], x.detach())
+        y = self._forward()
+        torch.autograd.grad(y, self._inputs, y.detach())
+
+
+def timed_block(name: str, case: Case, arguments: tuple) -> Timed:
+    """Return the impl called `name` on a block's arguments."""
+    rdb = select(name, case.device, case.dtype, case.training).rdb
+    x, conv_w, conv_b, fuse_w, fuse_b = arguments
+    return Timed(partial(rdb, *arguments), [x, *conv_w, *conv_b, fuse_w, fuse_b], case, f"a block by {name}")
 
 
 def _arguments(case: Case):

@@ -31,17 +31,19 @@ def run_rounds(
     is_clear: Callable[[Rounds], bool],
     leave_out: Callable[[Key, Exception], None],
     budget: float,
+    group: Callable[[Key], Hashable] = lambda key: None,
 ) -> Rounds:
     """Time contenders in turn: LEAST rounds, and while not is_clear(rounds) MORE, then others for `budget` seconds.
 
     contenders[key](n) makes n calls and returns the mean seconds of one. The first one warms up and does not count.
     One that raises is given to leave_out() and is not in the result.
+    group(key): a contender that is hopeless against the fastest of its group is not timed again.
     """
     rounds: Rounds = {key: [] for key in contenders}
     number, spent = 0, 0.0  # rounds so far, the warm-up included; seconds in those beyond LEAST
     while number <= LEAST or (rounds and (number <= LEAST + MORE or spent < budget) and not is_clear(rounds)):
         for key in list(rounds):
-            if _is_hopeless(rounds, key):
+            if _is_hopeless(rounds, key, group):
                 continue
             try:
                 seconds, repeats = _read(contenders[key], rounds[key], warm_up=not number)
@@ -57,12 +59,13 @@ def run_rounds(
     return rounds
 
 
-def _is_hopeless(rounds: Rounds, key: Hashable) -> bool:
+def _is_hopeless(rounds: Rounds, key: Key, group: Callable[[Key], Hashable]) -> bool:
     own = rounds[key]
     if len(own) < LEAST:
         return False
     limit = HOPELESS if is_steady(own) else HOPELESS_DISTURBED
-    return min(own) > limit * min(min(of_one) for of_one in rounds.values() if of_one)
+    rivals = [of_one for other, of_one in rounds.items() if of_one and group(other) == group(key)]
+    return min(own) > limit * min(map(min, rivals))
 
 
 def _read(contender: Callable[[int], float], before: list[float], warm_up: bool) -> tuple[float, int]:

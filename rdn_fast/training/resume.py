@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 
 from rdn_fast import devices, precision
+from rdn_fast.auto_level import resolve_precision
 from rdn_fast.data.prefetch import Batch
 from rdn_fast.errors import UserError
 from rdn_fast.model import RDN
 from rdn_fast.precision import Precision
 from rdn_fast.rdb import able
-from rdn_fast.rdb.auto_level import resolve_precision
 from rdn_fast.rdb.autotune import fastest_mode, resolve_impl
 from rdn_fast.rdb.case import Case
 from rdn_fast.rdb.measure import why_not

@@ -10,10 +10,10 @@ from runs import ROOT
 from runs import cli as process
 from test_ascend import NO_CANN, install
 
-from rdn_fast import ascend, devices, native
+from rdn_fast import ascend, auto_level, devices, native, precision
 from rdn_fast.commands.tune_modes import cases_of
 from rdn_fast.config import make_configs
-from rdn_fast.rdb import IMPLS, auto_level, tuning
+from rdn_fast.rdb import IMPLS, tuning
 from rdn_fast.rdb.rounds import Verdict
 
 LABELS = [
@@ -43,8 +43,10 @@ def remembered(monkeypatch, tmp_path):
     monkeypatch.setattr(tuning, "cache_folder", lambda: tmp_path)
     case, _ = cases_of(*make_configs({"device": "cpu", "opt_level": "O0"}, "rdn-b"), torch.device("cpu"))
 
+    low = precision.resolve("O1", "bf16", case.device)
+
     def remember(impl: str, level: str | None = None) -> None:
-        verdicts = {case.key(): impl, auto_level.level_key(case, torch.bfloat16, "auto"): level}
+        verdicts = {case.key(): impl, auto_level.level_key(case, low, "auto"): level}
         tuning.remember({key: Verdict(choice, True) for key, choice in verdicts.items() if choice})
 
     return remember

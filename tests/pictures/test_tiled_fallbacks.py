@@ -14,16 +14,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from waiting import PATIENCE
 
-from rdn_fast import devices
+from rdn_fast import auto_level, devices
 from rdn_fast.config import ModelConfig
 from rdn_fast.data.pairs import degrade
 from rdn_fast.errors import UserError
 from rdn_fast.evaluation.metrics import psnr_y
 from rdn_fast.model import RDN
 from rdn_fast.pictures import tiled
+from rdn_fast.pictures.precisions import BF16
 from rdn_fast.pictures.tile_grid import SMALLEST
 from rdn_fast.pictures.tiled import Upscaler
-from rdn_fast.rdb import auto_level
 from rdn_fast.weights.convert import load_model
 
 CPU = torch.device("cpu")
@@ -305,7 +305,7 @@ def test_a_cpu_computes_in_bf16_where_that_was_found_faster(monkeypatch, level, 
     assert set(watched.dtypes[half:]) == {(torch.float32, torch.float32)}
     assert levels(low, high) <= 3
     ((case, other, rdb),) = asked  # not for fp32
-    assert (case.dtype, case.training, case.batch, other, rdb) == (torch.float32, False, 1, torch.bfloat16, made.rdb)
+    assert (case.dtype, case.training, case.batch, other, rdb) == (torch.float32, False, 1, BF16, made.rdb)
     assert made.outer_dtype is None
 
 

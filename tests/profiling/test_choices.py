@@ -50,9 +50,8 @@ def test_the_table_says_how_far_the_choice_is_from_the_best():
 
 
 def test_on_a_cpu_steps_are_cut():
-    model, shape = choices.cut(ModelConfig(), TrainConfig(batch_size=16, patch_size=32), CPU)
-    assert (model.num_blocks, shape) == (choices.CPU_BLOCKS, (4, 3, 32, 32))
-    assert choices.cut(TINY, TrainConfig(batch_size=2, patch_size=100), CPU) == (TINY, (1, 3, 100, 100))
+    assert choices.cut(TINY, TrainConfig(batch_size=16, patch_size=32), CPU) == (8, 3, 32, 32)
+    assert choices.cut(TINY, TrainConfig(batch_size=2, patch_size=100), CPU) == (1, 3, 100, 100)
 
 
 def test_a_device_that_is_none_is_a_users_error(capsys):

@@ -13,9 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from bench.cases import rdb
 from bench.measure import Bench
 from profiling import kernels
+from rdn_fast import auto_level
 from rdn_fast.config import ModelConfig
 from rdn_fast.errors import UserError
-from rdn_fast.rdb import IMPLS, Impl, auto_level, naive, triton_planes
+from rdn_fast.rdb import IMPLS, Impl, naive, triton_planes
 from rdn_fast.rdb.triton_configs import KernelConfigs
 from rdn_fast.tail import output_conv
 

@@ -17,11 +17,11 @@ from profiling import flame, loss_scale, loss_scale_edges, roofline, trace
 from profiling.loss_scale_edges import Edges, Run
 from profiling.roofline import Part, Roofline
 from profiling.step import options, profiled_step
-from rdn_fast import rdb
+from rdn_fast import auto_level, rdb
 from rdn_fast.config import ModelConfig
 from rdn_fast.errors import UserError
 from rdn_fast.model import RDN
-from rdn_fast.rdb import Impl, auto_level, naive
+from rdn_fast.rdb import Impl, naive
 
 CPU = torch.device("cpu")
 TINY = ModelConfig(num_features=6, growth_rate=4, num_blocks=2, num_layers=3)

@@ -54,6 +54,15 @@ def test_a_hopeless_contender_is_dropped_after_the_least_rounds_and_not_before()
     assert len(rounds["a"]) == len(rounds["b"]) > LEAST
 
 
+def test_a_contender_is_hopeless_among_its_group_alone():
+    """Parts of two sums that are compared are all needed, however fast another part is."""
+    slow, lost = Scripted(100.0), Scripted(200.0)
+    contenders = {("block", "slow"): slow, ("block", "lost"): lost, ("rest", "quick"): Scripted(1.0)}
+    rounds = run_rounds(contenders, lambda _: False, never, 1000.0, group=lambda key: key[0])
+    assert len(rounds["block", "slow"]) == len(rounds["rest", "quick"]) > LEAST
+    assert len(rounds["block", "lost"]) == LEAST
+
+
 def test_a_contender_whose_own_rounds_disagree_is_not_dropped():
     rounds, _ = run({"disturbed": Scripted(2.0, 9.0, 9.0, 0.5), "steady": Scripted(1.0)})
     assert judge(rounds).choice == "disturbed"

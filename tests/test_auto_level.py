@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import random
 from functools import partial
 from types import SimpleNamespace
 
@@ -10,12 +11,14 @@ import torch
 from runs import TINY, events, make_data
 from runs import cli as process
 
-from rdn_fast import devices, rdb
+from rdn_fast import auto_level, devices, model, precision, rdb
+from rdn_fast.auto_level import compare, known_level, level_key, resolve_precision, timed_rest, whole
 from rdn_fast.commands import tune
 from rdn_fast.config import ModelConfig
+from rdn_fast.model import RDN
+from rdn_fast.pictures import precisions
 from rdn_fast.precision import Precision
-from rdn_fast.rdb import Impl, auto_level, autotune, measure, naive, tuning
-from rdn_fast.rdb.auto_level import compare, known_level, level_key, resolve_precision
+from rdn_fast.rdb import Impl, autotune, measure, naive, tuning
 from rdn_fast.rdb.autotune import resolve_impl
 from rdn_fast.rdb.case import Case
 from rdn_fast.rdb.tuning import TRUSTED
@@ -25,6 +28,7 @@ SMALL = ModelConfig(num_features=4, growth_rate=3, num_blocks=2, num_layers=2)
 SHAPE = 2, 3, 16, 16
 CASE = Case.of(SMALL, SHAPE, CPU, torch.float32, True)
 LOW_CASE = dataclasses.replace(CASE, dtype=BF16)
+O1 = precision.resolve("O1", "bf16", CPU)
 
 
 @pytest.fixture
@@ -46,10 +50,11 @@ def folder(monkeypatch, tmp_path):
 def clock(monkeypatch):
     """Return clock(float32={impl: seconds}, bf16={...}), which makes a table of such impls. It returns what was timed.
 
-    Instead of seconds a list has those of each call, the warm-up first.
+    Instead of seconds a list has those of each call, the warm-up first. rests: seconds of the rest of the model in
+    float32 and in bf16; None: it fails.
     """
 
-    def use(float32: dict, bf16: dict) -> list[tuple[str, torch.dtype]]:
+    def use(float32: dict, bf16: dict, rests: tuple = (1e-6, 1e-6)) -> list[tuple[str, torch.dtype]]:
         script = {torch.float32: float32, BF16: bf16}
         timed = []
 
@@ -65,7 +70,18 @@ def clock(monkeypatch):
         names = dict.fromkeys([*float32, *bf16])
         for module in (rdb, tune):
             monkeypatch.setattr(module, "IMPLS", {name: table_row(name) for name in names})
-        monkeypatch.setattr(measure, "_Call", lambda name, case, arguments: partial(seconds, name, case))
+
+        def rest(case, computing):
+            def one(repeats):
+                if (taken := rests[case.dtype == BF16]) is None:
+                    raise RuntimeError("no such convolution")
+                return taken
+
+            assert computing.compute == case.dtype
+            return one
+
+        monkeypatch.setattr(measure, "timed_block", lambda name, case, arguments: partial(seconds, name, case))
+        monkeypatch.setattr(auto_level, "timed_rest", rest)
         return timed
 
     return use
@@ -91,7 +107,7 @@ def test_accelerators_and_cpus_that_emulate_are_not_timed(clock):
     assert level(amp_dtype="fp16") == "O0"
     for kind in ("cuda", "npu"):
         accelerator = SimpleNamespace(type=kind)
-        assert known_level(SimpleNamespace(device=accelerator), FP16) == "O1"
+        assert known_level(SimpleNamespace(device=accelerator), O1) == "O1"
     assert not timed
 
 
@@ -100,7 +116,7 @@ def test_the_faster_dtype_is_taken_and_float32_where_it_is_noise(clock, folder, 
     clock({"wino": 1.0, "naive": 3.0}, {"naive": bf16, "other": 3.0})
     assert level() == chosen
     clear = bf16 in (0.5, 2.0)
-    assert isinstance(stored(folder)[level_key(CASE, BF16, "auto")], str) is clear
+    assert isinstance(stored(folder)[level_key(CASE, O1, "auto")], str) is clear
 
 
 def test_both_dtypes_are_timed_in_turn_once_and_the_impls_with_them(clock, folder):
@@ -124,14 +140,14 @@ def test_a_preempted_round_does_not_decide(clock):
     clock({"wino": 1.3}, {"naive": [1.0, 40.0, 1.0]})
     autotune.winners.clear()
     tuning.remember({})
-    assert compare(CASE, BF16).verdict == ("O1", True)
+    assert compare(CASE, O1).verdict == ("O1", True)
 
 
 def test_an_explicit_impl_is_compared_with_itself(clock, folder):
     timed = clock({"wino": 1.0, "naive": 3.0}, {"naive": 2.0, "other": 0.5})
     assert level("naive") == "O1"
     assert {name for name, _ in timed} == {"naive"}
-    assert set(stored(folder)) == {level_key(CASE, BF16, "naive")}
+    assert set(stored(folder)) == {level_key(CASE, O1, "naive")}
     count = len(timed)
     assert (level("wino"), level("other"), level("unknown")) == ("O0", "O1", "O0")
     assert len(timed) == count
@@ -139,7 +155,7 @@ def test_an_explicit_impl_is_compared_with_itself(clock, folder):
 
 def test_a_dtype_in_which_nothing_can_be_built_is_not_taken(clock, monkeypatch, capsys):
     clock({"naive": 1.0}, {"naive": 0.5})
-    working = measure._Call
+    working = measure.timed_block
 
     def broken(repeats):
         raise RuntimeError("no such instruction")
@@ -147,7 +163,7 @@ def test_a_dtype_in_which_nothing_can_be_built_is_not_taken(clock, monkeypatch, 
     def call(name, case, arguments):
         return broken if case.dtype == BF16 else working(name, case, arguments)
 
-    monkeypatch.setattr(measure, "_Call", call)
+    monkeypatch.setattr(measure, "timed_block", call)
     assert level() == "O0"
     assert capsys.readouterr().out.count("leaves out naive, which fails: no such instruction") == 1
 
@@ -166,18 +182,95 @@ def test_a_choice_that_may_be_noise_is_timed_again_after_a_day(clock, monkeypatc
         if again:
             monkeypatch.setattr(tuning.time, "time", lambda: now)
             autotune.winners.clear()
-            compare(CASE, BF16)
+            compare(CASE, O1)
         count = len(timed)
 
 
+@pytest.mark.parametrize(
+    ("blocks", "rests", "num_blocks", "chosen"),
+    [
+        ((1.0, 1.3), (9.0, 4.0), 4, "O1"),  # 13 against 9.2: the blocks are slower in bf16, the model is faster
+        ((1.0, 1.3), (5.0, 3.6), 4, "O0"),  # 9 against 8.8, which is no clear difference
+        ((1.0, 1.3), (9.0, 4.0), 40, "O0"),  # 49 against 56
+        ((1.3, 1.0), (4.0, 9.0), 4, "O0"),
+        ((1.3, 1.0), (4.0, 9.0), 40, "O1"),
+        ((1.0, 1.7), (9.0, 4.0), 4, "O1"),  # a block that would be hopeless among those of the other dtype
+    ],
+)
+def test_the_whole_model_decides_where_its_blocks_and_the_rest_disagree(clock, blocks, rests, num_blocks, chosen):
+    clock({"wino": blocks[0], "naive": 3.0}, {"naive": blocks[1]}, rests)
+    config = dataclasses.replace(SMALL, num_blocks=num_blocks)
+    assert resolve_precision("auto", "auto", CPU, config, SHAPE).level == chosen
+
+
+def test_no_level_is_taken_that_is_slower_than_the_best_by_more_than_5_percent(clock, seed):
+    draw = random.Random(seed)
+    for _ in range(20):
+        blocks, rests = ([draw.lognormvariate(0, 0.4) * scale for _ in range(2)] for scale in (1.0, 5.0))
+        config = dataclasses.replace(SMALL, num_blocks=draw.randint(1, 16))
+        clock({"wino": blocks[0]}, {"naive": blocks[1]}, tuple(rests))
+        autotune.winners.clear()
+        case = Case.of(config, SHAPE, CPU, torch.float32, True)
+        float32, low = (config.num_blocks * block + rest for block, rest in zip(blocks, rests, strict=True))
+        taken = {"O0": float32, "O1": low}[compare(case, O1).verdict.choice]
+        assert taken <= 1.0501 * min(float32, low)
+
+
+def test_a_level_is_remembered_for_the_whole_model(clock):
+    """Models with equal blocks differ in the rest, and so do the uses of a model."""
+    clock({"wino": 1.0}, {"naive": 1.3}, (9.0, 4.0))
+    assert level() == "O1"
+    others = [{"num_blocks": 3}, {"scale": 3}, {"upsample_channels": 2}, {"tail": "espcn"}, {"mean_shift": True}]
+    for change in others:
+        case = Case.of(dataclasses.replace(SMALL, **change), SHAPE, CPU, torch.float32, True)
+        assert case.key() == CASE.key()
+        assert known_level(case, O1) is None, change
+    assert known_level(CASE, O1) == "O1"
+    assert known_level(CASE, precisions.BF16) is None
+
+
+def test_a_level_in_which_the_rest_cannot_be_computed_is_not_taken(clock, capsys):
+    clock({"wino": 1.0}, {"naive": 0.1}, (1.0, None))
+    assert level() == "O0"
+    note = "--opt-level auto leaves out bfloat16, in which the model without its blocks fails: no such convolution"
+    assert capsys.readouterr().out.count(note) == 1
+
+
+@pytest.mark.parametrize("tail", ["shuffle", "single", "espcn"])
+@pytest.mark.parametrize("low", [O1, precisions.BF16, precisions.FLOAT32])
+def test_the_rest_is_what_the_model_computes_besides_its_blocks(monkeypatch, low, tail):
+    config, training = dataclasses.replace(SMALL, scale=4, tail=tail, mean_shift=True), low is O1
+    case = Case.of(config, SHAPE, CPU, low.compute, training)
+    convolve, computed = model._conv, []
+
+    def recorded(conv, x):
+        memory_format = x.is_contiguous(memory_format=torch.channels_last)
+        computed.append((conv.weight.shape, x.shape, x.dtype, memory_format))
+        return convolve(conv, x)
+
+    monkeypatch.setattr(model, "_conv", recorded)
+    timed = timed_rest(case, low)
+    assert timed(1) > 0
+    of_rest, computed[:] = [*computed], []
+    made = RDN(config, "naive").to(memory_format=torch.channels_last)
+    x = torch.rand(case.batch, 3, case.height, case.width).to(memory_format=torch.channels_last)
+    with torch.set_grad_enabled(training), made.computing(low):
+        made(x)
+    assert of_rest == computed
+    trained = {name for name, _ in made.named_parameters() if not name.startswith("rdbs.")}
+    assert len(timed._inputs) == len(trained)
+
+
 def test_the_real_clock_decides_between_real_impls(folder):
-    comparison = compare(CASE, BF16)
+    comparison = compare(CASE, O1)
     assert comparison.verdict.choice in ("O0", "O1")
     for case, timing in zip(comparison.cases, comparison.timings, strict=True):
         assert set(timing.seconds) == {impl.name for impl in rdb.able(CPU, case.dtype, True)}
         assert all(0 < seconds < 60 for seconds in timing.seconds.values())
+        assert len(timing.rest) == len(timing.rounds["naive"])
+        assert min(whole(case, timing)) >= 2 * min(timing.rounds[timing.verdict.choice]) + min(timing.rest)
     kept = stored(folder)
-    assert {level_key(CASE, BF16, "auto"), CASE.key(), LOW_CASE.key()} == set(kept)
+    assert {level_key(CASE, O1, "auto"), CASE.key(), LOW_CASE.key()} == set(kept)
     assert level() == comparison.verdict.choice
 
 
@@ -190,7 +283,7 @@ def data(tmp_path_factory):
 
 
 def test_tune_shows_both_dtypes_and_the_level(cli, clock):
-    clock({"wino": 1.0, "naive": 3.0}, {"naive": 0.5})
+    clock({"wino": 1.0, "naive": 3.0}, {"naive": 0.5}, (2.0, 3.0))
     model = ("--num-features", 4, "--growth-rate", 3, "--num-layers", 2)
     ended = cli("tune", *model, "--patch-size", 16, "--batch-size", 2, "--device", "cpu")
     assert ended.code == 0, ended
@@ -201,6 +294,10 @@ def test_tune_shows_both_dtypes_and_the_level(cli, clock):
         "--rdb auto: wino",  # of inference
     ]
     assert [key for key in (CASE.key(), LOW_CASE.key()) if key not in lines] == []
+    assert [line for line in lines if line.startswith("the model without")] == [
+        "the model without its blocks: 2000.00 ms; with 16 by wino: 18000.00 ms",
+        "the model without its blocks: 3000.00 ms; with 16 by naive: 11000.00 ms",
+    ]
 
 
 @pytest.mark.parametrize("before", ["O0", "O1"])
@@ -251,7 +348,7 @@ def test_two_ranks_take_the_level_of_rank_0(data, tmp_path):
     (start,) = events(tmp_path / "out", "start")
     chosen = start["precision"].split()[0]
     kept = json.loads((tmp_path / "cache" / "rdn_fast" / "tuning.json").read_text())
-    levels = [entry for key, entry in kept.items() if "level against bfloat16" in key]
+    levels = [entry for key, entry in kept.items() if "level against O1 bfloat16" in key]
     if not any(map(torch.cpu.get_capabilities().get, ("avx512_bf16", "amx_bf16", "bf16"))):
         assert (chosen, levels) == ("O0", [])
         return
