@@ -89,6 +89,14 @@ def stock(
     return recipe
 
 
+def plain(model_config: ModelConfig, device: torch.device, dtype: torch.dtype) -> list[Recipe]:
+    """Return recipes of plain PyTorch, one in each memory format that is used on the device."""
+    recipes = [reference(model_config, device, dtype)]
+    if devices.memory_format(device) == torch.channels_last:
+        recipes.append(stock(model_config, device, dtype))
+    return recipes
+
+
 def _recipe(model_config, device, dtype, wrap, memory_format, stock=False, graphed=False) -> Recipe:
     model = RDN(model_config).to(device, memory_format=memory_format)
     replica = wrap(model) if wrap else model

@@ -108,14 +108,14 @@ def compare(
     batch, channels, height, width = lr
     hr = batch, channels, model_config.scale * height, model_config.scale * width
 
-    @cache
-    def problem() -> Problem:
+    @cache  # for all dtypes
+    def problem(which: int) -> Problem:
         x = torch.rand(distinct_images(batch), *lr[1:])
         return Problem(baseline.RDN(model_config), x, torch.float32, batch, training)
 
-    def naive(dtype: torch.dtype):
-        return partial(baseline.reference(model_config, device, dtype).solve, training)
+    def plain(dtype: torch.dtype) -> list:
+        return [partial(recipe.solve, training) for recipe in baseline.plain(model_config, device, dtype)]
 
     flop = 2 * batch * model_config.macs(height, width) * (3 if training else 1)
     shape, sizes = words(model_config, height, width), [lr, hr] if training else [lr]
-    return comparison(case, shape, sizes, flop, training, Parity(lambda _: problem(), naive), makers)
+    return comparison(case, shape, sizes, flop, training, Parity(lambda _, which: problem(which), plain), makers)

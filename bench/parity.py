@@ -3,6 +3,11 @@
 A result may be as wrong as plain PyTorch in the same dtype, and little more. An error is norm(result - oracle) /
 norm(oracle), the oracle being computed in float64. It may be at most twice that of the plain concat formulation in the
 result's own dtype, plus the dtype's slack.
+
+Plain PyTorch errs differently in its memory formats, and a recipe in either of them is judged by the format that errs
+more. In float32 the gradient of a bias is a sum over all pixels of the batch, whose rounding errors depend on the order
+of the terms: oneDNN adds N random ones one by one, which errs by 0.22 * 2**-24 * sqrt(N) of the sum; in NCHW it shares
+them among its threads and errs less (profiling/LOG.md).
 """
 
 from __future__ import annotations
@@ -14,6 +19,7 @@ from torch import nn
 
 SLACK = {torch.float32: 1e-6, torch.float16: 2e-4, torch.bfloat16: 2e-3}
 FLOAT64 = 1e-12  # largest error between two float64 computations of the same thing
+APART = 10  # how many times the error of one memory format may be that of another one by rounding; 4 were seen
 
 Results = dict[str, torch.Tensor]  # "output" and "gradient of NAME"
 Solve = Callable[[dict[str, torch.Tensor], torch.Tensor, torch.Tensor], Results]  # (state, x, gradient of the output)
@@ -32,11 +38,24 @@ def assert_as_good_as_naive(
     result: torch.Tensor, oracle: torch.Tensor, naive_result: torch.Tensor, dtype: torch.dtype, what: str = "result"
 ) -> None:
     """Raise unless `result` is as near to the float64 `oracle` as the policy asks. NaN anywhere raises."""
-    error, naive_error = relative_error(result, oracle), relative_error(naive_result, oracle)
+    assert_error(relative_error(result, oracle), relative_error(naive_result, oracle), dtype, what)
+
+
+def assert_error(error: float, naive_error: float, dtype: torch.dtype, what: str = "result") -> None:
+    """Raise unless the error of a result is at most what the policy allows beside plain PyTorch's. NaN raises."""
     bound = 2 * naive_error + SLACK[dtype]
     if not error <= bound:
         allowed = f"allowed are {bound:.3g} (naive's own error is {naive_error:.3g})"
         raise AssertionError(f"{what}: relative error {error:.3g} in {dtype}, {allowed}")
+
+
+def plain_error(errors: list[float], dtype: torch.dtype) -> float:
+    """Return the error of plain PyTorch, given those of its memory formats: the largest, or NaN if one is NaN.
+
+    One that is far above the smallest is no matter of rounding: it counts as APART times the smallest plus the slack.
+    """
+    errors = torch.tensor(errors, dtype=torch.float64)  # whose min() and max() keep NaN
+    return torch.minimum(errors.max(), APART * errors.min() + SLACK[dtype]).item()
 
 
 def assert_same_in_float64(result: torch.Tensor, oracle: torch.Tensor, what: str = "result") -> None:
@@ -107,36 +126,43 @@ class Problem:
         self.state = {name: value.to(dtype) for name, value in module.state_dict().items()}
         self.x, self.upstream = self.x[order].to(dtype), self.upstream[order].to(dtype)
 
-    def solved(self, solve: Solve) -> Results:
-        return solve(self.state, self.x, self.upstream)
+    def errors(self, solve: Solve) -> dict[str, float]:
+        """Return the relative error of each of solve's results."""
+        results = solve(self.state, self.x, self.upstream)
+        return {name: relative_error(result, self.oracle[name]) for name, result in results.items()}
 
 
 class Parity:
-    """Checks results by the policy. problem(dtype) is made, and naive(dtype) solves it, once for each dtype."""
+    """Checks results by the policy.
 
-    def __init__(self, problem: Callable[[torch.dtype], Problem], naive: Callable[[torch.dtype], Solve]):
-        self._problem, self._naive = problem, naive
-        self._known: dict[torch.dtype, tuple[Problem, Results]] = {}
+    problem(dtype, which) is made once for each dtype and each of two problems, `which` being 0 and 1. It is solved by
+    each of plain(dtype), plain PyTorch in its memory formats.
+    """
+
+    def __init__(self, problem: Callable[[torch.dtype, int], Problem], plain: Callable[[torch.dtype], list[Solve]]):
+        self._problem, self._plain = problem, plain
+        self._known: dict[tuple[torch.dtype, int], tuple[Problem, dict[str, float]]] = {}  # and errors of plain PyTorch
 
     def check(self, solve: Solve, dtype: torch.dtype, what: str) -> None:
         """Raise AssertionError, whose message begins with `what`, unless every result of solve is good enough.
 
-        A result that misses the bound is judged on a second problem: the error of a small tensor comes from few
-        roundings, and one of plain PyTorch's own memory formats misses now and then what another one reaches.
+        A result that misses the bound is judged on a second problem: right kernels whose error is close to the bound
+        (winograd's) miss it on one problem in ten.
         """
         try:
-            self._judge(solve, dtype, what)
+            self._judge(solve, dtype, what, 0)
         except AssertionError:
-            del self._known[dtype]
-            self._judge(solve, dtype, what)
+            self._judge(solve, dtype, what, 1)
 
-    def _judge(self, solve: Solve, dtype: torch.dtype, what: str) -> None:
-        if dtype not in self._known:
-            problem = self._problem(dtype)
-            self._known[dtype] = problem, problem.solved(self._naive(dtype))
-        problem, naive = self._known[dtype]
-        for name, result in problem.solved(solve).items():
-            assert_as_good_as_naive(result, problem.oracle[name], naive[name], dtype, f"{what}, {name}")
+    def _judge(self, solve: Solve, dtype: torch.dtype, what: str, which: int) -> None:
+        if (dtype, which) not in self._known:
+            problem = self._problem(dtype, which)
+            errors = [problem.errors(plain) for plain in self._plain(dtype)]
+            worst = {name: plain_error([error[name] for error in errors], dtype) for name in problem.oracle}
+            self._known[dtype, which] = problem, worst
+        problem, plain = self._known[dtype, which]
+        for name, error in problem.errors(solve).items():
+            assert_error(error, plain[name], dtype, f"{what}, {name}")
 
 
 def solve_module(

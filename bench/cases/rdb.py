@@ -51,15 +51,15 @@ def comparison(
     batch, height, width = shape
     size, fast = (batch, model_config.num_features, height, width), devices.memory_format(device)
     make = partial(block, model_config, device, dtype)
-    plain = partial(make, torch.contiguous_format)
-    makers = [("reference", dtype, plain), ("stock", dtype, partial(make, fast))]
+    plain = [partial(make, torch.contiguous_format), partial(make, fast)]
+    makers = [("reference", dtype, plain[0]), ("stock", dtype, plain[1])]
     makers += [(f"impl {impl.name}", dtype, partial(make, fast, impl)) for impl in rdb.able(device, dtype, training)]
 
-    def problem(dtype: torch.dtype) -> Problem:
+    def problem(dtype: torch.dtype, _: int) -> Problem:
         x = torch.randn(distinct_images(batch), *size[1:])
         return Problem(_module(model_config), x, dtype, batch, training)
 
-    parity = Parity(problem, lambda _: partial(plain().solve, training))
+    parity = Parity(problem, lambda _: [partial(recipe().solve, training) for recipe in plain])
     flop = 2 * batch * height * width * model_config.block_macs * (3 if training else 1)
     shape = words(model_config, height, width)
     return compare(
