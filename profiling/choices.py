@@ -102,6 +102,8 @@ def main(argv: list[str] | None = None) -> int:
     given = parser.parse_args(argv)
     try:
         device = devices.pick(given.device)
+        if devices.is_host(device):
+            devices.keep_freed_memory()  # as training does
         print(*(f"{name} {value}" for name, value in results.conditions(device).items()), sep=", ")
         for preset in [given.preset] if given.preset else PRESETS:
             model_config, train_config = make_configs({}, preset)

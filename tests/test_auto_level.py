@@ -80,7 +80,7 @@ def clock(monkeypatch):
             assert computing.compute == case.dtype
             return one
 
-        monkeypatch.setattr(measure, "timed_block", lambda name, case, arguments: partial(seconds, name, case))
+        monkeypatch.setattr(measure, "timed_block", lambda name, case, *_: partial(seconds, name, case))
         monkeypatch.setattr(auto_level, "timed_rest", rest)
         return timed
 
@@ -160,8 +160,8 @@ def test_a_dtype_in_which_nothing_can_be_built_is_not_taken(clock, monkeypatch, 
     def broken(repeats):
         raise RuntimeError("no such instruction")
 
-    def call(name, case, arguments):
-        return broken if case.dtype == BF16 else working(name, case, arguments)
+    def call(name, case, *example):
+        return broken if case.dtype == BF16 else working(name, case, *example)
 
     monkeypatch.setattr(measure, "timed_block", call)
     assert level() == "O0"

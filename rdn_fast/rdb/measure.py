@@ -14,6 +14,7 @@ from rdn_fast import devices
 from rdn_fast.errors import UserError, what_failed
 from rdn_fast.precision import dtype_name
 from rdn_fast.rdb import able, select
+from rdn_fast.rdb.blocks import RDB, FrozenRDB
 from rdn_fast.rdb.case import Case
 from rdn_fast.rdb.rounds import Rounds, Verdict, judge, run_rounds
 from rdn_fast.terminal import print_line
@@ -65,11 +66,10 @@ def measure_in_turn(
     failed: dict[Case, dict[str, str]] = {case: {} for case in cases}
     contenders = {(case, REST): rest for case, rest in (rests or {}).items()}
     for case in cases:
-        with torch.inference_mode(False):
-            arguments = _arguments(case)
+        block, x = _example(case)
         names = [impl.name for impl in able(case.device, case.dtype, case.training)] if rdb == "auto" else [rdb]
         for name in names:
-            contenders[case, name] = timed_block(name, case, arguments)
+            contenders[case, name] = timed_block(name, case, block, x)
 
     def leave_out(key: tuple[Case, str], error: Exception) -> None:
         case, name = key
@@ -113,9 +113,7 @@ def why_not(name: str, case: Case) -> str | None:
     if devices.is_host(case.device):
         return None
     try:
-        with torch.inference_mode(False):
-            arguments = _arguments(case)
-        timed_block(name, case, arguments)(1)
+        timed_block(name, case, *_example(case))(1)
     except Exception as error:  # what run_rounds() leaves out
         return _failure(error)
     return None
@@ -151,28 +149,32 @@ class Timed:
         torch.autograd.grad(y, self._inputs, y.detach())
 
 
-def timed_block(name: str, case: Case, arguments: tuple) -> Timed:
-    """Return the impl called `name` on a block's arguments."""
-    rdb = select(name, case.device, case.dtype, case.training).rdb
-    x, conv_w, conv_b, fuse_w, fuse_b = arguments
-    return Timed(partial(rdb, *arguments), [x, *conv_w, *conv_b, fuse_w, fuse_b], case, f"a block by {name}")
+def timed_block(name: str, case: Case, block: RDB, x: torch.Tensor) -> Timed:
+    """Return the impl called `name` on a block, whose float32 weights it casts or packs: a step at each call, a frozen
+    model once.
+    """
+    impl, what = select(name, case.device, case.dtype, case.training), f"a block by {name}"
+    if not case.training:
+        return Timed(partial(FrozenRDB(block), x, impl), [], case, what)
+
+    def forward() -> torch.Tensor:
+        return block(x, impl, *impl.pack([block.weights], case.dtype))
+
+    return Timed(forward, [x, *block.tensors], case, what)
 
 
-def _arguments(case: Case):
-    """Return random inputs and weights of a block, which require gradients when training."""
+@torch.inference_mode(False)
+@torch.no_grad()
+def _example(case: Case) -> tuple[RDB, torch.Tensor]:
+    """Return a block with random weights, and random x, which requires gradients when training."""
     c, generator = case.model_config, torch.Generator().manual_seed(0)
-    g0, g = c.num_features, c.growth_rate
     memory_format = devices.memory_format(case.device)
-
-    def normal(*size, std=1.0):
-        tensor = torch.randn(size, generator=generator).mul_(std).to(case.device, case.dtype)
-        if tensor.dim() == 4:
-            tensor = tensor.contiguous(memory_format=memory_format)
-        return tensor.requires_grad_(case.training)
-
-    channels = [g0 + j * g for j in range(c.num_layers)]
-    conv_w = [normal(g, n, 3, 3, std=(2 / (9 * n)) ** 0.5) for n in channels]
-    conv_b = [normal(g, std=0.1) for _ in channels]
-    n = g0 + c.num_layers * g
-    x = normal(case.batch, g0, case.height, case.width)
-    return x, conv_w, conv_b, normal(g0, n, 1, 1, std=n**-0.5), normal(g0, std=0.1)
+    with torch.device("meta"):
+        block = RDB(c.num_features, c.growth_rate, c.num_layers)
+    block.to_empty(device=case.device).to(memory_format=memory_format)
+    for tensor in block.tensors:
+        std = (2 / tensor[0].numel()) ** 0.5 if tensor.dim() == 4 else 0.1
+        tensor.copy_(torch.randn(tensor.shape, generator=generator).mul_(std))
+    x = torch.randn(case.batch, c.num_features, case.height, case.width, generator=generator)
+    x = x.to(case.device, case.dtype, memory_format=memory_format)
+    return block, x.requires_grad_(case.training)

@@ -335,3 +335,39 @@ def test_tune_shows_every_impl_and_times_again(cli, folder, table, timings):
         assert words in result.out
     assert len(timings) == 4
     assert set(tuning.remembered().values()) == {"quick"}
+
+
+@pytest.mark.parametrize(("training", "packings"), [(True, 3), (False, 1)])
+def test_a_block_is_timed_with_the_packing_of_a_step_or_of_a_frozen_model(table, training, packings):
+    packed = []
+
+    def pack(blocks, dtype):
+        packed.extend((conv_w[0].dtype, dtype) for conv_w, _ in blocks)
+        return ["packed"] * len(blocks)
+
+    def computes(x, conv_w, conv_b, fuse_w, fuse_b, given):
+        assert given == "packed"
+        return naive.rdb(x, *([w.to(x.dtype) for w in ws] for ws in (conv_w, conv_b)), fuse_w.to(x), fuse_b.to(x))
+
+    module = SimpleNamespace(rdb=computes, pack=pack)
+    table(Impl("packs", module, ("cpu",), FLOATS, True, "for tests"))
+    c = case(training, torch.bfloat16)
+    timed = measure_module.timed_block("packs", c, *measure_module._example(c))
+    assert timed(1) > 0
+    assert timed(2) > 0
+    assert packed == [(torch.float32 if training else torch.bfloat16, torch.bfloat16)] * packings
+
+
+def test_a_step_in_low_precision_is_timed_with_its_casts(table):
+    seen = []
+
+    def computes(x, conv_w, conv_b, fuse_w, fuse_b):
+        seen.extend((tensor.dtype, tensor.grad_fn is not None) for tensor in (*conv_w, *conv_b, fuse_w, fuse_b))
+        return naive.rdb(x, conv_w, conv_b, fuse_w, fuse_b)
+
+    table(impl("casts", computes))
+    c = case(dtype=torch.bfloat16)
+    block, x = measure_module._example(c)
+    assert {tensor.dtype for tensor in block.tensors} == {torch.float32}
+    assert measure_module.timed_block("casts", c, block, x)(1) > 0
+    assert set(seen) == {(torch.bfloat16, True)}
