@@ -2,6 +2,8 @@
 
 That is the time of D blocks, by the better impl of each precision, and of the rest of the model. Block and rest may
 disagree: an impl may be far ahead in float32 where the convolutions around the blocks are faster in bf16.
+Parts alone find more of their data in the caches than within the model (up to 5% of a small one's step), so where their
+sums are close, whole models are timed.
 """
 
 from __future__ import annotations
@@ -20,9 +22,12 @@ from rdn_fast.precision import Precision, dtype_name
 from rdn_fast.rdb import able
 from rdn_fast.rdb.autotune import winners
 from rdn_fast.rdb.case import Case
-from rdn_fast.rdb.measure import REST, Timed, Timing, measure_in_turn
-from rdn_fast.rdb.rounds import Verdict, clearly_faster, is_steady
+from rdn_fast.rdb.measure import REST, Timed, Timing, budget, measure_in_turn
+from rdn_fast.rdb.rounds import Verdict, clearly_faster, is_steady, run_rounds
 from rdn_fast.rdb.tuning import remember, remembered
+
+CLOSE = 1.2  # ratio of the sums below which whole models are timed,
+LONGEST = 0.5  # unless one takes more seconds: its blocks alone exceed the caches, and a start should not wait
 
 
 class Comparison(NamedTuple):
@@ -31,6 +36,7 @@ class Comparison(NamedTuple):
     cases: tuple[Case, Case]
     timings: list[Timing]
     verdict: Verdict  # "O0" or "O1"
+    models: dict[Case, list[float]]  # seconds of the whole model, a value per round; {} where the sums decided
 
 
 def resolve_precision(
@@ -79,15 +85,14 @@ def needs_timing(device: torch.device, low: torch.dtype) -> bool:
 def compare(case: Case, low: Precision, rdb: str = "auto") -> Comparison:
     """Time impls and the rest of the model in float32 and in low precision, in the same rounds.
 
-    Remember the level, and with "auto" the impls.
-
+    Where their sums are close, time whole models. Remember the level, and with "auto" the impls.
     Where `rdb` is an impl that cannot run in both dtypes, nothing is timed.
     """
     cases = case, replace(case, dtype=low.compute)
     if rdb != "auto":
         here = [rdb in (impl.name for impl in able(c.device, c.dtype, c.training)) for c in cases]
         if not all(here):
-            return Comparison(cases, [Timing({}, {})] * 2, Verdict("O1" if here[1] else "O0", True))
+            return Comparison(cases, [Timing({}, {})] * 2, Verdict("O1" if here[1] else "O0", True), {})
 
     def judge(timings: list[Timing]) -> Verdict:
         return faster_level(*map(whole, cases, timings))
@@ -97,17 +102,20 @@ def compare(case: Case, low: Precision, rdb: str = "auto") -> Comparison:
         level = judge(timings)
         return level.settled and timings[level.choice == "O1"].verdict.settled
 
-    precisions = precision.resolve("O0", "auto", case.device), low
-    rests = {c: timed_rest(c, computing) for c, computing in zip(cases, precisions, strict=True)}
+    precisions = dict(zip(cases, (precision.resolve("O0", "auto", case.device), low), strict=True))
+    rests = {one: timed_model(one, computing) for one, computing in precisions.items()}
     timings = measure_in_turn(list(cases), is_clear, rdb, rests)
-    level = judge(timings)
+    level, models = judge(timings), {}
+    if is_close(*map(whole, cases, timings)):
+        models = _time_models(precisions, [timing.verdict.choice for timing in timings])
+        level = faster_level(*models.values()) if models else level
     verdicts = {level_key(case, low, rdb): level}
     winners[level_key(case, low, rdb)] = level.choice
     for one, timing in zip(cases, timings, strict=True):
         if rdb == "auto" and timing.rounds:
             verdicts[one.key()], winners[one] = timing.verdict, timing.verdict.choice
     remember(verdicts)
-    return Comparison(cases, timings, level)
+    return Comparison(cases, timings, level, models)
 
 
 def level_key(case: Case, low: Precision, rdb: str) -> str:
@@ -128,7 +136,7 @@ def whole(case: Case, timing: Timing) -> list[float]:
 
 
 def faster_level(float32: list[float], low: list[float]) -> Verdict:
-    """Return the level of the faster whole(), by seconds of the same rounds; O0 where that is not clear."""
+    """Return the level of the faster model, by its seconds in the same rounds; O0 where that is not clear."""
     if not (float32 and low):
         return Verdict("O1" if low else "O0", True)
     steady = is_steady(float32) and is_steady(low)
@@ -137,20 +145,47 @@ def faster_level(float32: list[float], low: list[float]) -> Verdict:
     return Verdict("O0", steady and clearly_faster(float32, low))
 
 
-def timed_rest(case: Case, computing: Precision) -> Timed:
-    """Return the model without its blocks, at this precision: what a step, or a picture, computes besides them."""
+def is_close(float32: list[float], low: list[float]) -> bool:
+    """Return whether whole models are to be timed, given whole() in both precisions."""
+    if not (float32 and low):
+        return False
+    faster, slower = sorted((min(float32), min(low)))
+    return slower < min(LONGEST, CLOSE * faster)
+
+
+def _time_models(precisions: dict[Case, Precision], impls: list[str]) -> dict[Case, list[float]]:
+    """Return the seconds of the whole model in each case, by its impl, a value per round; {} where one fails."""
+
+    def is_clear(rounds: dict) -> bool:
+        return len(rounds) < len(precisions) or faster_level(*rounds.values()).settled
+
+    models = {
+        case: timed_model(case, computing, impl)
+        for (case, computing), impl in zip(precisions.items(), impls, strict=True)
+    }
+    seconds = budget(next(iter(models)))
+    rounds = run_rounds(models, is_clear, lambda case, error: None, seconds, group=lambda case: case)
+    return rounds if len(rounds) == len(models) else {}
+
+
+def timed_model(case: Case, computing: Precision, impl: str | None = None) -> Timed:
+    """Return the model with random weights at this precision, with its blocks by `impl`; None: without them (REST)."""
     with torch.inference_mode(False):
         model, generator = meta_model(case.model_config), torch.Generator().manual_seed(0)
-        model.rdbs = nn.ModuleList(_NoBlock() for _ in model.rdbs)
-        model.rdb = "naive"  # computes nothing here
+        if impl is None:
+            model.rdbs = nn.ModuleList(_NoBlock() for _ in model.rdbs)
+        model.rdb = impl or "naive"  # which computes nothing there
         memory_format = devices.memory_format(case.device)
         model.to_empty(device=case.device).to(memory_format=memory_format)
         for tensor in model.state_dict().values():
-            tensor.copy_(torch.randn(tensor.shape, generator=generator).mul_(0.05))
+            std = tensor[0].numel() ** -0.5 if tensor.dim() == 4 else 0.05
+            tensor.copy_(torch.randn(tensor.shape, generator=generator).mul_(std))
+        if impl and not case.training:
+            model = model.frozen()
         x = torch.rand(case.batch, 3, case.height, case.width, generator=generator)
         x = x.to(case.device, memory_format=memory_format)
     computing.apply(model)
-    return Timed(partial(model, x), list(model.parameters()), case, REST)
+    return Timed(partial(model, x), list(model.parameters()), case, "the model" if impl else REST)
 
 
 class _NoBlock(nn.Module):

@@ -12,7 +12,7 @@ from runs import TINY, events, make_data
 from runs import cli as process
 
 from rdn_fast import auto_level, devices, model, precision, rdb
-from rdn_fast.auto_level import compare, known_level, level_key, resolve_precision, timed_rest, whole
+from rdn_fast.auto_level import compare, known_level, level_key, resolve_precision, timed_model, whole
 from rdn_fast.commands import tune
 from rdn_fast.config import ModelConfig
 from rdn_fast.model import RDN
@@ -51,10 +51,12 @@ def clock(monkeypatch):
     """Return clock(float32={impl: seconds}, bf16={...}), which makes a table of such impls. It returns what was timed.
 
     Instead of seconds a list has those of each call, the warm-up first. rests: seconds of the rest of the model in
-    float32 and in bf16; None: it fails.
+    float32 and in bf16; None: it fails. wholes: of the whole model; None: the sums of the parts.
     """
 
-    def use(float32: dict, bf16: dict, rests: tuple = (1e-6, 1e-6)) -> list[tuple[str, torch.dtype]]:
+    def use(
+        float32: dict, bf16: dict, rests: tuple = (1e-6, 1e-6), wholes: tuple | None = None
+    ) -> list[tuple[str, torch.dtype]]:
         script = {torch.float32: float32, BF16: bf16}
         timed = []
 
@@ -71,17 +73,20 @@ def clock(monkeypatch):
         for module in (rdb, tune):
             monkeypatch.setattr(module, "IMPLS", {name: table_row(name) for name in names})
 
-        def rest(case, computing):
+        def of_model(case, computing, impl=None):
             def one(repeats):
-                if (taken := rests[case.dtype == BF16]) is None:
+                if impl and wholes:
+                    return wholes[case.dtype == BF16]
+                if (rest := rests[case.dtype == BF16]) is None:
                     raise RuntimeError("no such convolution")
-                return taken
+                block = script[case.dtype][impl] if impl else 0.0
+                return rest + case.model_config.num_blocks * (block[-1] if isinstance(block, list) else block)
 
             assert computing.compute == case.dtype
             return one
 
         monkeypatch.setattr(measure, "timed_block", lambda name, case, *_: partial(seconds, name, case))
-        monkeypatch.setattr(auto_level, "timed_rest", rest)
+        monkeypatch.setattr(auto_level, "timed_model", of_model)
         return timed
 
     return use
@@ -203,6 +208,31 @@ def test_the_whole_model_decides_where_its_blocks_and_the_rest_disagree(clock, b
     assert resolve_precision("auto", "auto", CPU, config, SHAPE).level == chosen
 
 
+@pytest.mark.parametrize(
+    ("parts", "wholes", "chosen"),
+    [
+        ((0.080, 0.084), (0.100, 0.090), "O1"),  # close sums: the whole models decide
+        ((0.084, 0.080), (0.090, 0.100), "O0"),
+        ((0.080, 0.084), (0.100, 0.099), "O0"),
+        ((0.080, 0.120), (0.100, 0.090), "O0"),  # clear sums: they are not timed
+        ((0.80, 0.84), (0.100, 0.090), "O0"),  # long steps: neither
+    ],
+)
+def test_close_sums_are_decided_by_whole_models(clock, folder, parts, wholes, chosen):
+    blocks = [taken / 4 for taken in parts]
+    clock({"wino": blocks[0], "naive": 3.0}, {"naive": blocks[1]}, [2 * block for block in blocks], wholes)
+    assert level() == chosen
+    assert isinstance(stored(folder)[level_key(CASE, O1, "auto")], str) is (wholes != (0.100, 0.099) and parts[0] < 0.8)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_whole_model_is_that_of_a_step_or_of_pictures(training):
+    case = Case.of(SMALL, SHAPE, CPU, BF16, training)
+    timed = timed_model(case, O1, "naive")
+    assert 0 < timed(1) < 60
+    assert len(timed._inputs) == len([*RDN(SMALL).parameters()]) - (0 if training else 2 * 2 * 3)
+
+
 def test_no_level_is_taken_that_is_slower_than_the_best_by_more_than_5_percent(clock, seed):
     draw = random.Random(seed)
     for _ in range(20):
@@ -249,7 +279,7 @@ def test_the_rest_is_what_the_model_computes_besides_its_blocks(monkeypatch, low
         return convolve(conv, x)
 
     monkeypatch.setattr(model, "_conv", recorded)
-    timed = timed_rest(case, low)
+    timed = timed_model(case, low)
     assert timed(1) > 0
     of_rest, computed[:] = [*computed], []
     made = RDN(config, "naive").to(memory_format=torch.channels_last)

@@ -10,6 +10,7 @@ from rdn_fast import devices, precision
 from rdn_fast.auto_level import compare, needs_timing, whole
 from rdn_fast.commands.tune_modes import cases_of, tune_modes
 from rdn_fast.config import ModelConfig, TrainConfig
+from rdn_fast.precision import dtype_name
 from rdn_fast.rdb import IMPLS, refusal
 from rdn_fast.rdb.autotune import autotune
 from rdn_fast.rdb.case import Case
@@ -27,12 +28,17 @@ def tune(model_config: ModelConfig, train_config: TrainConfig) -> None:
     if devices.modes(device):
         tune_modes(model_config, train_config, device)
         return
+    if devices.is_host(device):
+        devices.keep_freed_memory()  # as training does
     c, low = train_config, precision.resolve("O1", train_config.amp_dtype, device)
     if c.opt_level == "auto" and needs_timing(device, low.compute):
         training, evaluation = cases_of(model_config, replace(c, opt_level="O0"), device)
         comparison = compare(training, low)
         for case, timing in zip(comparison.cases, comparison.timings, strict=True):
             _show(case, timing)
+        if comparison.models:
+            times = (f"{dtype_name(case.dtype)} {min(own) * 1e3:.2f} ms" for case, own in comparison.models.items())
+            print_line(f"close, so whole models were timed: {', '.join(times)}")
         level = comparison.verdict
         print_line(f"--opt-level auto: {precision.resolve(level.choice, c.amp_dtype, device)}{_note(level.settled)}")
     else:

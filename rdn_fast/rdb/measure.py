@@ -94,14 +94,18 @@ def measure_in_turn(
     def group(key: tuple[Case, str]) -> Hashable:
         return key if key[1] == REST else key[0]
 
-    budget = BUDGET if cases[0].training else PICTURE_BUDGET
-    found = timings(run_rounds(contenders, clear, leave_out, budget, group))
+    found = timings(run_rounds(contenders, clear, leave_out, budget(cases[0]), group))
     if not any(timing.rounds for timing in found):
         raise UserError(
             f"no implementation of the block can compute {cases[0].key()} (the notes say why); "
             "give a smaller --batch-size or --patch-size"
         )
     return found
+
+
+def budget(case: Case) -> float:
+    """Return the seconds for rounds beyond the usual ones (rounds.py)."""
+    return BUDGET if case.training else PICTURE_BUDGET
 
 
 def why_not(name: str, case: Case) -> str | None:
