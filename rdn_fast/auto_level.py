@@ -27,7 +27,8 @@ from rdn_fast.rdb.rounds import Verdict, clearly_faster, is_steady, run_rounds
 from rdn_fast.rdb.tuning import remember, remembered
 
 CLOSE = 1.2  # ratio of the sums below which whole models are timed,
-LONGEST = 0.5  # unless one takes more seconds: its blocks alone exceed the caches, and a start should not wait
+LONGEST = 0.5  # unless one takes more seconds: its blocks alone exceed the caches, and a start should not wait;
+LONGEST_PICTURE = 0.1  # the same for inference
 
 
 class Comparison(NamedTuple):
@@ -106,7 +107,7 @@ def compare(case: Case, low: Precision, rdb: str = "auto") -> Comparison:
     rests = {one: timed_model(one, computing) for one, computing in precisions.items()}
     timings = measure_in_turn(list(cases), is_clear, rdb, rests)
     level, models = judge(timings), {}
-    if is_close(*map(whole, cases, timings)):
+    if is_close(case.training, *map(whole, cases, timings)):
         models = _time_models(precisions, [timing.verdict.choice for timing in timings])
         level = faster_level(*models.values()) if models else level
     verdicts = {level_key(case, low, rdb): level}
@@ -145,12 +146,12 @@ def faster_level(float32: list[float], low: list[float]) -> Verdict:
     return Verdict("O0", steady and clearly_faster(float32, low))
 
 
-def is_close(float32: list[float], low: list[float]) -> bool:
+def is_close(training: bool, float32: list[float], low: list[float]) -> bool:
     """Return whether whole models are to be timed, given whole() in both precisions."""
     if not (float32 and low):
         return False
     faster, slower = sorted((min(float32), min(low)))
-    return slower < min(LONGEST, CLOSE * faster)
+    return slower < min(LONGEST if training else LONGEST_PICTURE, CLOSE * faster)
 
 
 def _time_models(precisions: dict[Case, Precision], impls: list[str]) -> dict[Case, list[float]]:

@@ -225,6 +225,13 @@ def test_close_sums_are_decided_by_whole_models(clock, folder, parts, wholes, ch
     assert isinstance(stored(folder)[level_key(CASE, O1, "auto")], str) is (wholes != (0.100, 0.099) and parts[0] < 0.8)
 
 
+def test_a_picture_does_not_wait_for_whole_models_of_long_pictures():
+    for training, seconds, close in ((True, 0.3, True), (True, 0.6, False), (False, 0.05, True), (False, 0.3, False)):
+        assert auto_level.is_close(training, [seconds], [1.1 * seconds]) is close
+        assert not auto_level.is_close(training, [seconds], [1.3 * seconds])
+        assert not auto_level.is_close(training, [seconds], [])
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_a_whole_model_is_that_of_a_step_or_of_pictures(training):
     case = Case.of(SMALL, SHAPE, CPU, BF16, training)
