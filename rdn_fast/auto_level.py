@@ -23,7 +23,7 @@ from rdn_fast.rdb import able
 from rdn_fast.rdb.autotune import winners
 from rdn_fast.rdb.case import Case
 from rdn_fast.rdb.measure import REST, Timed, Timing, budget, measure_in_turn
-from rdn_fast.rdb.rounds import Verdict, clearly_faster, is_steady, run_rounds
+from rdn_fast.rdb.rounds import LEAST, MORE, Verdict, clearly_faster, is_steady, run_rounds
 from rdn_fast.rdb.tuning import remember, remembered
 
 CLOSE = 1.2  # ratio of the sums below which whole models are timed,
@@ -86,7 +86,7 @@ def needs_timing(device: torch.device, low: torch.dtype) -> bool:
 def compare(case: Case, low: Precision, rdb: str = "auto") -> Comparison:
     """Time impls and the rest of the model in float32 and in low precision, in the same rounds.
 
-    Where their sums are close, time whole models. Remember the level, and with "auto" the impls.
+    Where their sums are close, or nothing is settled, time whole models. Remember the level, and with "auto" the impls.
     Where `rdb` is an impl that cannot run in both dtypes, nothing is timed.
     """
     cases = case, replace(case, dtype=low.compute)
@@ -107,7 +107,7 @@ def compare(case: Case, low: Precision, rdb: str = "auto") -> Comparison:
     rests = {one: timed_model(one, computing) for one, computing in precisions.items()}
     timings = measure_in_turn(list(cases), is_clear, rdb, rests)
     level, models = judge(timings), {}
-    if is_close(case.training, *map(whole, cases, timings)):
+    if is_close(case.training, level.settled, *map(whole, cases, timings)):
         models = _time_models(precisions, [timing.verdict.choice for timing in timings])
         level = faster_level(*models.values()) if models else level
     verdicts = {level_key(case, low, rdb): level}
@@ -146,19 +146,23 @@ def faster_level(float32: list[float], low: list[float]) -> Verdict:
     return Verdict("O0", steady and clearly_faster(float32, low))
 
 
-def is_close(training: bool, float32: list[float], low: list[float]) -> bool:
-    """Return whether whole models are to be timed, given whole() in both precisions."""
+def is_close(training: bool, settled: bool, float32: list[float], low: list[float]) -> bool:
+    """Return whether whole models are to be timed, given whole() in both precisions, and whether that is settled."""
     if not (float32 and low):
         return False
     faster, slower = sorted((min(float32), min(low)))
-    return slower < min(LONGEST if training else LONGEST_PICTURE, CLOSE * faster)
+    short = slower < (LONGEST if training else LONGEST_PICTURE)
+    return short and not (settled and slower > CLOSE * faster)
 
 
 def _time_models(precisions: dict[Case, Precision], impls: list[str]) -> dict[Case, list[float]]:
     """Return the seconds of the whole model in each case, by its impl, a value per round; {} where one fails."""
 
     def is_clear(rounds: dict) -> bool:
-        return len(rounds) < len(precisions) or faster_level(*rounds.values()).settled
+        if len(rounds) < len(precisions):
+            return True
+        enough = len(rounds[next(iter(precisions))]) >= LEAST + MORE  # close ones need more rounds than impls do
+        return enough and faster_level(*rounds.values()).settled
 
     models = {
         case: timed_model(case, computing, impl)

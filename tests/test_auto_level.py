@@ -227,9 +227,10 @@ def test_close_sums_are_decided_by_whole_models(clock, folder, parts, wholes, ch
 
 def test_a_picture_does_not_wait_for_whole_models_of_long_pictures():
     for training, seconds, close in ((True, 0.3, True), (True, 0.6, False), (False, 0.05, True), (False, 0.3, False)):
-        assert auto_level.is_close(training, [seconds], [1.1 * seconds]) is close
-        assert not auto_level.is_close(training, [seconds], [1.3 * seconds])
-        assert not auto_level.is_close(training, [seconds], [])
+        for settled in (True, False):
+            assert auto_level.is_close(training, settled, [seconds], [1.1 * seconds]) is close
+            assert auto_level.is_close(training, settled, [seconds], [1.3 * seconds]) is (close and not settled)
+            assert not auto_level.is_close(training, settled, [seconds], [])
 
 
 @pytest.mark.parametrize("training", [True, False])

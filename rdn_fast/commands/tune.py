@@ -38,7 +38,7 @@ def tune(model_config: ModelConfig, train_config: TrainConfig) -> None:
             _show(case, timing)
         if comparison.models:
             times = (f"{dtype_name(case.dtype)} {min(own) * 1e3:.2f} ms" for case, own in comparison.models.items())
-            print_line(f"close, so whole models were timed: {', '.join(times)}")
+            print_line(f"close or unsteady, so whole models were timed: {', '.join(times)}")
         level = comparison.verdict
         print_line(f"--opt-level auto: {precision.resolve(level.choice, c.amp_dtype, device)}{_note(level.settled)}")
     else:
