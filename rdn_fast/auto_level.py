@@ -137,9 +137,12 @@ def whole(case: Case, timing: Timing) -> list[float]:
 
 
 def faster_level(float32: list[float], low: list[float]) -> Verdict:
-    """Return the level of the faster model, by its seconds in the same rounds; O0 where that is not clear."""
+    """Return the level of the faster model, by its seconds in the same rounds; O0 where that is not clear.
+
+    Seconds are [] where a model could not be timed. If neither could, nothing is settled.
+    """
     if not (float32 and low):
-        return Verdict("O1" if low else "O0", True)
+        return Verdict("O1" if low else "O0", bool(float32 or low))
     steady = is_steady(float32) and is_steady(low)
     if clearly_faster(low, float32):
         return Verdict("O1", steady)

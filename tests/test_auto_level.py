@@ -274,6 +274,12 @@ def test_a_level_in_which_the_rest_cannot_be_computed_is_not_taken(clock, capsys
     assert capsys.readouterr().out.count(note) == 1
 
 
+def test_a_level_is_not_kept_for_good_where_neither_could_be_timed(clock, folder):
+    clock({"wino": 1.0}, {"naive": 0.1}, (None, None))
+    assert level() == "O0"
+    assert stored(folder)[level_key(CASE, O1, "auto")]["choice"] == "O0"
+
+
 @pytest.mark.parametrize("tail", ["shuffle", "single", "espcn"])
 @pytest.mark.parametrize("low", [O1, precisions.BF16, precisions.FLOAT32])
 def test_the_rest_is_what_the_model_computes_besides_its_blocks(monkeypatch, low, tail):
