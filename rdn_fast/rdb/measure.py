@@ -57,7 +57,7 @@ def measure_in_turn(
 ) -> list[Timing]:
     """Time the impls of all cases in the same rounds, or the one called `rdb`; return a Timing per case.
 
-    rests: of each case REST, a contender of run_rounds() to time in these rounds, too.
+    rests: REST of each case, a contender of run_rounds() that is timed in the same rounds.
 
     Rounds go on for a while until is_clear(timings so far), which is asked where every case has an impl. An impl that
     raises or runs out of memory is left out with a note. Raise UserError when none is left in any case, or when `rdb`
