@@ -17,6 +17,7 @@ from torch import nn
 
 from rdn_fast import devices, precision
 from rdn_fast.config import ModelConfig
+from rdn_fast.errors import what_failed
 from rdn_fast.model import describe, meta_model
 from rdn_fast.precision import Precision, dtype_name
 from rdn_fast.rdb import able
@@ -25,6 +26,7 @@ from rdn_fast.rdb.case import Case
 from rdn_fast.rdb.measure import REST, Timed, Timing, budget, measure_in_turn
 from rdn_fast.rdb.rounds import LEAST, MORE, Verdict, clearly_faster, is_steady, run_rounds
 from rdn_fast.rdb.tuning import remember, remembered
+from rdn_fast.terminal import print_line
 
 CLOSE = 1.2  # ratio of the sums below which whole models are timed,
 LONGEST = 0.5  # unless one takes more seconds: its blocks alone exceed the caches, and a start should not wait;
@@ -167,12 +169,16 @@ def _time_models(precisions: dict[Case, Precision], impls: list[str]) -> dict[Ca
         enough = len(rounds[next(iter(precisions))]) >= LEAST + MORE  # close ones need more rounds than impls do
         return enough and faster_level(*rounds.values()).settled
 
+    def leave_out(case: Case, error: Exception) -> None:
+        failed = f"the model in {dtype_name(case.dtype)} fails: {what_failed(error)}"
+        print_line(f"note: --opt-level auto compares the sums of the model's parts alone, since {failed}")
+
     models = {
         case: timed_model(case, computing, impl)
         for (case, computing), impl in zip(precisions.items(), impls, strict=True)
     }
     seconds = budget(next(iter(models)))
-    rounds = run_rounds(models, is_clear, lambda case, error: None, seconds, group=lambda case: case)
+    rounds = run_rounds(models, is_clear, leave_out, seconds, group=lambda case: case)
     return rounds if len(rounds) == len(models) else {}
 
 

@@ -51,7 +51,7 @@ def clock(monkeypatch):
     """Return clock(float32={impl: seconds}, bf16={...}), which makes a table of such impls. It returns what was timed.
 
     Instead of seconds a list has those of each call, the warm-up first. rests: seconds of the rest of the model in
-    float32 and in bf16; None: it fails. wholes: of the whole model; None: the sums of the parts.
+    float32 and in bf16; None: it fails. wholes: of the whole model, None where it fails; None: the sums of the parts.
     """
 
     def use(
@@ -76,7 +76,9 @@ def clock(monkeypatch):
         def of_model(case, computing, impl=None):
             def one(repeats):
                 if impl and wholes:
-                    return wholes[case.dtype == BF16]
+                    if (taken := wholes[case.dtype == BF16]) is None:
+                        raise RuntimeError("no such concatenation")
+                    return taken
                 if (rest := rests[case.dtype == BF16]) is None:
                     raise RuntimeError("no such convolution")
                 block = script[case.dtype][impl] if impl else 0.0
@@ -223,6 +225,13 @@ def test_close_sums_are_decided_by_whole_models(clock, folder, parts, wholes, ch
     clock({"wino": blocks[0], "naive": 3.0}, {"naive": blocks[1]}, [2 * block for block in blocks], wholes)
     assert level() == chosen
     assert isinstance(stored(folder)[level_key(CASE, O1, "auto")], str) is (wholes != (0.100, 0.099) and parts[0] < 0.8)
+
+
+def test_parts_decide_with_a_note_where_a_whole_model_fails(clock, capsys):
+    clock({"wino": 0.020}, {"naive": 0.018}, (0.040, 0.036), (0.1, None))
+    assert level() == "O1"
+    note = "sums of the model's parts alone, since the model in bfloat16 fails: no such concatenation"
+    assert capsys.readouterr().out.count(note) == 1
 
 
 def test_a_picture_does_not_wait_for_whole_models_of_long_pictures():
