@@ -153,6 +153,7 @@ class Timed:
         torch.autograd.grad(y, self._inputs, y.detach())
 
 
+@torch.inference_mode(False)  # whose tensors a compiler may not take
 def timed_block(name: str, case: Case, block: RDB, x: torch.Tensor) -> Timed:
     """Return the impl called `name` on a block, whose float32 weights it casts or packs: a step at each call, a frozen
     model once.

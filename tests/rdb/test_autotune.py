@@ -323,6 +323,20 @@ def test_a_model_times_the_impls_when_first_used_under_inference_mode(folder, ta
     assert [c.training for c in timings] == [False, True]
 
 
+def test_impls_are_timed_on_usual_tensors_under_inference_mode(folder, table):
+    """A compiler may refuse inference tensors."""
+    seen = []
+
+    def noting(x, conv_w, conv_b, fuse_w, fuse_b):
+        seen.extend(tensor.is_inference() for tensor in (x, *conv_w, *conv_b, fuse_w, fuse_b))
+        return naive.rdb(x, conv_w, conv_b, fuse_w, fuse_b)
+
+    table(impl("noting", noting), impl("other"))
+    with torch.inference_mode():
+        measure(case(training=False))
+    assert set(seen) == {False}
+
+
 def test_tune_shows_every_impl_and_times_again(cli, folder, table, timings):
     table(impl("naive", slow), impl("quick"), impl("elsewhere", devices=("npu",)), impl("greedy", no_memory))
     model = "--num-features 4 --growth-rate 3 --num-layers 2"
