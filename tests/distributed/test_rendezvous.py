@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from runs import ROOT, TINY, assert_same_run, cli, command, events, make_data, ranks_of
-from waiting import PATIENCE
+from waiting import Caller, until
 
 from rdn_fast.cli import main
 from rdn_fast.training.run_folder import claim, resumable_batch
@@ -66,14 +66,16 @@ def launcher(data, tmp_path):
         where = ("--data-path", data, "--outputs-dir", outputs)
         words = command("train", *where, *FLAGS, "--checkpoint-every", "0.05", *flags)
         pipe = subprocess.PIPE
-        processes.append(subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True, env=environment))
-        return processes[-1]
+        process = subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True, env=environment)
+        process.output = Caller(process.communicate)  # read at once: a full pipe would stop a long run
+        processes.append(process)
+        return process
 
     yield start
     for process in processes:
         if process.poll() is None:
             process.kill()
-            process.communicate()
+            process.output.ended()
 
 
 @pytest.fixture
@@ -96,7 +98,7 @@ def wait_for(pattern: str, outputs: Path, *processes: subprocess.Popen) -> None:
     """Wait until `outputs` holds a file or folder of this name while all the processes run."""
     while not list(outputs.glob(pattern)):
         for process in processes:
-            assert process.poll() is None, process.communicate()
+            assert process.poll() is None, process.output.ended().result
         time.sleep(0.01)
 
 
@@ -107,7 +109,7 @@ def wait_for_checkpoint(outputs: Path, *processes: subprocess.Popen) -> None:
 def ends(processes: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
     """Wait for the processes; return exit code, stdout and stderr of each. No rank may be left behind."""
     ranks = [pid for process in processes for pid in ranks_of(process)]
-    ended = [(*process.communicate(timeout=PATIENCE), process.returncode) for process in processes]
+    ended = [(*process.output.ended().result, process.returncode) for process in processes]
     assert not any(Path(f"/proc/{pid}").exists() for pid in ranks)
     return [(code, out, err) for out, err, code in ended]
 
@@ -348,8 +350,7 @@ RendezvousTimeout._DEFAULT_TIMEOUTS["last_call"] = timedelta(seconds=1)
     nodes = [launcher(outputs, *flags, patch=patch)]
     wait_for_checkpoint(outputs, *nodes)
     nodes.append(launcher(outputs, *flags, patch=patch))
-    while not events(outputs, "resume"):
-        time.sleep(0.1)
+    until(lambda: events(outputs, "resume") or time.sleep(0.1))
     nodes[1].terminate()
     ended = ends(nodes)
     assert [code for code, *_ in ended] == [128 + signal.SIGTERM] * 2, ended
