@@ -21,7 +21,7 @@ from fake_npu import simulated_npu
 from PIL import Image
 
 from rdn_fast import auto_level
-from rdn_fast.rdb import measure, rounds
+from rdn_fast.rdb import autotune, measure, rounds, tuning
 from rdn_fast.weights import shipped
 
 # A cache folder for all tests: kernels are compiled, and impls timed, once. It is deleted at the end.
@@ -175,6 +175,15 @@ def few_rounds(monkeypatch) -> None:
     monkeypatch.setattr(rounds, "MORE", 0)
     monkeypatch.setattr(measure, "BUDGET", 0.0)
     monkeypatch.setattr(measure, "PICTURE_BUDGET", 0.0)
+
+
+@pytest.fixture
+def no_choices(monkeypatch, tmp_path) -> Iterable[Path]:
+    """Return the empty folder of choices by timing. This process has made none."""
+    monkeypatch.setattr(tuning, "cache_folder", lambda: tmp_path)
+    autotune.winners.clear()
+    yield tmp_path
+    autotune.winners.clear()
 
 
 @pytest.fixture

@@ -37,13 +37,10 @@ def fixed_level():
 
 
 @pytest.fixture(autouse=True)
-def folder(monkeypatch, tmp_path):
-    """Use an empty cache folder and no choice of this process, on a CPU with bf16 instructions."""
+def folder(monkeypatch, no_choices):
+    """Return the folder of choices, on a CPU with bf16 instructions."""
     monkeypatch.setattr(devices, "has_instructions", lambda device, dtype: dtype == BF16)
-    monkeypatch.setattr(tuning, "cache_folder", lambda: tmp_path)
-    autotune.winners.clear()
-    yield tmp_path
-    autotune.winners.clear()
+    return no_choices
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from rdn_fast.commands import tune_modes
 from rdn_fast.commands.tune_modes import cases_of
 from rdn_fast.config import ModelConfig, TrainConfig
 from rdn_fast.errors import UserError
-from rdn_fast.rdb import able, autotune, tuning
+from rdn_fast.rdb import able
 from rdn_fast.rdb.autotune import fastest_mode, mode_key, resolve_impl
 from rdn_fast.rdb.measure import Timing
 from rdn_fast.rdb.rounds import Verdict
@@ -34,13 +34,10 @@ FLAGS = (*SHAPE.split(), *IN_FLOAT32)
 
 
 @pytest.fixture(autouse=True)
-def folder(monkeypatch, tmp_path):
-    """Return an empty cache folder. This process has chosen neither an impl nor a mode."""
-    monkeypatch.setattr(tuning, "cache_folder", lambda: tmp_path)
-    autotune.winners.clear()
+def folder(no_choices):
+    """Return the folder of choices. This process has chosen neither an impl nor a mode."""
     devices.active_modes.clear()
-    yield tmp_path
-    autotune.winners.clear()
+    yield no_choices
     devices.active_modes.clear()
 
 

@@ -8,19 +8,12 @@ import torch
 from profiling import choices
 from rdn_fast import devices
 from rdn_fast.config import ModelConfig, TrainConfig
-from rdn_fast.rdb import able, autotune, tuning
+from rdn_fast.rdb import able
 
 CPU = torch.device("cpu")
 TINY = ModelConfig(num_features=6, growth_rate=4, num_blocks=2, num_layers=2)
 SHAPE = 2, 3, 8, 8
-
-
-@pytest.fixture(autouse=True)
-def folder(monkeypatch, tmp_path):
-    monkeypatch.setattr(tuning, "cache_folder", lambda: tmp_path)
-    autotune.winners.clear()
-    yield
-    autotune.winners.clear()
+pytestmark = pytest.mark.usefixtures("no_choices")
 
 
 @pytest.mark.parametrize("bf16", [False, True])

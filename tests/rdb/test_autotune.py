@@ -42,15 +42,6 @@ def case(training=True, dtype=torch.float32):
 
 
 @pytest.fixture
-def folder(monkeypatch, tmp_path):
-    """Use an empty cache folder, and forget this process's winners."""
-    monkeypatch.setattr(tuning, "cache_folder", lambda: tmp_path)
-    autotune.winners.clear()
-    yield tmp_path
-    autotune.winners.clear()
-
-
-@pytest.fixture
 def table(monkeypatch):
     """table(*impls): replace the table of impls by these."""
 
@@ -73,7 +64,7 @@ def timings(monkeypatch):
     return measured
 
 
-def test_auto_is_the_fastest_impl(folder, table):
+def test_auto_is_the_fastest_impl(no_choices, table):
     table(impl("slow", slow), impl("quick"), impl("elsewhere", devices=("npu",)))
     for training in (True, False):
         assert resolve_impl("auto", case(training)) == "quick"
@@ -82,7 +73,7 @@ def test_auto_is_the_fastest_impl(folder, table):
     assert set(timing.seconds) == {"slow", "quick"}
 
 
-def test_the_choice_is_remembered_across_processes(folder, table, timings):
+def test_the_choice_is_remembered_across_processes(no_choices, table, timings):
     table(impl("slow", slow), impl("quick"))
     resolve_impl("auto", case())
     resolve_impl("auto", case())
@@ -92,13 +83,13 @@ def test_the_choice_is_remembered_across_processes(folder, table, timings):
     resolve_impl("auto", case(training=False))
     resolve_impl("auto", case(dtype=torch.bfloat16))
     assert len(timings) == 3
-    assert len(json.loads((folder / "tuning.json").read_text())) == 3
+    assert len(json.loads((no_choices / "tuning.json").read_text())) == 3
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b'{"key": 3}', b"\xff\xfe", b""])
-def test_a_damaged_cache_file_is_removed_with_a_note_and_rebuilt(content, folder, table, timings, capsys):
+def test_a_damaged_cache_file_is_removed_with_a_note_and_rebuilt(content, no_choices, table, timings, capsys):
     table(impl("slow", slow), impl("quick"))
-    (folder / "tuning.json").write_bytes(content)
+    (no_choices / "tuning.json").write_bytes(content)
     assert resolve_impl("auto", case()) == "quick"
     out = capsys.readouterr().out
     assert "tuning.json" in out
@@ -109,7 +100,7 @@ def test_a_damaged_cache_file_is_removed_with_a_note_and_rebuilt(content, folder
     assert not capsys.readouterr().out
 
 
-def test_a_remembered_impl_that_cannot_run_is_not_used(folder, table, timings):
+def test_a_remembered_impl_that_cannot_run_is_not_used(no_choices, table, timings):
     table(impl("slow", slow), impl("quick"))
     resolve_impl("auto", case())
     autotune.winners.clear()
@@ -118,14 +109,14 @@ def test_a_remembered_impl_that_cannot_run_is_not_used(folder, table, timings):
     assert len(timings) == 2
 
 
-def test_an_impl_without_memory_is_left_out_and_the_others_are_timed(folder, table):
+def test_an_impl_without_memory_is_left_out_and_the_others_are_timed(no_choices, table):
     table(impl("greedy", no_memory), impl("quick"))
     timing = autotune.autotune(case())
     assert timing.failed == {"greedy": "out of memory"}
     assert timing.verdict.choice == "quick"
 
 
-def test_an_impl_that_refuses_the_shape_is_left_out(folder, table):
+def test_an_impl_that_refuses_the_shape_is_left_out(no_choices, table):
     def refuses(*arguments):
         raise UserError("--rdb narrow: takes G up to 2")
 
@@ -135,13 +126,13 @@ def test_an_impl_that_refuses_the_shape_is_left_out(folder, table):
     assert timing.verdict.choice == "quick"
 
 
-def test_no_impl_with_memory_is_a_user_error(folder, table):
+def test_no_impl_with_memory_is_a_user_error(no_choices, table):
     table(impl("greedy", no_memory), impl("greedier", no_memory))
     with pytest.raises(UserError, match="smaller --batch-size"):
         resolve_impl("auto", case())
 
 
-def test_an_impl_that_fails_is_left_out_with_a_note(folder, table, capsys):
+def test_an_impl_that_fails_is_left_out_with_a_note(no_choices, table, capsys):
     def broken(*arguments):
         raise RuntimeError("no compiler\nand much more")
 
@@ -182,7 +173,7 @@ def test_the_note_tells_what_failed_in_a_function_that_a_triton_kernel_calls():
     assert what_failed(outer) == "NameError('z is not defined')"
 
 
-def test_a_cache_that_cannot_be_written_gives_one_note(folder, table, timings, monkeypatch, capsys):
+def test_a_cache_that_cannot_be_written_gives_one_note(no_choices, table, timings, monkeypatch, capsys):
     table(impl("slow", slow), impl("quick"))
 
     def full(*_):
@@ -195,9 +186,9 @@ def test_a_cache_that_cannot_be_written_gives_one_note(folder, table, timings, m
     assert out.count("\n") == 1
 
 
-def test_a_folder_in_the_files_place_gives_notes_only(folder, table, capsys):
+def test_a_folder_in_the_files_place_gives_notes_only(no_choices, table, capsys):
     table(impl("slow", slow), impl("quick"))
-    (folder / "tuning.json").mkdir()
+    (no_choices / "tuning.json").mkdir()
     assert resolve_impl("auto", case()) == "quick"
     assert all(line.startswith("note: ") for line in capsys.readouterr().out.splitlines())
 
@@ -209,7 +200,7 @@ def on_a_card(monkeypatch):
 
 
 def test_a_remembered_impl_that_no_longer_works_is_left_out_and_the_others_are_timed(
-    folder, table, timings, monkeypatch, capsys
+    no_choices, table, timings, monkeypatch, capsys
 ):
     """Its compiler has gone, say. What was remembered is tried before a run depends on it."""
     calls = []
@@ -242,7 +233,7 @@ class PTXASError(Exception):
     """No RuntimeError, as Triton's."""
 
 
-def test_an_impl_that_fails_at_the_start_of_training_is_refused_or_replaced(folder, table, monkeypatch):
+def test_an_impl_that_fails_at_the_start_of_training_is_refused_or_replaced(no_choices, table, monkeypatch):
     """Refused where it was asked for, replaced where auto had chosen it: one line either way, no traceback."""
 
     def broken(*arguments):
@@ -270,7 +261,7 @@ def test_an_impl_that_fails_at_the_start_of_training_is_refused_or_replaced(fold
     assert notes[0] == "note: broken, which computed the steps before, now fails: ptxas fatal"
 
 
-def test_training_is_timed_as_a_graph_and_inference_call_by_call(folder, table, monkeypatch):
+def test_training_is_timed_as_a_graph_and_inference_call_by_call(no_choices, table, monkeypatch):
     """So are they run. What a step captures is captured before the clock runs."""
     made = []
 
@@ -295,13 +286,13 @@ def test_training_is_timed_as_a_graph_and_inference_call_by_call(folder, table, 
     assert [graphed.what for graphed in made] == ["a block by slow", "a block by quick"]
 
 
-def test_a_single_impl_is_not_timed(folder, table, timings):
+def test_a_single_impl_is_not_timed(no_choices, table, timings):
     table(impl("only"), impl("elsewhere", devices=("npu",)))
     assert resolve_impl("auto", case()) == "only"
     assert not timings
 
 
-def test_names_are_checked(folder, table):
+def test_names_are_checked(no_choices, table):
     table(impl("quick"), impl("elsewhere", devices=("npu",)))
     assert resolve_impl("quick", case()) == "quick"
     with pytest.raises(UserError, match="elsewhere runs on npu only; on cpu in float32 can run: quick"):
@@ -313,7 +304,7 @@ def test_pictures_of_all_sizes_share_a_few_choices():
     assert len({Case.of(SMALL, size, CPU, torch.float32, False) for size in sizes}) <= 4
 
 
-def test_a_model_times_the_impls_when_first_used_under_inference_mode(folder, table, timings):
+def test_a_model_times_the_impls_when_first_used_under_inference_mode(no_choices, table, timings):
     table(impl("slow", slow), impl("quick"))
     model = RDN(SMALL)
     with torch.inference_mode():
@@ -323,7 +314,7 @@ def test_a_model_times_the_impls_when_first_used_under_inference_mode(folder, ta
     assert [c.training for c in timings] == [False, True]
 
 
-def test_impls_are_timed_on_usual_tensors_under_inference_mode(folder, table):
+def test_impls_are_timed_on_usual_tensors_under_inference_mode(no_choices, table):
     """A compiler may refuse inference tensors."""
     seen = []
 
@@ -337,7 +328,7 @@ def test_impls_are_timed_on_usual_tensors_under_inference_mode(folder, table):
     assert set(seen) == {False}
 
 
-def test_tune_shows_every_impl_and_times_again(cli, folder, table, timings):
+def test_tune_shows_every_impl_and_times_again(cli, no_choices, table, timings):
     table(impl("naive", slow), impl("quick"), impl("elsewhere", devices=("npu",)), impl("greedy", no_memory))
     model = "--num-features 4 --growth-rate 3 --num-layers 2"
     flags = f"{model} --patch-size 8 --batch-size 2 --device cpu --opt-level O0".split()
