@@ -126,7 +126,7 @@ def test_what_is_not_of_the_run_is_refused(made, tmp_path, capsys):
 
 
 def test_the_speed_is_held_against_the_benchmark_of_the_same_training(run):
-    device = run.start["device"].split("(")[1].rstrip(")") + ", family 25"
+    device = run.start["device"].removeprefix("cpu (").removesuffix(")") + ", family 25"
     given = {
         "case": "end to end",
         "device": device,
