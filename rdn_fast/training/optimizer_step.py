@@ -1,10 +1,13 @@
-"""Backward under a static loss scale, and an optimizer step that is skipped when a gradient overflowed."""
+"""The optimizer, backward under a static loss scale, and a step that is skipped when a gradient overflowed."""
 
 from __future__ import annotations
 
 import torch
 
 from rdn_fast import devices
+from rdn_fast.model import RDN
+from rdn_fast.training.muon import Muon
+from rdn_fast.training.setup import Setup
 
 HALVE_AFTER = 10  # consecutive skipped steps after which the loss scale is halved
 
@@ -121,6 +124,14 @@ class SyncingOptimizerStep(OptimizerStep):
     def _apply_scale(self) -> None:
         """Hand the current scale to the scaler."""
         self._scaler = devices.static_scaler(self._device, self.scale.item())
+
+
+def make_optimizer(model: RDN, setup: Setup) -> torch.optim.Optimizer:
+    """Return the optimizer that the run's settings name, for the parameters where they are now."""
+    c, device, by_apex = setup.train_config, setup.device, setup.uses_apex
+    if c.optimizer == "muon":
+        return Muon(model, device, c.lr, c.weight_decay)
+    return devices.adam(model.parameters(), device, c.lr, c.weight_decay, not by_apex, by_apex)
 
 
 def make_optimizer_step(optimizer: torch.optim.Optimizer, *arguments, **options) -> OptimizerStep:

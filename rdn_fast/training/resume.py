@@ -39,6 +39,7 @@ def settings(setup: Setup) -> dict:
         "lr_made_by": sampler.pairs.lr_made_by,
         "precision": str(setup.precision),
         "ema": c.ema,
+        "optimizer": c.optimizer,
     }
 
 
@@ -73,7 +74,7 @@ def find_start(setup: Setup, say: Callable[[str], None]) -> tuple[Precision, dic
         set_aside(outputs, say)
         return setup.precision, None
     step = checkpoint["step"]
-    if changes := _changes(checkpoint["settings"], settings(setup)):
+    if changes := _changes({"optimizer": "adam"} | checkpoint["settings"], settings(setup)):  # older ones do not say
         raise UserError(f"--resume {resume}: a resume needs the settings of the checkpoint, but {changes}")
     if step > setup.total_steps:
         raise UserError(
@@ -235,9 +236,10 @@ def restore(
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:
-    """Load the state of an Adam, perhaps of another device's, and keep this one's options."""
+    """Load the state of such an optimizer, perhaps of another device's, and keep this one's options."""
     for slots in saved["state"].values():
-        slots["step"] = int(slots["step"])  # a tensor or a number; every Adam takes a number
+        if "step" in slots:
+            slots["step"] = int(slots["step"])  # a tensor or a number; every Adam takes a number
     saved["param_groups"] = [
         options | {"params": group["params"]}
         for options, group in zip(optimizer.param_groups, saved["param_groups"], strict=True)

@@ -21,7 +21,7 @@ from rdn_fast.training import resume
 from rdn_fast.training.apex import ApexOptimizerStep
 from rdn_fast.training.checkpoint import CheckpointWriter, checkpoint_path, host_copy
 from rdn_fast.training.inputs import initial_model
-from rdn_fast.training.optimizer_step import HALVE_AFTER, make_optimizer_step
+from rdn_fast.training.optimizer_step import HALVE_AFTER, make_optimizer, make_optimizer_step
 from rdn_fast.training.report import Report, claim_outputs, diverged
 from rdn_fast.training.setup import Setup, open_run
 from rdn_fast.training.state import RunState, ema_decay, learning_rate
@@ -78,7 +78,7 @@ class TrainingRun:
         self.model.to(device, memory_format=devices.memory_format(device))
         setup.precision.apply(self.model)
         self.average = copy.deepcopy(self.model) if c.ema else None
-        self.optimizer = devices.adam(self.model.parameters(), device, c.lr, c.weight_decay, not by_apex, by_apex)
+        self.optimizer = make_optimizer(self.model, setup)
         self.state = RunState()
         if checkpoint:
             self.state = resume.restore(checkpoint, setup, self.model, self.average, self.optimizer)

@@ -41,6 +41,7 @@ def run(device: torch.device, commands: list[list[str]]) -> int:
     convert.load_model = functools.partial(_naive, convert.load_model)
     if devices.is_host(device):
         devices.adam = _adam
+        devices.supports_foreach = lambda device: False
         devices.has_instructions = lambda device, dtype: True  # as the npu: validation in fp16, too
         devices.memory_format = lambda device: torch.contiguous_format
         prefetch.gather_to_float = _gather_contiguous

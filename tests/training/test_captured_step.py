@@ -10,6 +10,7 @@ from rdn_fast.config import ModelConfig
 from rdn_fast.devices import CudaGraphed
 from rdn_fast.model import RDN
 from rdn_fast.training.losses import weighted_loss
+from rdn_fast.training.muon import Muon
 from rdn_fast.training.optimizer_step import make_optimizer_step
 from rdn_fast.training.step import TrainStep
 
@@ -23,20 +24,21 @@ def cuda(monkeypatch):
     return Cuda(monkeypatch)
 
 
-def make_step() -> tuple[RDN, TrainStep]:
+def make_step(kind: str = "adam") -> tuple[RDN, TrainStep]:
     torch.manual_seed(0)
     model = RDN(TINY, "naive")
-    optimizer = devices.adam(model.parameters(), CPU, 1e-3, weight_decay=0.0)
+    adam = kind == "adam"
+    optimizer = devices.adam(model.parameters(), CPU, 1e-3, 0.0) if adam else Muon(model, CPU, 1e-3, 0.0)
     return model, TrainStep(model, optimizer, make_optimizer_step(optimizer, CPU, 1.0), CPU)
 
 
-def make_captured_step(cuda, monkeypatch) -> tuple[RDN, TrainStep]:
+def make_captured_step(cuda, monkeypatch, kind: str = "adam") -> tuple[RDN, TrainStep]:
     def graphed(function, device):
         return CudaGraphed(cuda.records(function, shapes=((), ())), torch.device("cuda"))
 
     with monkeypatch.context() as patch:
         patch.setattr(devices, "CudaGraphed", graphed)
-        return make_step()
+        return make_step(kind)
 
 
 def run(step: TrainStep, sizes: list[int], **options) -> list[tuple[float, float]]:
@@ -55,9 +57,10 @@ def assert_equal(model: RDN, other: RDN) -> None:
         torch.testing.assert_close(mine, theirs, rtol=0, atol=2e-5, msg=lambda told, name=name: f"{name}: {told}")
 
 
+@pytest.mark.parametrize("kind", ["adam", "muon"])
 @pytest.mark.parametrize("sizes", [[5, 5, 5, 5, 2, 5, 1], [5, 2, 5, 2, 5], [3, 5, 5, 5], [2, 2, 2, 2]])
-def test_a_smaller_batch_replays_the_same_graph_and_trains_the_same(sizes, cuda, monkeypatch):
-    (plain, plain_step), (model, step) = make_step(), make_captured_step(cuda, monkeypatch)
+def test_a_smaller_batch_replays_the_same_graph_and_trains_the_same(sizes, kind, cuda, monkeypatch):
+    (plain, plain_step), (model, step) = make_step(kind), make_captured_step(cuda, monkeypatch, kind)
     expected = run(plain_step, sizes)
     found = run(step, sizes, size=BATCH)
     assert found == [(pytest.approx(share, rel=1e-5), skipped) for share, skipped in expected]

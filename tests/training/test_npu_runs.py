@@ -37,9 +37,11 @@ RUNS = {
     "O0 ema": (*O0, "--ema", "0.9"),
     "O0 clip": (*O0, "--clip-grad", "0.1"),
     "O0 decay": (*O0, "--weight-decay", "0.1"),
+    "O0 muon": (*O0, "--optimizer", "muon"),
     "O0 all": (*O0, *ALL),
     "O1 all": (*O1, *ALL),
     "O2 all": (*O2, *ALL),
+    "O2 muon all": (*O2, *ALL, "--optimizer", "muon"),
 }
 STEPS = 6  # in two epochs, the last batch of each is one patch
 
