@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import textwrap
 from pathlib import Path
 from typing import NamedTuple
 
@@ -106,7 +107,7 @@ def draw(path: Path, figure: Figure) -> None:
         ax.remove()
     for panel, ax in zip(panels, axes.flat, strict=False):
         (_bars if isinstance(panel, Panel) else _curve)(panel, ax)
-    drawn.suptitle(figure.title, fontsize=10.5, x=0.01, ha="left", weight="bold")
+    drawn.suptitle(textwrap.fill(figure.title, 60 * columns), fontsize=10.5, x=0.01, ha="left", weight="bold")
     save(drawn, path, f"digest {digest(figure)}")
 
 
@@ -119,10 +120,13 @@ def _bars(panel: Panel, ax) -> None:
     limit = 1.16 * max(*(bar.most for bar in bars), *panel.ceilings.values(), 0)
     for place, bar in zip(places, bars, strict=True):
         ax.text(bar.most + 0.012 * limit, place, f"{bar.value:,.0f}", va="center", fontsize=8.5, bbox=BEHIND)
+    lowest, highest = min(panel.ceilings.values(), default=0), max(panel.ceilings.values(), default=0)
     for dtype, ceiling in panel.ceilings.items():
         ax.axvline(ceiling, color=INK, linewidth=0.9, linestyle=(0, (4, 3)), zorder=0)
         words = f"ceiling, {dtype}" if len(panel.ceilings) > 1 else "ceiling"
-        ax.text(ceiling + 0.012 * limit, -0.68, words, fontsize=7.5, va="center", color=INK)
+        left = ceiling == lowest and 0 < highest - lowest < 0.25 * limit  # else they would overlap
+        place, side = (-0.012, "right") if left else (0.012, "left")
+        ax.text(ceiling + place * limit, -0.68, words, fontsize=7.5, va="center", ha=side, color=INK)
     ax.set_yticks(places, [bar.label for bar in bars])
     ax.set_ylim(len(bars) - 0.5, -0.95)
     ax.set_xlim(0, limit)
