@@ -27,7 +27,7 @@ class Muon(torch.optim.Optimizer):
     A convolution's weight is the matrix [out, in * k * k]. Its gradient g goes into the momentum m = 0.95 m + 0.05 g,
     and the step is along U V^T of 0.95 m + 0.05 g = U S V^T, at lr * 0.2 * sqrt(max(rows, columns)).
 
-    Where `fused`, step() takes `grad_scale` and `found_inf` as torch's fused optimizers do, and never synchronizes.
+    Where Adam is fused, step() takes `grad_scale` and `found_inf` as torch's fused ones do, and never synchronizes.
     """
 
     def __init__(self, model: RDN, device: torch.device, lr: float, weight_decay: float):
@@ -38,6 +38,7 @@ class Muon(torch.optim.Optimizer):
             (matrices if p.dim() == 4 and not outer else others).append(p)
         super().__init__([{"params": matrices}, {"params": others}], {"lr": lr, "weight_decay": weight_decay})
         devices.set_learning_rate(self, lr, device)
+        # Torch's fused Adam is an operation over lists of tensors, too.
         self._step_supports_amp_scaling = self._fused = devices.supports_foreach(device)
         self.grad_scale = self.found_inf = None
         for p in matrices:
@@ -59,23 +60,22 @@ class Muon(torch.optim.Optimizer):
 
     def _step_muon(self, params: list[torch.nn.Parameter], lr: float | torch.Tensor, weight_decay: float) -> None:
         taken = 1.0 if self.found_inf is None else 1 - self.found_inf
+        share, rate = (1 - MOMENTUM) * taken, _RMS * lr * taken
+        finite = None if self.found_inf is None else self.found_inf == 0
         directions = defaultdict(list)  # {rows: [(weight, direction [rows, columns])]}
         for p in params:
-            gradient = self._gradient(p)
+            gradient = p.grad if self.grad_scale is None else p.grad / self.grad_scale
+            if finite is not None:
+                gradient = gradient.where(finite, 0.0)
             if weight_decay:
                 gradient = gradient.add(p, alpha=weight_decay)
-            momentum = self.state[p]["momentum"].lerp_(gradient, (1 - MOMENTUM) * taken)
+            momentum = self.state[p]["momentum"].lerp_(gradient, share)
             direction = _matrix(gradient.lerp(momentum, MOMENTUM))
             directions[min(direction.shape)].append((_matrix(p), direction))
         for pairs in directions.values():
             weights, steps = zip(*pairs, strict=True)
             for weight, step in zip(weights, orthogonalized(steps), strict=True):
-                weight.sub_(step * (lr * taken * _RMS * max(weight.shape) ** 0.5))
-
-    def _gradient(self, p: torch.nn.Parameter) -> torch.Tensor:
-        """Return the unscaled gradient in the weight's memory format; 0 where the step is skipped."""
-        gradient = p.grad if self.grad_scale is None else p.grad / self.grad_scale
-        return gradient if self.found_inf is None else gradient.where(self.found_inf == 0, 0.0)
+                weight.sub_(step * (rate * max(weight.shape) ** 0.5))
 
     def _step_adam(self, params: list[torch.nn.Parameter], lr: float | torch.Tensor, weight_decay: float) -> None:
         states = [self.state[p] for p in params]
@@ -89,7 +89,6 @@ class Muon(torch.optim.Optimizer):
             steps,
             foreach=False,
             fused=self._fused,
-            capturable=self._fused and params[0].is_cuda,
             grad_scale=self.grad_scale,
             found_inf=self.found_inf,
             amsgrad=False,

@@ -174,6 +174,22 @@ def test_figures_are_the_same_bytes_every_time(tmp_path):
     assert not plots.is_current(tmp_path / "missing.svg", figure)
 
 
+def test_no_word_of_a_figure_is_cut_off_or_covered(tmp_path, monkeypatch):
+    """A processor's long name, and two ceilings close together."""
+    ((_, figure),) = report.charts([sample_run()]).values()
+    panel = figure.panels[0]._replace(ceilings={"float32": 200.0, "bfloat16": 190.0})
+    drawn = []
+    monkeypatch.setattr(plots, "save", lambda figure, *_: drawn.append(figure))
+    plots.draw(tmp_path / "a.svg", plots.Figure("rdn-b on " + "A(R) Processor, 2 threads, " * 3, [panel]))
+    drawn[0].canvas.draw()
+    page = drawn[0].bbox
+    title = drawn[0]._suptitle.get_window_extent()
+    assert page.x0 <= title.x0 < title.x1 <= page.x1
+    labels = [text.get_window_extent() for text in drawn[0].axes[0].texts if text.get_text().startswith("ceiling")]
+    assert len(labels) == 2
+    assert not labels[0].overlaps(labels[1])
+
+
 def test_report_check_fails_until_the_report_is_made(tmp_path, monkeypatch, capsys):
     bench = tmp_path / "bench"
     for name, path in {"HERE": bench, "RESULTS": bench / "results", "FIGURES": bench / "figures"}.items():

@@ -375,6 +375,7 @@ def test_on_the_simulated_npu(npu_environment, monkeypatch, cli, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_leaves_the_file_and_no_process(tmp_path, number, code):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs with SIGINT ignored
     file = tmp_path / "report.md"
     program = subprocess.Popen(
         command("doctor", "--ascend-report", file),
