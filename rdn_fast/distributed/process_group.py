@@ -158,7 +158,7 @@ class Ranks:
     def on_rank0(self, function: Callable, *args):
         """Call function(*args) on rank 0 and return its result on every rank. A collective.
 
-        A UserError is raised on rank 0; the other ranks raise SystemExit(2).
+        A UserError is raised on rank 0; the other ranks raise SystemExit(2) when rank 0 has ended.
         """
         value = error = None
         if self.is_rank0:
@@ -171,6 +171,8 @@ class Ranks:
             self._collective(dist.broadcast_object_list, box)
             value, failed = box
             if failed and error is None:
+                with suppress(NoAnswer):  # the first rank that leaves makes the agent end the others: rank 0 says why
+                    self._collective(dist.recv, torch.empty(1), 0)
                 raise SystemExit(2)
         if error is not None:
             raise error

@@ -3,6 +3,7 @@
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
@@ -20,6 +21,7 @@ from rdn_fast.distributed.gradients import GradientBuckets
 from rdn_fast.distributed.in_touch import InTouch
 from rdn_fast.distributed.process_group import Ranks
 from rdn_fast.distributed.waiting import NoAnswer, waiting
+from rdn_fast.errors import UserError
 from rdn_fast.training.losses import weighted_loss
 from rdn_fast.training.step import ResultBuffer
 
@@ -232,3 +234,31 @@ def test_three_ranks_of_which_one_is_gone(seed):
     gone, processes = int(np.random.default_rng(seed).integers(RANKS)), torch.multiprocessing.get_context("spawn")
     port, barrier = processes.Value("i"), processes.Barrier(RANKS)
     torch.multiprocessing.spawn(rank_main, (gone, port, barrier), nprocs=RANKS)
+
+
+def rank_of_a_mistake(rank: int, port: int, said) -> None:
+    """Rank 0 takes its time to report its user's mistake; an agent would end it when another rank leaves earlier."""
+    os.environ |= {"WORLD_SIZE": "2", "RANK": str(rank), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    ranks = Ranks()
+    ranks.connect(CPU)
+
+    def mistaken() -> None:
+        raise UserError("mend it")
+
+    if rank == 0:
+        with pytest.raises(UserError, match="mend it"):
+            ranks.on_rank0(mistaken)
+        time.sleep(2)
+        said.value = 1
+        os._exit(0)  # as the command line of a rank does
+    with pytest.raises(SystemExit) as left:
+        ranks.on_rank0(mistaken)
+    assert left.value.code == 2
+    assert said.value
+
+
+@pytest.mark.slow
+def test_rank_0_reports_a_mistake_before_the_others_leave():
+    said = torch.multiprocessing.get_context("spawn").Value("i")
+    torch.multiprocessing.spawn(rank_of_a_mistake, (free_port(), said), nprocs=2)
+    assert said.value
