@@ -28,10 +28,11 @@ PRESETS = {
     "train-performance-1p": _ONE_CARD | {"num_epochs": 1},
     "train-performance-8p": _EIGHT_CARDS | {"num_epochs": 1},
     "train-finetune-1p": _RECIPE | {"num_epochs": 100, "lr": 1e-4, "loss_scale": 32.0},
-    # The models that come with the package (tools/small_model.py): 1.46 M parameters at x2, an hour on two CPU cores.
+    # The models that come with the package (tools/small_model.py): 1.46 M parameters at x2, 1 to 3 h on 2 CPU cores.
     "small": _SMALL
     | _COSINE
-    | {"patch_size": 32, "batch_size": 8, "max_steps": 30_000, "lr": 1e-3, "ema": 0.999, "eval_every": 5},
+    | {"patch_size": 32, "batch_size": 8, "max_steps": 30_000, "lr": 1e-3, "ema": 0.999, "eval_every": 5}
+    | {"optimizer": "muon"},
     # The whole model on any photographs (tools/photographs.py): as many steps as 800 epochs of 4,000 patches have.
     "full": _RECIPE
     | _COSINE

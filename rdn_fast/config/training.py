@@ -165,7 +165,7 @@ class TrainConfig:
         if self.accumulate > 1 and self.amp_backend == "apex":
             raise UserError(f"--accumulate {self.accumulate}: not with --amp-backend apex; leave one of them out")
         if self.optimizer != "adam" and self.amp_backend == "apex":
-            raise UserError(f"--optimizer {self.optimizer}: not with --amp-backend apex; leave one of them out")
+            raise UserError(f"--optimizer {self.optimizer}: not with --amp-backend apex; give --optimizer adam")
         if self.seed >= 2**63:
             raise UserError(f"--seed {self.seed}: must be below 2^63")
         if self.ema is not None and not 0 < self.ema < 1:

@@ -312,12 +312,12 @@ def test_a_cpu_computes_in_bf16_where_that_was_found_faster(monkeypatch, level, 
 def test_bf16_costs_the_shipped_model_less_than_0_005_db(monkeypatch):
     monkeypatch.setattr(auto_level, "auto_level", lambda *_: "O1")
     made, lost = load_model(None, "cpu"), []
-    for seed in range(4):
+    for seed in range(24):
         pair = degrade("photograph", photograph(96, 80, seed=seed), 2)
         low, high = (Upscaler(made, fp32=fp32).exactly(pair.lr) for fp32 in (False, True))
         assert 0 < np.abs(low - high).max() < 0.7  # with the first convolution in bf16, too: 1.1, and 0.1 dB lost
         lost.append(psnr_y(high, pair.hr, 2) - psnr_y(low, pair.hr, 2))
-    assert np.mean(lost) < 0.005  # single ones gain or lose up to 0.02
+    assert np.mean(lost) < 0.005  # of so many: single ones gain or lose up to 0.02
 
 
 def test_bf16_that_overflows_is_computed_again(monkeypatch):
