@@ -31,8 +31,8 @@ PRESETS = {
     # The models that come with the package (tools/small_model.py): 1.46 M parameters at x2, 1 to 3 h on 2 CPU cores.
     "small": _SMALL
     | _COSINE
-    | {"patch_size": 32, "batch_size": 8, "max_steps": 30_000, "lr": 1e-3, "ema": 0.999, "eval_every": 5}
-    | {"optimizer": "muon"},
+    | {"patch_size": 32, "batch_size": 8, "max_steps": 30_000}
+    | {"optimizer": "muon", "lr": 1e-3, "ema": 0.999, "eval_every": 5},
     # The whole model on any photographs (tools/photographs.py): as many steps as 800 epochs of 4,000 patches have.
     "full": _RECIPE
     | _COSINE
