@@ -111,9 +111,11 @@ class OnnxModel:
         return torch.from_numpy(whole / np.float32(self._white))
 
     def parameters(self) -> Iterator[torch.Tensor]:
-        """Yield the numbers that the file holds, as tensors on the host. Needs the package onnx."""
-        import onnx
-
+        """Yield the numbers that the file holds, as tensors on the host. Raises UserError without the package onnx."""
+        try:
+            import onnx
+        except ImportError as error:
+            raise UserError(f"{self._path}: needs onnx to be described ({error}); pip install onnx") from None
         for weight in onnx.load(self._path).graph.initializer:
             yield torch.from_numpy(np.array(onnx.numpy_helper.to_array(weight)))
 
