@@ -141,8 +141,11 @@ def _flag_of_path(path: object, options: argparse.Namespace) -> str | None:
 
 
 def _less_memory(command: str) -> str:
-    if command in ("train", "tune"):
-        return "a smaller --batch-size, --patch-size or model, or --data-mode mmap (a run goes on with --resume auto)"
+    if command == "train":
+        on = "half the --batch-size with twice the --accumulate, or --data-mode mmap (a run goes on with --resume auto)"
+        return f"{on}; for a new run also a smaller --patch-size or model"
+    if command == "tune":
+        return "a smaller --batch-size, --patch-size or model"
     return "a smaller --tile, --size or image, or --device cpu"
 
 

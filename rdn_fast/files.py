@@ -15,6 +15,7 @@ from filelock import FileLock, SoftFileLock, Timeout
 
 from rdn_fast.errors import UserError, cannot_write
 
+TEMPORARY = f".*.{'[0-9a-f]' * 8}.tmp"  # what a killed process may leave of atomic_write()
 _HEAD = 65_536  # bytes of a file that tell its kind
 # Of opening or syncing a folder: one that may not be read, as on Windows none; file systems that sync no folders.
 _NO_SYNC = (errno.EACCES, errno.EPERM, errno.EINVAL, errno.ENOTSUP, errno.EBADF)

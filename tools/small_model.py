@@ -19,11 +19,11 @@ from rdn_fast import cli
 from rdn_fast.commands.demo import photographs
 from rdn_fast.data.cuts import Cuts
 from rdn_fast.data.degradation import LR_MADE_BY, PLAIN
+from rdn_fast.data.h5_open import open_h5
 from rdn_fast.data.images import image_files, read_image
 from rdn_fast.data.pairs import Pair
 from rdn_fast.data.prepare import leave_out_seen, write_images
 from rdn_fast.errors import UserError
-from rdn_fast.weights.shipped import select
 
 FOLDERS = ("CID22", "CLIC2025", "Kodak24")
 PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
@@ -37,8 +37,9 @@ LARGE = "CLIC2025"
 TILE, SMALLEST = 96, 48  # LR pixels
 
 # x3 and x4 begin with the trunk of x2's weights. Fewer channels after up-sampling keep their files under 3 MB.
-_FROM_X2 = ("--weights-file", str(select(scale=2).file), "--lr", "5e-4", "--max-steps", "15000")
+_FROM_X2 = ("--weights-file", "small_x2", "--lr", "5e-4", "--max-steps", "15000")
 FLAGS = {2: (), 3: (*_FROM_X2, "--upsample-channels", "24"), 4: (*_FROM_X2, "--upsample-channels", "32")}
+_MADE_FROM = "made_from"  # attribute of an h5 file's root: the photographs and sizes
 
 
 def collect(root: Path) -> tuple[list[Path], list[Path]]:
@@ -65,7 +66,8 @@ def write_tiles(paths: Sequence[Path], scale: int, train_file: Path) -> None:
     def load(path: Path) -> list[Pair]:
         return cuts[path.parent.name == LARGE].of_image(path.stem, read_image(path))
 
-    written = write_images("PHOTOGRAPHS", paths, train_file, load, {LR_MADE_BY: PLAIN.in_words}, strict=True)
+    attributes = {LR_MADE_BY: PLAIN.in_words, _MADE_FROM: _in_words(paths)}
+    written = write_images("PHOTOGRAPHS", paths, train_file, load, attributes, strict=True)
     print(f"{train_file}: {written.pairs} tiles of {len(paths)} photographs, x{scale}")
 
 
@@ -77,6 +79,19 @@ def write_whole(paths: Sequence[Path], scale: int, eval_file: Path) -> None:
         return cuts.of_image(path.stem, read_image(path))
 
     write_images("PHOTOGRAPHS", paths, eval_file, load, {LR_MADE_BY: PLAIN.in_words}, strict=True)
+
+
+def check_tiles(train_file: Path, paths: Sequence[Path]) -> None:
+    """Raise UserError for tiles of other photographs or sizes, which an earlier call has made."""
+    with open_h5(train_file) as file:
+        made_from = file.attrs.get(_MADE_FROM, b"").decode()
+    if made_from != _in_words(paths):
+        raise UserError(f"{train_file}: holds tiles of other photographs or sizes; give another --outputs-dir")
+
+
+def _in_words(paths: Sequence[Path]) -> str:
+    names = " ".join(f"{path.parent.name}/{path.name}" for path in paths)
+    return f"sizes {SIZES}, {LARGE} {SIZES_OF_LARGE}: {names}"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -96,7 +111,9 @@ def main(argv: list[str] | None = None) -> int:
         paths, held_out = collect(options.photographs)
         paths = leave_out_seen("PHOTOGRAPHS", paths, options.unseen)
         print(f"held out: {', '.join(path.stem for path in held_out)}")
-        if not eval_file.exists():  # the last to be written
+        if eval_file.exists():  # the last to be written
+            check_tiles(train_file, paths)
+        else:
             write_tiles(paths, options.scale, train_file)
             write_whole(held_out, options.scale, eval_file)
     except UserError as error:

@@ -10,9 +10,9 @@ import json
 import os
 import platform
 import re
+import time
 from collections.abc import Iterable
 from contextlib import suppress
-from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
 
@@ -40,7 +40,7 @@ def page(parts: Iterable, seconds: float, state: str) -> str:
     """Return the file's text. parts: ascend_report.Part, in order. state: in words, whether the report is complete."""
     parts = list(parts)
     lines = [_TITLE, ""]
-    lines += [f"rdn_fast {__version__}, {datetime.now(UTC):%Y-%m-%d}, {clock(seconds)}, {state}.", ""]
+    lines += [f"rdn_fast {__version__}, {time.strftime('%Y-%m-%d', time.gmtime())}, {clock(seconds)}, {state}.", ""]
     lines += [
         "Attach this file to an issue. Names of user, host and folders were taken out; look through it first.",
         "",

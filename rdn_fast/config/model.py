@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rdn_fast.config.fields import check_positive, flag
+from rdn_fast.config.fields import check_choices, check_positive, flag
 from rdn_fast.errors import UserError
 
 SCALES = (2, 3, 4, 8)
@@ -44,6 +44,7 @@ class ModelConfig:
     mean_shift: bool = flag(False, "subtract DIV2K's mean colour from the input, as yulunzhang's code does")
 
     def __post_init__(self):
+        check_choices(self)
         if self.scale not in SCALES:
             raise UserError(f"--scale {self.scale}: RDN is defined for 2, 3, 4 and 8")
         for name in ("num_features", "growth_rate", "num_blocks", "num_layers"):

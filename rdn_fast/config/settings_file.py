@@ -105,10 +105,12 @@ def as_toml(
 ) -> str:
     """Return the text of a TOML file that read_settings() reads back to these configs.
 
-    Left out are fields that are None, and `resume` where it is "auto", which belongs to a start and not to a run.
+    Left out are fields that are None, a preset that would fill one of them, and `resume` where it is "auto", which
+    belongs to a start and not to a run.
     """
     lines = [f"# {comment}" for comment in comments]
-    if preset is not None:
+    values = {**dataclasses.asdict(model_config), **dataclasses.asdict(train_config)}
+    if preset is not None and all(values[name] is not None for name in PRESETS[preset]):
         lines.append(f"preset = {_written(preset)}")
     for table, config in (("model", model_config), ("train", train_config)):
         lines += ["", f"[{table}]"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from rdn_fast.config.fields import check_positive, dashed, flag
+from rdn_fast.config.fields import check_choices, check_positive, dashed, flag
 from rdn_fast.errors import UserError, why_no_folder
 
 DEGRADATION_HELP = (
@@ -64,7 +64,7 @@ class TrainConfig:
     batch_size: int = flag(16, "patches that a device computes at a time; without accumulate: per step and device")
     accumulate: int = flag(1, "batches of which a step sums the gradients: the same as one batch of them all")
     num_epochs: int = flag(800, "epochs; in each, one patch is cut from every training image", "epochs")
-    max_steps: int | None = flag(None, "stop after this many steps, whatever num-epochs says")
+    max_steps: int | None = flag(None, "end the run after so many steps, where num-epochs does not end it before")
     optimizer: str = flag(
         "adam",
         "adam, or muon: orthogonalized momentum for all convolutions but the first and the last, at Adam's rates; good "
@@ -148,6 +148,7 @@ class TrainConfig:
     early_stop: int | None = flag(None, "end the run after so many validations in a row without a better PSNR")
 
     def __post_init__(self):
+        check_choices(self)
         for name in ("patch_size", "batch_size", "accumulate", "num_epochs", "lr", "lr_gamma"):
             check_positive(self, name)
         for name in ("eval_every", "checkpoint_every"):
@@ -160,8 +161,8 @@ class TrainConfig:
             if getattr(self, name) is not None:
                 check_positive(self, name)
         for name in ("weight_decay", "num_workers", "seed", "lr_warmup"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"--{dashed(name)} {getattr(self, name)}: must not be negative")
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise UserError(f"--{dashed(name)} {getattr(self, name)}: must not be negative, and finite")
         if self.accumulate > 1 and self.amp_backend == "apex":
             raise UserError(f"--accumulate {self.accumulate}: not with --amp-backend apex; leave one of them out")
         if self.optimizer != "adam" and self.amp_backend == "apex":

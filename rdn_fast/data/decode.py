@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, UnidentifiedImageError
 from PIL.ExifTags import Base
 
 from rdn_fast.data.deep_pixels import raw_mode, read_deep
+from rdn_fast.data.image_formats import upright
 from rdn_fast.data.png_chunks import read_profile
 from rdn_fast.errors import one_line
 
@@ -47,7 +48,7 @@ def decode(image: Image.Image, path: str | Path | None = None) -> Decoded:
     pixels = None if path is None else read_deep(path, image)
     if pixels is None:
         image.load()  # getexif() loads some formats, too, but swallows the errors of damaged pixels
-        pixels = _pixels(_without_cmyk(_upright(_with_scaled_key(image, raw))))
+        pixels = _pixels(_without_cmyk(upright(_with_scaled_key(image, raw))))
     if image.format == "TIFF":
         pixels = _by_tags(pixels, image)
     key = image.info.get("transparency")
@@ -87,20 +88,6 @@ def one_line_errors() -> Iterator[None]:
 def to_8_bits(pixels: np.ndarray) -> np.ndarray:
     """Round uint16 pixels to uint8; others are returned as they are."""
     return pixels if pixels.dtype == np.uint8 else ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """Return a loaded image turned as its EXIF orientation says; as it is where the EXIF data is damaged.
-
-    That of a JPEG XL does not count: an orientation of its own does, which is applied already. It counts again where
-    the plug-in has made the JPEG of which the file was made.
-    """
-    if image.format == "JXL" and not getattr(image, "jpeg", False):
-        return image
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # Pillow raises nearly anything
-        return image
 
 
 def _bits(image: Image.Image, path: str | Path | None) -> int:

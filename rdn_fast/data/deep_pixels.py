@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 from PIL.ExifTags import Base
 
-from rdn_fast.data.image_formats import open_image
+from rdn_fast.data.image_formats import open_image, upright
 
 # The other byte order, in the letters of Pillow's raw modes: big, little, native.
 _OTHER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
@@ -32,15 +32,15 @@ def read_deep(path: str | Path, image: Image.Image) -> np.ndarray | None:
         _set_raw_mode(image, "I;12" if 12 in image.tag_v2[Base.BitsPerSample] else image.mode)
     if raw == "LA;16B":  # four bytes, read as four channels
         _set_raw_mode(image, "RGBA")
-        return np.array(ImageOps.exif_transpose(image)).view(">u2").astype(np.uint16)
+        return np.array(upright(image)).view(">u2").astype(np.uint16)
     if not re.fullmatch(r"RGB[AaX]?;16[BLN]", raw):
         return None
     as_stored = raw.replace("a", "A")  # Pillow would divide premultiplied colours by alpha, one byte at a time
     _set_raw_mode(image, as_stored)
     with open_image(path) as other:
         _set_raw_mode(other, as_stored[:-1] + _OTHER[raw[-1]])
-        low = np.array(ImageOps.exif_transpose(other))
-    pixels = np.array(ImageOps.exif_transpose(image)).astype(np.uint16) << 8 | low
+        low = np.array(upright(other))
+    pixels = np.array(upright(image)).astype(np.uint16) << 8 | low
     return pixels if raw == as_stored else _divide_by_alpha(pixels)
 
 

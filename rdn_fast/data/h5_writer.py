@@ -12,6 +12,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from rdn_fast.data.h5_open import open_h5
 from rdn_fast.data.pairs import Pair
 from rdn_fast.errors import UserError, cannot_write
 from rdn_fast.files import Kind, atomic_path, check_replaceable
@@ -58,10 +59,10 @@ def new_file(path: str | Path) -> Iterator[tuple[h5py.File, Callable[[], None]]]
     """Yield an empty h5 file to fill, and check(), to be called after each image. Then move it to `path` atomically.
 
     check() raises when the disk is full, and after Ctrl-C or SIGTERM. After any error `path` is unchanged.
-    Raises UserError for every OSError of the block, and for a file at `path` that is no HDF5 file.
+    Raises UserError for every OSError of the block, and for a file at `path` that holds no pairs, such as weights.
     """
     path = Path(path)
-    check_replaceable(path, _KIND, str(path))
+    _check_replaceable(path)
     with _deferred_interrupts() as handle_interrupt:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,9 +78,20 @@ def new_file(path: str | Path) -> Iterator[tuple[h5py.File, Callable[[], None]]]
                 with h5py.File(raw, "w") as file:
                     yield file, check
                 raw.check()
-                check_replaceable(path, _KIND, str(path))  # it may have appeared since
+                _check_replaceable(path)  # it may have appeared since
         except OSError as error:
             raise UserError(f"{path}: {cannot_write(error)}") from None
+
+
+def _check_replaceable(path: Path) -> None:
+    check_replaceable(path, _KIND, str(path))
+    try:
+        with open_h5(path) as file:
+            held = set(file)
+    except OSError:  # there is none, or nothing can be read from it
+        return
+    if held and not {"lr", "hr"} <= held:
+        raise UserError(f"{path}: is there already, and holds no pairs of LR and HR; give another name")
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.ExifTags import Base
 from PIL.ImageFile import StubImageFile
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
@@ -70,3 +70,17 @@ def _kind_of_tiff(path: str | Path) -> str:
             return ", ".join(f"{tag.name} {directory[tag]}" for tag in tags if tag in directory)
     except Exception:  # Pillow raises nearly anything
         return ""
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Return a loaded image turned as its EXIF orientation says; as it is where the EXIF data is damaged.
+
+    That of a JPEG XL does not count: an orientation of its own does, which is applied already. It counts again where
+    the plug-in has made the JPEG of which the file was made.
+    """
+    if image.format == "JXL" and not getattr(image, "jpeg", False):
+        return image
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # Pillow raises nearly anything
+        return image

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -171,12 +171,16 @@ class Ranks:
             self._collective(dist.broadcast_object_list, box)
             value, failed = box
             if failed and error is None:
-                with suppress(NoAnswer):  # the first rank that leaves makes the agent end the others: rank 0 says why
-                    self._collective(dist.recv, torch.empty(1), 0)
-                raise SystemExit(2)
+                self.leave(2)
         if error is not None:
             raise error
         return value
+
+    def leave(self, code: int) -> NoReturn:
+        """Raise SystemExit(code) when rank 0 has ended. For the other ranks: rank 0 says why."""
+        with suppress(NoAnswer):  # the first rank that leaves makes the agent end the others
+            self._collective(dist.recv, torch.empty(1), 0)
+        raise SystemExit(code)
 
     def gather(self, value) -> list:
         """Return every rank's value, in the order of ranks, on every rank. A collective."""

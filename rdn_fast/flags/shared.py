@@ -21,8 +21,7 @@ def add_weights(parser: argparse.ArgumentParser, or_onnx: str = "", default_scal
 
 def add_degradation(parser: argparse.ArgumentParser, of_what: str) -> None:
     """Add the two flags, None where they are not given."""
-    bicubic_help = (
-        f"whose makes the {of_what}; matlab: imresize of a uint8 image, as benchmarks were made (default: pillow)"
-    )
+    matlab = "matlab: imresize of a uint8 image, as benchmarks were made"
+    bicubic_help = f"whose bicubic makes the {of_what}; {matlab} (default: pillow)"
     parser.add_argument("--bicubic", choices=("pillow", "matlab"), help=bicubic_help)
     parser.add_argument("--degradation", metavar="KIND", help=f"{DEGRADATION_HELP} (default: bi)")

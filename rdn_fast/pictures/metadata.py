@@ -11,7 +11,7 @@ from PIL import Image
 from PIL.ExifTags import IFD, Base
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from rdn_fast.data.png_chunks import read_chunks
+from rdn_fast.data.png_chunks import read_chunks, unpacked
 from rdn_fast.pictures import georeference
 
 # The tags that describe the picture. Others describe how the source file stores it, which is not true of the result.
@@ -49,6 +49,7 @@ _WORDS_FOR_TAGS = {
 }
 XMP_KEYWORD = b"XML:com.adobe.xmp"  # of a PNG's iTXt chunk
 _TEXTS, _COLOURS = (b"tEXt", b"zTXt", b"iTXt"), (b"gAMA", b"cHRM", b"cICP", b"sRGB")
+_EXIF_TEXTS = (b"Raw profile type exif\0", b"Raw profile type APP1\0")  # as ImageMagick writes it
 _SRGB_GAMMA = range(45_000, 46_000)  # 100,000 / 2.2
 _LARGEST = 65_490  # bytes of XMP or IPTC data in a JPEG, whose segments have 65,533
 
@@ -122,11 +123,12 @@ def extras(image: Image.Image, path: str | Path | None, turned: bool) -> Extras:
     if image.format in ("JPEG", "MPO", "GIF") and comment:
         found.comment = comment if isinstance(comment, bytes) else str(comment).encode()
     if image.format == "PNG" and path is not None:
-        for name, _, data in read_chunks(path):
-            if name == b"iTXt" and data.startswith(XMP_KEYWORD + b"\0"):
-                found.xmp = _without_orientation(data[len(XMP_KEYWORD) + 5 :])
-            elif name in _TEXTS or name in _COLOURS:
-                found.chunks.append((name, data))
+        for chunk in read_chunks(path, behind_pixels=True):
+            if chunk.name == b"iTXt" and chunk.data.startswith(XMP_KEYWORD + b"\0"):
+                if text := unpacked(chunk):
+                    found.xmp = _without_orientation(text)
+            elif chunk.name in (*_TEXTS, *_COLOURS) and not chunk.data.startswith(_EXIF_TEXTS):  # kept_exif() has it
+                found.chunks.append((chunk.name, chunk.data))
     photoshop = image.info.get("photoshop")
     if isinstance(photoshop, dict):
         found.iptc = photoshop.get(_IPTC_RESOURCE)

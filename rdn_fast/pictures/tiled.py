@@ -121,7 +121,7 @@ class Upscaler:
             if len(in_flight) == self._max_in_flight or not (picture or more):
                 picture, batch = in_flight.popleft()
                 self._take(picture, batch)
-                if not begun[0].left:
+                while begun and not begun[0].left:  # several, where the first was computed again
                     yield begun.popleft().out
             elif picture is None:
                 image = next(images, None)

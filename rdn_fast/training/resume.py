@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from rdn_fast.data.prefetch import Batch
 from rdn_fast.errors import UserError
 from rdn_fast.model import RDN
 from rdn_fast.precision import Precision
-from rdn_fast.rdb import able
+from rdn_fast.rdb import able, select
 from rdn_fast.rdb.autotune import fastest_mode, resolve_impl
 from rdn_fast.rdb.case import Case
 from rdn_fast.rdb.measure import why_not
@@ -37,6 +38,7 @@ def settings(setup: Setup) -> dict:
         "patches_per_epoch": len(sampler),
         "drop_last": c.drop_last,
         "lr_made_by": sampler.pairs.lr_made_by,
+        "sizes_of_pictures": hashlib.sha256(sampler.pairs.sizes.tobytes()).hexdigest()[:8],
         "precision": str(setup.precision),
         "ema": c.ema,
         "optimizer": c.optimizer,
@@ -70,6 +72,8 @@ def find_start(setup: Setup, say: Callable[[str], None]) -> tuple[Precision, dic
     setup = dataclasses.replace(setup, precision=_resolve_precision(setup, checkpoint))
     if setup.uses_apex:
         check_apex(setup.device)
+    if (rdb := setup.train_config.rdb) != "auto":
+        select(rdb, setup.device, setup.precision.compute, True)  # before files are moved
     if checkpoint is None:
         set_aside(outputs, say)
         return setup.precision, None

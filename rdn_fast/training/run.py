@@ -216,8 +216,9 @@ class TrainingRun:
         halved = result.loss_scale != self.state.loss_scale
         hopeless = halved and not math.isfinite(result.loss)  # no scale mends a loss that is not finite
         if hopeless or self.state.skips_in_a_row == MAX_SKIPS:
-            # Rank 0 speaks for all.
-            raise diverged(result, self.state.skips_in_a_row) if self.ranks.is_rank0 else SystemExit(1)
+            if not self.ranks.is_rank0:
+                self.ranks.leave(1)
+            raise diverged(result, self.state.skips_in_a_row)
         if halved:
             self.state = self.state.with_loss_scale(result.loss_scale)
             self.report.halved_loss_scale(result.step, result.loss_scale)
@@ -279,8 +280,9 @@ class TrainingRun:
         state, trained = replace(self.state, seconds=self._seconds()), (self.model, self.average, self.optimizer)
         metrics_bytes = self.report.synced_log_size()
         checkpoint = resume.make_checkpoint(self.setup, state, *trained, self.impls, self.mode, metrics_bytes)
-        self.writer.put(checkpoint_path(self.setup.outputs, state.step), checkpoint, prune=True)
+        # The checkpoint last: a resume from the one before it writes last.pth anew.
         self.writer.put(self.setup.outputs / "last.pth", checkpoint["average"] or checkpoint["model"])
+        self.writer.put(checkpoint_path(self.setup.outputs, state.step), checkpoint, prune=True)
 
     def _is_over(self) -> bool:
         early_stop = self.setup.train_config.early_stop
@@ -291,6 +293,8 @@ class TrainingRun:
         return self.state.seconds + time.monotonic() - self.started
 
     def _close(self) -> None:
-        self.report.close()
-        if self.writer:
-            self.writer.close()
+        try:
+            self.report.close()
+        finally:
+            if self.writer:
+                self.writer.close()

@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from rdn_fast.distributed.process_group import Ranks
 from rdn_fast.errors import UserError
-from rdn_fast.files import atomic_write, lock
+from rdn_fast.files import TEMPORARY, atomic_write, lock
 from rdn_fast.training.checkpoint import checkpoint_step, list_checkpoints
 from rdn_fast.training.snapshot import list_sheets, sheet_step, sheets_folder
 
@@ -47,12 +47,9 @@ def lock_folder(outputs: Path, patience: float = 20.0) -> FileLock:
     except OSError as error:
         reason = f"cannot be written and locked ({error.strerror})"
         raise UserError(f"--outputs-dir {outputs}: {reason}; choose another folder") from None
-    for temporary in (
-        *outputs.glob(".*.tmp"),
-        *outputs.glob("checkpoints/.*.tmp"),
-        *sheets_folder(outputs).glob(".*.tmp"),
-    ):
-        temporary.unlink()
+    for folder in (outputs, outputs / "checkpoints", sheets_folder(outputs)):
+        for temporary in folder.glob(TEMPORARY):
+            temporary.unlink(missing_ok=True)
     return held
 
 

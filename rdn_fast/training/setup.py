@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -118,7 +119,8 @@ def _signals(ranks: Ranks) -> Iterator[list[int]]:
         if number == signal.SIGINT and not ranks.launched:
             signal.signal(number, before[number])
 
-    before = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
+    in_main = threading.current_thread() is threading.main_thread()  # signals reach no other
+    before = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT) if in_main}
     try:
         yield received
     finally:

@@ -376,6 +376,16 @@ def test_failed_run_leaves_the_existing_file_byte_for_byte(spoilt, prepare, tmp_
     assert sorted(tmp_path.rglob("*")) == files
 
 
+def test_weights_in_an_h5_file_are_not_replaced(image_folder, prepare, tmp_path):
+    """Keras writes such files."""
+    with h5py.File(tmp_path / "out.h5", "w") as file:
+        file.create_group("model_weights")
+    before = (tmp_path / "out.h5").read_bytes()
+    message = prepare(image_folder(1)).user_error()
+    assert "is there already, and holds no pairs of LR and HR; give another name" in message
+    assert (tmp_path / "out.h5").read_bytes() == before
+
+
 def test_successful_run_replaces_the_existing_file(image_folder, prepare, tmp_path):
     (tmp_path / "out.h5").write_bytes(b"\x89HDF\r\n\x1a\nan earlier file")
     assert prepare(image_folder(1)).code == 0

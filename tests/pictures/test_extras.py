@@ -59,11 +59,12 @@ def test_bytes_of_exif_stay_in_the_inner_directory(tmp_path, saved, made, suffix
 
 
 @SUFFIXES
-@pytest.mark.parametrize("source", ["a.jpg", "a.png", "a.webp", "a.tif"])
+@pytest.mark.parametrize("source", ["a.jpg", "a.png", "packed.png", "french.png", "a.webp", "a.tif"])
 def test_xmp_is_kept_and_true(tmp_path, saved, made, source, suffix):
-    if source == "a.png":
+    if source.endswith(".png"):
         info = PngInfo()
-        info.add_itxt("XML:com.adobe.xmp", XMP.decode())
+        of_language = ("fr-FR", "XMP traduit") if source == "french.png" else ("", "")
+        info.add_itxt("XML:com.adobe.xmp", XMP.decode(), *of_language, zip=source == "packed.png")
         path = saved(source, RGB, pnginfo=info)
     elif source == "a.tif":
         path = saved(source, RGB, tiffinfo={700: XMP})
@@ -95,6 +96,34 @@ def test_texts_and_colour_chunks_of_a_png_are_kept_or_named(tmp_path, saved, mad
         assert notes == []
         _, notes = made(tmp_path / name, ".jpg")
         assert notes[-1] == ("left out, JPEG does not hold it here: its text (parameters, prompt), colour space (cICP)")
+
+
+def test_damaged_exif_data_of_16_bits_is_left_out(tmp_path):
+    (tmp_path / "a.png").write_bytes(png16(RGB16, "0", (b"eXIf", b"garbage")))
+    picture = read_picture(tmp_path / "a.png")
+    np.testing.assert_array_equal(picture.pixels, RGB16)
+    assert picture.notes == ["its EXIF data is damaged and left out"]
+
+
+def test_texts_behind_the_pixels_are_kept(tmp_path, made):
+    png = png_of_grey(GREY.tolist(), 8)
+    end, text = png.index(b"IEND") - 4, (b"tEXt", b"Comment\0a cat")
+    (tmp_path / "a.png").write_bytes(png[:end] + chunk(*text) + png[end:])
+    target, notes = made(tmp_path / "a.png", ".png")
+    assert [(kept.name, kept.data) for kept in read_chunks(target) if kept.name != b"IHDR"] == [text]
+    assert notes == []
+
+
+def test_an_orientation_in_a_text_is_applied_once(saved, made):
+    """ImageMagick writes EXIF data as a text of hexadecimal digits."""
+    exif = Image.Exif()
+    exif[Base.Orientation] = 6
+    content = exif.tobytes()
+    info = PngInfo()
+    info.add_text("Raw profile type exif", f"\nexif\n{len(content):8}\n{content.hex()}\n", zip=True)
+    target, _ = made(saved("a.png", RGB, pnginfo=info), ".png")
+    upright = np.rot90(RGB, -1)
+    np.testing.assert_array_equal(read_image(target), upright.repeat(2, 0).repeat(2, 1))
 
 
 @pytest.mark.parametrize(("gamma", "said"), [(45_455, False), (100_000, True)])

@@ -356,6 +356,27 @@ def test_what_overflows_in_fp16_is_computed_in_float32_from_then_on(monkeypatch,
 
 
 @pytest.mark.usefixtures("fp16")
+@pytest.mark.parametrize("overflows_in", [{0}, {1}, {0, 1}, {2}])
+def test_pictures_stay_in_order_where_one_overflows(monkeypatch, overflows_in):
+    """The next picture is computed before the one that overflowed is computed again."""
+    monkeypatch.setattr(devices, "side_stream", lambda device: SimulatedSideStream(eager=False))
+    made, images = model(), [photograph(20 + i, 20) for i in range(3)]
+    heights = {len(images[i]) for i in overflows_in}
+    block = type(made.rdbs[0]).forward
+
+    def overflows(self, *arguments):
+        y = block(self, *arguments)
+        return y * float("inf") if y.dtype == torch.float16 and y.shape[2] in heights else y
+
+    expected = list(Upscaler(made, 0, fp32=True).exactly_each(images))
+    monkeypatch.setattr(type(made.rdbs[0]), "forward", overflows)
+    made_of = Upscaler(made, 0, say=lambda line: None).exactly_each(images)
+    for y, right in zip(made_of, expected, strict=True):
+        assert y.shape == right.shape
+        assert levels(y, right) < 2
+
+
+@pytest.mark.usefixtures("fp16")
 def test_overflow_on_a_device_that_saturates(monkeypatch):
     made, image = model(), photograph(30, 30)
     watched = Watched(made)

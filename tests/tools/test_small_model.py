@@ -1,5 +1,7 @@
 """tools/small_model.py: which pictures the shipped models learn from."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -44,12 +46,25 @@ def test_a_missing_folder_is_named(tmp_path):
         small_model.collect(tmp_path)
 
 
-@pytest.mark.parametrize(("scale", "tiles"), [(2, 4), (3, 1)])
-def test_only_large_photographs_are_reduced(write, tmp_path, scale, tiles):
+def test_every_photograph_gives_tiles_of_several_sizes(write, tmp_path):
     paths = [write("CID22", "small", 290), write("CLIC2025", "large", 500)]
-    small_model.write_tiles(paths, scale, tmp_path / "tiles.h5")
-    names = [name.rsplit(" ", 1)[0] for name in PairedH5(tmp_path / "tiles.h5", scale).names()]
-    assert names == ["small 290x290"] * tiles + ["large 250x250"] * tiles
+    small_model.write_tiles(paths, 2, tmp_path / "tiles.h5")
+    names = [name.rsplit(" ", 1)[0] for name in PairedH5(tmp_path / "tiles.h5", 2).names()]
+    assert Counter(names) == {
+        **{"small 290x290": 4, "small 203x203": 4},
+        **{"large 500x500": 16, "large 350x350": 9, "large 250x250": 4},
+    }
+
+
+def test_tiles_of_other_photographs_are_not_taken(write, tmp_path, monkeypatch):
+    paths, tiles = [write("CID22", name, 100) for name in "ab"], tmp_path / "tiles.h5"
+    small_model.write_tiles(paths, 2, tiles)
+    small_model.check_tiles(tiles, paths)
+    with pytest.raises(UserError, match="holds tiles of other photographs or sizes; give another --outputs-dir"):
+        small_model.check_tiles(tiles, paths[:1])
+    monkeypatch.setattr(small_model, "SIZES", (1.0,))
+    with pytest.raises(UserError, match="holds tiles of other photographs or sizes"):
+        small_model.check_tiles(tiles, paths)
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])

@@ -50,7 +50,7 @@ def test_a_resumed_run_has_the_same_sheets(train):
     whole, out = train("--epochs", 6, to="whole"), train("--epochs", 6, "--checkpoint-every", "1e-9")
     max(out.glob("checkpoints/step_*")).unlink()
     list_sheets(out)[0].unlink()
-    (sheets_folder(out) / ".step_00000018.png.1234.tmp").write_bytes(b"half")
+    (sheets_folder(out) / ".step_00000018.png.1234abcd.tmp").write_bytes(b"half")
     (sheets_folder(out) / "mine.png").write_bytes(b"the user's")
     train("--epochs", 6, "--resume", "auto")
     ours, theirs = ({path.name: path.read_bytes() for path in list_sheets(run)} for run in (out, whole))

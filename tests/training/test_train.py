@@ -4,8 +4,11 @@ import json
 import math
 import re
 import resource
+import threading
 import time
 
+import h5py
+import numpy as np
 import pytest
 import torch
 from runs import TINY, assert_same_run, assert_user_error, cli, events, make_data, weights
@@ -354,6 +357,17 @@ def test_resume_from_a_named_checkpoint_leaves_nothing_stale(train):
     assert len(list(b.glob("earlier-*/checkpoints/step_00000006.pt"))) >= 1
 
 
+def test_resume_with_pictures_of_other_sizes_is_refused(train, data, tmp_path):
+    train("--max-steps", 1)
+    with h5py.File(data / "DIV2K_x2.h5") as file, h5py.File(tmp_path / "other.h5", "w") as other:
+        for group, edge in (("lr", 30), ("hr", 60)):
+            for name in file[group]:
+                other[f"{group}/{name}"] = np.zeros((edge, edge, 3), np.uint8)
+    words = "--data-path", "", "--train-file", tmp_path / "other.h5", "--eval-file", data / "Set5_x2.h5"
+    train("--max-steps", 2, "--resume", "auto", *words, code=2)
+    assert "a resume needs the settings of the checkpoint, but sizes_of_pictures was " in train.output.err
+
+
 def test_resume_behind_the_end_is_refused(train):
     train("--max-steps", 5)
     train("--max-steps", 3, "--resume", "auto", code=2)
@@ -370,11 +384,16 @@ def test_resume_takes_the_new_weight_decay(train):
 
 def test_a_killed_runs_half_written_files_are_removed(train, tmp_path):
     (tmp_path / "out" / "checkpoints").mkdir(parents=True)
-    rests = [tmp_path / "out" / ".best.pth.1.tmp", tmp_path / "out" / "checkpoints" / ".step_00000001.pt.1.tmp"]
-    for path in rests:
+    rests = [
+        tmp_path / "out" / ".best.pth.0123abcd.tmp",
+        tmp_path / "out" / "checkpoints" / ".step_00000001.pt.89abcdef.tmp",
+    ]
+    kept = tmp_path / "out" / ".notes.tmp"
+    for path in (*rests, kept):
         path.write_bytes(b"half")
     train("--max-steps", 1)
     assert not any(path.exists() for path in rests)
+    assert kept.exists()
 
 
 @pytest.mark.parametrize(("seconds", "often"), [("1000", False), ("1e-9", True)])
@@ -391,6 +410,43 @@ def test_checkpoints_go_by_the_clock_not_by_epochs(train, monkeypatch, seconds, 
     steps = [name for name in saved if name.endswith(".pt")]
     assert steps[-1] == "step_00000012.pt"
     assert (len(steps) > 1) == often
+
+
+def test_a_run_that_dies_between_its_last_files_is_mended_by_a_resume(train, monkeypatch):
+    flags = "--lr-step", 9, "--eval-every", 9, "--epochs", 9  # the same rate throughout, no best.pth
+    whole = weights(train(*flags, "--max-steps", 4, to="whole"))
+    train(*flags, "--max-steps", 2)
+    written, write = [], checkpoint.atomic_write
+
+    def dies(path, content):
+        if path.name in ("last.pth", "step_00000004.pt"):
+            if written:
+                raise OSError("disk full")
+            written.append(path)
+        write(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "atomic_write", dies)
+        train(*flags, "--max-steps", 4, "--resume", "auto", code=1)
+    assert written
+    mended = weights(train(*flags, "--max-steps", 4, "--resume", "auto"))
+    assert all(torch.equal(whole[key], value) for key, value in mended.items())
+
+
+def test_a_mistyped_rdb_moves_no_file(train):
+    out = train("--max-steps", 1)
+    before = sorted(out.rglob("*"))
+    train("--max-steps", 1, "--rdb", "wingrad", code=2)
+    assert "--rdb wingrad is no implementation" in train.output.err
+    assert sorted(out.rglob("*")) == before
+
+
+def test_training_in_a_thread(train):
+    """As programs with windows do. Signals reach the main thread alone."""
+    thread = threading.Thread(target=train, args=("--max-steps", 1))
+    thread.start()
+    thread.join()
+    assert "whole run" in train.output.out
 
 
 def test_an_earlier_run_is_moved_aside_not_overwritten(train):
