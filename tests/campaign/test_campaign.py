@@ -43,7 +43,7 @@ def run(made, seed, folder):
         made.extend(bytes(600 << 20))
     return "read"
 
-kinds.KINDS["made-up"] = Kind("made-up", "", 7, run, lambda folder: bytearray(), cpu_seconds=1, bounded=True)
+kinds.KINDS["made-up"] = Kind("made-up", "", 7, run, lambda folder: bytearray(), cpu_seconds=4, bounded=True)
 """
 
 
